@@ -1,0 +1,141 @@
+"""Words in, exit code out: 0 done, 1 the work failed, 2 the user's input is wrong, 128 + n after signal n."""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from gist_train.config.errors import Fault, UserError
+from gist_train.config.loading import load_config
+from gist_train.config.schema import Config
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Fine-tunes text-embedding models with GISTEmbed: a frozen guide decides which in-batch samples may serve as negatives.",
+)
+err = Console(stderr=True)
+"""All that is said to a person. stdout is for results."""
+
+ConfigPath = Annotated[Path, typer.Argument(help="The YAML of a run.", metavar="CONFIG", show_default=False)]
+RunPath = Annotated[Path, typer.Argument(help="A run folder, or the YAML that made it.", metavar="RUN", show_default=False)]
+Set = Annotated[list[str] | None, typer.Option("--set", help="key.sub=value; may be repeated.", metavar="KEY=VALUE", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+
+
+@app.command()
+def prepare(config: ConfigPath, set_: Set = None) -> None:
+    """Build the corpus, the student's tokens and the guide's store. Every other command does what it needs of this by itself."""
+    from accelerate import PartialState
+
+    from gist_train.model.pretrained import load_student
+    from gist_train.prepare import batch_plan, prepare_corpus, prepare_guide, prepare_tokens
+
+    loaded = load_config(config, set_ or [])
+    corpus = prepare_corpus(loaded, err)
+    prepare_tokens(corpus, load_student(loaded.model), err)
+    prepare_guide(loaded, corpus, PartialState().device, err)
+    plan = batch_plan(loaded, corpus)
+    told = f"{corpus.row_count:,} rows over {len(corpus.tasks):,} tasks, {corpus.text_count:,} unique texts"
+    err.print(f"{told}, {plan.steps_per_epoch:,} steps per epoch: {corpus.folder}")
+
+
+@app.command()
+def train(
+    config: ConfigPath,
+    set_: Set = None,
+    resume: Annotated[
+        str, typer.Option(help="auto: go on where the run folder stands; never: refuse a non-empty folder; or a step.")
+    ] = "auto",
+    timeout: Annotated[float | None, typer.Option(help="Seconds a process waits for the others.", min=1)] = None,
+) -> None:
+    """Train, from where the run folder stands. The same command goes on after Ctrl-C, a crash or a reboot."""
+    from gist_train.train import train as run_training
+
+    raise typer.Exit(run_training(load_config(config, set_ or []), resume=resume, timeout=timeout, console=err))
+
+
+@app.command()
+def evaluate(
+    config: RunPath,
+    set_: Set = None,
+    model: Annotated[list[str] | None, typer.Option(help="A folder or hub id; may be repeated.", show_default=False)] = None,
+    steps: Annotated[str | None, typer.Option(help="Checkpoints: all, or N,N,...", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure models on the config's tasks: by default base, the newest checkpoint and the guide, side by side."""
+    from gist_train.results.comparison import compare, comparison_table
+
+    loaded, run = _config_and_run(config, set_ or [])
+    figures = dict(compare(loaded, run, models=model or [], steps=_steps(steps, run)))
+    if as_json:
+        print(json.dumps(next(iter(figures.values())) if len(figures) == 1 else figures))
+    else:
+        Console().print(comparison_table(figures))
+
+
+@app.command()
+def export(
+    config: RunPath,
+    set_: Set = None,
+    step: Annotated[int | None, typer.Option(help="The checkpoint; the newest by default.", show_default=False)] = None,
+    to: Annotated[Path | None, typer.Option(help="Where to write it; export/ in the run folder by default.", show_default=False)] = None,
+) -> None:
+    """Write a checkpoint as a sentence-transformers model with its card."""
+    from gist_train.results.export import export_model
+
+    _, run = _config_and_run(config, set_ or [])
+    print(export_model(run, step, to or run / "export"))
+
+
+def _config_and_run(path: Path, overrides: list[str]) -> tuple[Config, Path]:
+    """The config and the run folder that a run folder or a YAML stands for."""
+    from gist_train.train import run_folder
+
+    if path.is_dir():
+        return load_config(path / "config.yaml", overrides), path
+    config = load_config(path, overrides)
+    return config, run_folder(config)
+
+
+def _steps(told: str | None, run: Path) -> list[int] | None:
+    from gist_train.training.checkpoint import saved_steps
+
+    if told is None:
+        return None
+    if told == "all":
+        return saved_steps(run)
+    if not all(part.strip().isdecimal() for part in told.split(",")):
+        raise UserError(Fault("--steps", f'"{told}"', "all, or steps such as 500,1000", "name one of these"))
+    return [int(part) for part in told.split(",")]
+
+
+def main() -> None:
+    """Runs the command line and exits."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    # Their bars and notices for every folder that is read would tear ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    try:
+        app()
+    except UserError as error:
+        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except ArithmeticError as error:
+        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

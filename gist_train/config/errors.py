@@ -1,0 +1,38 @@
+"""What a user did wrong, said so that they can mend it: where, found, allowed, mend."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong with the user's input."""
+
+    where: str
+    """File, row and field, or the path of the key: `data.train[2]: tickets.jsonl, row 1,204: "positive" is empty`."""
+    found: str
+    """What stands there now."""
+    allowed: str
+    """What may stand there."""
+    mend: str
+    """What to do about it."""
+
+    def __str__(self) -> str:
+        return f"{self.where}\n  found    {self.found}\n  allowed  {self.allowed}\n  mend     {self.mend}"
+
+
+class UserError(Exception):
+    """The user's input is wrong: the command line ends with exit code 2, these faults and no traceback."""
+
+    def __init__(self, *faults: Fault):
+        super().__init__(*faults)
+        self.faults = faults
+
+    def __str__(self) -> str:
+        return "\n".join(str(fault) for fault in self.faults)
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """`value` as it may stand behind "found": quoted, on one line, cut to `limit` characters."""
+    text = repr(value) if not isinstance(value, str) else f'"{value}"'
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,480 @@
+"""The configuration of a run: one strict, frozen model per section of the YAML.
+
+A string inside `Annotated` is what an error message says is allowed there. The docstring under a field says what the field is,
+with its unit, and is shown in error messages too.
+"""
+
+import re
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+
+def _plain_folder_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in (".", ".."):
+        raise ValueError("write a name that can stand as one folder: no spaces, slashes or other signs")
+    return name
+
+
+def _ascending(layers: list[int]) -> list[int]:
+    if any(later <= earlier for earlier, later in pairwise(layers)):
+        raise ValueError("sort the layer numbers and name each once")
+    return layers
+
+
+Text = Annotated[str, Field(min_length=1), "text that is not empty"]
+FolderName = Annotated[str, AfterValidator(_plain_folder_name), "letters, digits and . _ - only; not . or .."]
+Count = Annotated[int, Field(ge=1), "a whole number of at least 1"]
+CountOrZero = Annotated[int, Field(ge=0), "a whole number of at least 0"]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1), f"a whole number from 0 to {2**32 - 1}"]
+MaxLength = Annotated[int, Field(ge=8), "a whole number of at least 8"]
+BatchTokens = Annotated[int, Field(ge=512), "a whole number of at least 512"]
+Positive = Annotated[float, Field(gt=0), "a number above 0"]
+PositiveOrZero = Annotated[float, Field(ge=0), "a number of at least 0"]
+Share = Annotated[float, Field(ge=0, le=1), "a number from 0 to 1"]
+BelowOne = Annotated[float, Field(ge=0, lt=1), "a number of at least 0 and below 1"]
+Layers = Annotated[
+    list[CountOrZero],
+    Field(min_length=1),
+    AfterValidator(_ascending),
+    "a list of layer numbers from 0, ascending, each once, at least one",
+]
+Betas = Annotated[list[BelowOne], Field(min_length=2, max_length=2), "a list of two numbers of at least 0 and below 1"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class ModelConfig(_Section):
+    """The student: the model that is trained."""
+
+    name: Text
+    """Hub id or local folder of the model to train."""
+    revision: Text | None = None
+    """Commit, tag or branch on the hub; null = the newest."""
+    pooling: Literal["cls", "mean"] | None = None
+    """How token vectors become one text vector; null = as the model says."""
+    max_length: MaxLength | None = None
+    """Tokens a text is cut to; null = as the model says."""
+    layers: Layers | None = None
+    """Encoder layers to keep, counted from 0; null = all."""
+    dropout: BelowOne | None = None
+    """Probability that replaces hidden and attention dropout; null = as the model says."""
+    trust_remote_code: bool = False
+    """Whether Python code from the model's repository may run."""
+
+
+class GuideConfig(_Section):
+    """The guide: a frozen model that decides which candidates may serve as negatives."""
+
+    name: Text
+    """Hub id or local folder of the guide."""
+    revision: Text | None = None
+    """Commit, tag or branch on the hub; null = the newest."""
+    pooling: Literal["cls", "mean"] | None = None
+    """How token vectors become one text vector; null = as the model says."""
+    max_length: MaxLength | None = None
+    """Tokens a text is cut to; null = as the model says."""
+    prompt: str | None = None
+    """Text the guide reads before every text; null = none."""
+    dtype: Literal["float32", "float16"] = "float16"
+    """Number format of the guide's store on disk."""
+    batch_tokens: BatchTokens = 16384
+    """Tokens the guide embeds at a time; changes speed and memory only."""
+    trust_remote_code: bool = False
+    """Whether Python code from the guide's repository may run."""
+
+
+class Columns(_Section):
+    """What the columns of a file are called; null = the usual names are looked for."""
+
+    anchor: Text | None = None
+    """Column of the anchor (the query)."""
+    positive: Text | None = None
+    """Column of the positive: one text or a list of them."""
+    negative: Text | None = None
+    """Column of the negative: one text or a list of them."""
+    task: Text | None = None
+    """Column of the task's name."""
+
+
+class Prompts(_Section):
+    """Text the student reads before the texts of each column."""
+
+    anchor: str = ""
+    """Text before every anchor."""
+    positive: str = ""
+    """Text before every positive."""
+    negative: str = ""
+    """Text before every negative."""
+
+
+class TableSource(_Section):
+    """What all sources of rows with named columns share."""
+
+    source: str
+    """Format of the source."""
+    path: Text
+    """File, or a pattern such as data/*.jsonl, relative to the folder where the command runs."""
+    columns: Columns | None = None
+    """Names of the columns; null = the usual names are looked for."""
+    task: Text | None = None
+    """Task of all rows; null = as the file says, else the file's name."""
+    prompts: Prompts | None = None
+    """Text the student reads before the texts; null = none."""
+
+
+class JsonlSource(TableSource):
+    """JSON Lines: one object a row."""
+
+    source: Literal["jsonl"] = "jsonl"
+    """Format of the source."""
+
+
+class CsvSource(TableSource):
+    """CSV with a header."""
+
+    source: Literal["csv"] = "csv"
+    """Format of the source."""
+
+
+class ParquetSource(TableSource):
+    """Parquet."""
+
+    source: Literal["parquet"] = "parquet"
+    """Format of the source."""
+
+
+class MediSource(_Section):
+    """A JSON file in MEDI's format: query, pos, neg as [instruction, text], and task_name."""
+
+    source: Literal["medi"] = "medi"
+    """Format of the source."""
+    path: Text
+    """File, relative to the folder where the command runs."""
+
+
+Source = Annotated[
+    JsonlSource | CsvSource | ParquetSource | MediSource,
+    Field(discriminator="source"),
+    "a mapping with a key source: jsonl, csv, parquet or medi",
+]
+
+
+class DataConfig(_Section):
+    """Training rows and how batches are cut from them."""
+
+    train: Annotated[list[Source], Field(min_length=1), "a list of sources, at least one"]
+    """Sources of the training rows, in order."""
+    batching: Literal["reference", "task", "mixed"] = "task"
+    """How rows are grouped into batches."""
+    keep_instructions: bool = False
+    """Whether MEDI's instructions become the rows' prompts (else they are dropped)."""
+    on_bad_row: Literal["fail", "skip"] = "fail"
+    """What to do with a row that can't be used."""
+
+
+class LossConfig(_Section):
+    """The guided contrastive loss."""
+
+    temperature: Positive = 0.01
+    """Similarities are divided by this; no unit."""
+    margin: float = 0.0
+    """Lowers the guide's threshold: cosine when absolute, share of the threshold when relative; may be negative."""
+    margin_strategy: Literal["absolute", "relative"] = "absolute"
+    """How the margin is taken off the threshold."""
+    contrast_anchors: bool = True
+    """Whether other anchors are candidates against an anchor."""
+    contrast_positives: bool = True
+    """Whether other positives are candidates against a positive."""
+    negatives: Literal["all", "hard"] = "all"
+    """Which negatives of the batch are candidates."""
+    mask_duplicates: bool = True
+    """Whether candidates with the same text as the row's anchor or positive are left out."""
+    block_size: Count | None = None
+    """Rows per block of the loss; null = whole; changes speed and memory only."""
+
+
+class TrainingConfig(_Section):
+    """Length, size and precision of the training."""
+
+    batch_size: Count = 16
+    """Triplets per optimizer step over all processes."""
+    epochs: Count | None = 1
+    """Passes over the data; sets the schedule; null where max_steps is given."""
+    max_steps: Annotated[Count | None, Field(validate_default=True)] = None
+    """Optimizer steps; sets the schedule, in place of epochs."""
+    stop_at_step: Count | None = None
+    """Optimizer step after which the run ends, the schedule untouched; null = the schedule's end."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """Number format of the encoder; auto = bf16 on a GPU that has it, else float32."""
+    seed: Seed = 42
+    """Seed of row order and dropout."""
+    grad_clip: Positive | None = 1.0
+    """Largest norm of the gradient; null = not clipped."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _max_steps_replaces_default_epochs(cls, given: object) -> object:
+        if isinstance(given, dict) and given.get("max_steps") is not None and "epochs" not in given:
+            return {**given, "epochs": None}
+        return given
+
+    # Checks of one field against another stand on the later field: so they have a path, and run beside other fields' faults.
+    @field_validator("max_steps")
+    @classmethod
+    def _one_length(cls, max_steps: int | None, info: ValidationInfo) -> int | None:
+        if "epochs" in info.data:
+            epochs = info.data["epochs"]
+            if epochs is not None and max_steps is not None:
+                raise ValueError("give epochs or max_steps, not both: both set the schedule")
+            if epochs is None and max_steps is None:
+                raise ValueError("give epochs or max_steps: with neither the training has no end")
+        return max_steps
+
+    @field_validator("stop_at_step")
+    @classmethod
+    def _stops_within_schedule(cls, stop_at_step: int | None, info: ValidationInfo) -> int | None:
+        max_steps = info.data.get("max_steps")  # absent where it is at fault itself
+        if stop_at_step is not None and max_steps is not None and stop_at_step > max_steps:
+            raise ValueError(f"training ends at max_steps ({max_steps}): lower stop_at_step or set it to null")
+        return stop_at_step
+
+
+class OptimizerConfig(_Section):
+    """AdamW."""
+
+    lr: Positive = 5e-6
+    """Peak learning rate."""
+    betas: Betas = Field(default=[0.9, 0.999])
+    """Decay rates of the two moments."""
+    eps: Positive = 1e-8
+    """Added to the denominator of the update."""
+    weight_decay: PositiveOrZero = 0.0
+    """Decoupled weight decay, times the learning rate each step."""
+
+
+class ScheduleConfig(_Section):
+    """The learning rate over the steps."""
+
+    type: Literal["linear", "cosine", "constant"] = "linear"
+    """Shape after the warm-up."""
+    warmup_ratio: Share = 0.1
+    """Share of all steps that warm up, rounded up to whole steps."""
+
+
+class CheckpointConfig(_Section):
+    """When checkpoints are written and which are kept."""
+
+    every: Count = 500
+    """Optimizer steps between two checkpoints."""
+    keep_last: Count = 3
+    """Newest checkpoints that are kept."""
+    keep_every: Count | None = None
+    """Checkpoints at multiples of this step are kept for good; null = none."""
+
+
+class StsColumns(_Section):
+    """Columns of a file of scored pairs."""
+
+    text1: Text = "sentence1"
+    """Column of the first text."""
+    text2: Text = "sentence2"
+    """Column of the second text."""
+    score: Text = "score"
+    """Column of the human score."""
+
+
+class ClassificationColumns(_Section):
+    """Columns of a file of labelled texts."""
+
+    text: Text = "text"
+    """Column of the text."""
+    label: Text = "label"
+    """Column of the label."""
+
+
+class StsTask(_Section):
+    """Semantic textual similarity: rank correlation with human scores."""
+
+    type: Literal["sts"] = "sts"
+    """Kind of the task."""
+    name: FolderName
+    """Name of the task, the first part of its figures' names."""
+    path: Text
+    """File of scored pairs."""
+    columns: StsColumns = StsColumns()
+    """Names of the file's columns."""
+
+
+class RetrievalTask(_Section):
+    """Retrieval over a folder of corpus, queries and judgements."""
+
+    type: Literal["retrieval"] = "retrieval"
+    """Kind of the task."""
+    name: FolderName
+    """Name of the task, the first part of its figures' names."""
+    path: Text
+    """Folder in BEIR's or the flat layout."""
+    split: Text = "test"
+    """Which queries and judgements of the folder."""
+
+
+class ClassificationTask(_Section):
+    """A linear classifier fitted on the embeddings of `train`, judged on `test`."""
+
+    type: Literal["classification"] = "classification"
+    """Kind of the task."""
+    name: FolderName
+    """Name of the task, the first part of its figures' names."""
+    train: Text
+    """File the classifier is fitted on."""
+    test: Text
+    """File it is judged on."""
+    columns: ClassificationColumns = ClassificationColumns()
+    """Names of the columns of both files."""
+    per_class: Count | None = None
+    """Rows per class drawn from train with a seed; null = all rows."""
+
+
+EvaluationTask = Annotated[
+    StsTask | RetrievalTask | ClassificationTask,
+    Field(discriminator="type"),
+    "a mapping with a key type: sts, retrieval or classification",
+]
+
+
+class EvaluationConfig(_Section):
+    """Which tasks judge the model, and when."""
+
+    every: CountOrZero = 0
+    """Optimizer steps between two evaluations; 0 = only when asked."""
+    max_length: MaxLength | None = None
+    """Tokens a text is cut to; null = as the evaluated model says."""
+    tasks: Annotated[list[EvaluationTask], "a list of tasks, each with a name of its own"] = Field(default=[])
+    """The tasks."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _names_are_unique(cls, tasks: list[EvaluationTask]) -> list[EvaluationTask]:
+        names = [task.name for task in tasks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"give each task a name of its own; used more than once: {', '.join(twice)}")
+        return tasks
+
+
+class SelectionConfig(_Section):
+    """Which checkpoints are kept for the choice of the final one."""
+
+    around: Count | None = None
+    """Optimizer step to choose around; null = the whole run."""
+    window: CountOrZero = 5000
+    """Optimizer steps to either side of `around`."""
+
+
+class WandbConfig(_Section):
+    """Weights & Biases."""
+
+    project: Text
+    """Project that the run is logged to."""
+    mode: Literal["online", "offline", "disabled"] = "online"
+    """Whether the run is uploaded."""
+    entity: Text | None = None
+    """User or team; null = the account's default."""
+
+
+class TrackingConfig(_Section):
+    """Where metrics go besides metrics.jsonl."""
+
+    log_every: Count = 50
+    """Optimizer steps between two rows of metrics."""
+    wandb: WandbConfig | None = None
+    """Weights & Biases; null = not used."""
+
+
+def _guide_kind(guide: object) -> str | None:
+    """One branch of the guide's union, so that a fault inside is told once and not once per branch."""
+    if guide is None:
+        return "no guide"
+    if guide == "self":
+        return "self"
+    return "a guide model" if isinstance(guide, dict | GuideConfig) else None
+
+
+Guide = Annotated[
+    Annotated[GuideConfig, Tag("a guide model")] | Annotated[Literal["self"], Tag("self")] | Annotated[None, Tag("no guide")],
+    Discriminator(_guide_kind),
+]
+
+
+class Config(_Section):
+    """The whole YAML of a run."""
+
+    name: FolderName
+    """Name of the run: its folder is output_dir/name."""
+    output_dir: Text = "runs"
+    """Folder of all run folders."""
+    cache_dir: Text | None = None
+    """Folder of corpora and guide stores; null = output_dir/.cache."""
+    model: ModelConfig
+    """The model to train."""
+    guide: Guide = None
+    """The guide; null = unguided baseline; self = the student's own similarities."""
+    data: DataConfig
+    """Training rows and batches."""
+    loss: LossConfig = LossConfig()
+    """The loss."""
+    training: TrainingConfig = TrainingConfig()
+    """Length, size and precision of the training."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The learning rate over the steps."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When checkpoints are written and which are kept."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Which tasks judge the model, and when."""
+    selection: SelectionConfig = SelectionConfig()
+    """Which checkpoints are kept for the choice of the final one."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Where metrics go besides metrics.jsonl."""
+
+
+# What may change when a run is resumed. Everything else alters the mathematics, and so does any field added later unless it is
+# named here: forgetting one refuses a resume, it does not spoil a run. `data.train` is judged by the corpus fingerprint.
+_FREE_ON_RESUME = {
+    *("name", "output_dir", "cache_dir", "checkpoint", "evaluation", "selection", "tracking"),
+    *("model.trust_remote_code", "guide.trust_remote_code", "guide.batch_tokens"),
+    *("data.train", "data.on_bad_row", "loss.block_size", "training.stop_at_step"),
+}
+
+
+def mathematics(config: Config) -> dict[str, object]:
+    """Dotted key -> value of every field that alters the mathematics: what must be the same when a run is resumed."""
+    flat: dict[str, object] = {}
+
+    def flatten(fields: dict[str, object], above: str) -> None:
+        for key, value in fields.items():
+            path = above + key
+            if path in _FREE_ON_RESUME:
+                continue
+            if isinstance(value, dict):
+                flatten(value, f"{path}.")
+            else:
+                flat[path] = value
+
+    flatten(config.model_dump(), "")
+    return flat

@@ -1,0 +1,184 @@
+"""The batch plan: which rows a step trains on, as a pure function of (rows, batching, batch size, seed, step).
+
+Legend: R rows in the corpus, B rows per batch, steps count from 1, epochs from 0. Nothing here is state: the epoch that was
+opened last is kept, but only to save doing it again.
+"""
+
+import random
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+SWAP_TRIES = 16
+"""Partners that are tried for a row that shares a text with another row of its batch. Measured: 16 parts what can be parted."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpochCounts:
+    """What became of the rows in one epoch."""
+
+    rows: int
+    """Rows in the corpus."""
+    left_out: int
+    """Rows that stand in no batch of this epoch."""
+    shared_text: int
+    """Rows that share an anchor or positive text with another row of their batch and could not be parted."""
+
+
+class BatchPlan:
+    """Rows of any step of any epoch. `batch(step)` costs the same at step 1 and at step 102,000.
+
+    Args:
+        task: (R,) task id of each row.
+        anchor: (R,) text id of each row's anchor.
+        positive: (P,) flat text ids of positives, those of row r at positive_offsets[r] : positive_offsets[r + 1].
+        positive_offsets: (R + 1,).
+        batching: "reference" (windows in file order, whole and of one task, shuffled once, the authors' procedure),
+            "task" (shuffled within tasks, remainders pooled) or "mixed" (shuffled over all tasks).
+        batch_size: rows per step over all processes.
+        seed: of every draw.
+
+    Raises:
+        ValueError: there is no whole batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: NDArray[np.int32],
+        anchor: NDArray[np.int32],
+        positive: NDArray[np.int32],
+        positive_offsets: Ints,
+        batching: Literal["reference", "task", "mixed"],
+        batch_size: int,
+        seed: int,
+    ):
+        self._task, self._anchor, self._positive, self._offsets = task, anchor, positive, positive_offsets
+        self._batching, self._size, self._seed = batching, batch_size, seed
+        self._windows = _reference_windows(task, batch_size, seed) if batching == "reference" else None
+        self.steps_per_epoch = len(task) // batch_size if self._windows is None else len(self._windows)
+        if self.steps_per_epoch == 0:
+            raise ValueError(f"{len(task)} rows give no whole batch of {batch_size} with batching: {batching}")
+        self._opened: tuple[int, Ints, EpochCounts] | None = None
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch, counted from 0, that step `step`, counted from 1, belongs to."""
+        return (step - 1) // self.steps_per_epoch
+
+    def batch(self, step: int) -> Ints:
+        """(B,) rows of step `step`, counted from 1."""
+        if step < 1:
+            raise ValueError(f"steps count from 1, not {step}")
+        return self._open(self.epoch_of(step))[0][(step - 1) % self.steps_per_epoch]
+
+    def positives(self, rows: Ints, epoch: int) -> NDArray[np.int32]:
+        """(N,) the text id of the one positive that each of `rows` trains on in `epoch`."""
+        return self._positive[_drawn(self._offsets, rows, self._seed, epoch)]
+
+    def counts(self, epoch: int) -> EpochCounts:
+        """What `epoch` leaves out, and what it could not part."""
+        return self._open(epoch)[1]
+
+    def _open(self, epoch: int) -> tuple[Ints, EpochCounts]:
+        if self._opened is None or self._opened[0] != epoch:
+            batches = self._windows if self._windows is not None else self._shuffled(epoch)
+            # The reference keeps its windows as they are, whatever they share.
+            shared = 0 if self._windows is not None else _part(batches, self._keys(epoch), self._task, self._rng(epoch, 1))
+            counts = EpochCounts(len(self._task), len(self._task) - batches.size, shared)
+            self._opened = (epoch, batches, counts)
+        return self._opened[1:]
+
+    def _rng(self, epoch: int, purpose: int) -> np.random.Generator:
+        return np.random.Generator(np.random.PCG64([self._seed, epoch, purpose]))
+
+    def _keys(self, epoch: int) -> NDArray[np.int32]:
+        """(R, 2) the text ids that no two rows of a batch should share: anchor and this epoch's positive."""
+        return np.stack([self._anchor, self.positives(np.arange(len(self._anchor)), epoch)], axis=1)
+
+    def _shuffled(self, epoch: int) -> Ints:
+        """(steps, B) rows of an epoch, before rows that share a text are parted."""
+        rng = self._rng(epoch, 0)
+        rows = rng.permutation(len(self._task))
+        if self._batching == "mixed":
+            return rows[: self.steps_per_epoch * self._size].reshape(-1, self._size)
+        by_task = rows[np.argsort(self._task[rows], kind="stable")]
+        sizes = np.bincount(self._task)
+        starts = np.cumsum(sizes) - sizes
+        rank_in_task = np.arange(len(rows)) - np.repeat(starts, sizes)
+        in_whole_batch = rank_in_task < np.repeat(sizes // self._size * self._size, sizes)
+        pooled = rng.permutation(by_task[~in_whole_batch])
+        whole = np.concatenate([by_task[in_whole_batch], pooled[: len(pooled) // self._size * self._size]])
+        return rng.permutation(whole.reshape(-1, self._size))
+
+
+def _reference_windows(task: NDArray[np.int32], size: int, seed: int) -> Ints:
+    """(windows, size) rows in the order of the authors' train script (avsolatorio/GISTEmbed at 26a9f73)."""
+    whole = task[: len(task) // size * size].reshape(-1, size)
+    kept = np.flatnonzero((whole == whole[:, :1]).all(axis=1)).tolist()
+    random.Random(seed).shuffle(kept)
+    return np.asarray(kept, dtype=np.int64)[:, None] * size + np.arange(size)
+
+
+def _drawn(offsets: Ints, rows: Ints, seed: int, epoch: int) -> Ints:
+    """(N,) flat indices: one of each row's positives, drawn by (seed, epoch, row)."""
+    first, count = offsets[rows], offsets[rows + 1] - offsets[rows]
+    salt = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
+    return first + (_mixed(rows.astype(np.uint64) ^ salt) % count.astype(np.uint64)).astype(np.int64)
+
+
+def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele, Lea, Flood 2014): neighbouring rows draw independently."""
+    x = (x + np.uint64(0x9E3779B97F4A7C15)) & np.uint64(0xFFFFFFFFFFFFFFFF)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _conflicts(batches: Ints, keys: NDArray[np.int32]) -> Ints:
+    """Flat positions in `batches` whose row shares a text with a row that stands before it in the same batch."""
+    texts = keys[batches.ravel()].astype(np.int64)
+    batch = np.repeat(np.arange(len(batches)), batches.shape[1])
+    code = (batch[:, None] * (int(keys.max()) + 1) + texts).ravel()
+    order = np.argsort(code, kind="stable")
+    same = code[order][1:] == code[order][:-1]
+    earlier, later = order[:-1][same] // 2, order[1:][same] // 2
+    return np.unique(later[earlier != later])
+
+
+def _part(batches: Ints, keys: NDArray[np.int32], task: NDArray[np.int32], rng: np.random.Generator) -> int:
+    """Swaps rows that share a text with another row of their batch, in place, for rows of the same task elsewhere.
+
+    Returns the number of rows that still share one. A swap leaves both batches with the tasks that they had.
+    """
+    flat, size = batches.reshape(-1), batches.shape[1]
+    at = _conflicts(batches, keys)
+    if not len(at):
+        return 0
+    of_task = task[flat]
+    by_task = np.argsort(of_task, kind="stable")
+    bounds = np.searchsorted(of_task[by_task], np.arange(int(task.max()) + 2))
+    texts: dict[int, list[set[int]]] = defaultdict(list)
+
+    def texts_without(position: int) -> set[int]:
+        batch = position // size
+        if batch not in texts:
+            texts[batch] = [set(keys[row].tolist()) for row in batches[batch]]
+        return set().union(*(held for slot, held in enumerate(texts[batch]) if slot != position % size))
+
+    for position in at.tolist():
+        here, mine = texts_without(position), set(keys[flat[position]].tolist())
+        if not here & mine:
+            continue  # an earlier swap moved the other row away
+        first, last = bounds[of_task[position]], bounds[of_task[position] + 1]
+        for other in by_task[rng.integers(first, last, SWAP_TRIES)].tolist():
+            theirs = set(keys[flat[other]].tolist())
+            if other // size == position // size or here & theirs or texts_without(other) & mine:
+                continue
+            flat[position], flat[other] = flat[other], flat[position]
+            texts[position // size][position % size], texts[other // size][other % size] = theirs, mine
+            break
+    return len(_conflicts(batches, keys))

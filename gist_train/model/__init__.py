@@ -1,0 +1,1 @@
+"""Encoder, guide and loss."""

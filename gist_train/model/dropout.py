@@ -1,0 +1,42 @@
+"""Dropout that costs a tenth of torch's on a CPU, where `bernoulli_` draws one number at a time on one thread.
+
+One 64-bit draw decides four elements: an element stays where its 16 bits reach a threshold. The rate is right to 1/65,536 / 2,
+and the kept elements are scaled by the rate that the threshold has, so that the expectation is exact.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout as torch_dropout
+
+_LEVELS = 1 << 16
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """`x` with each element zeroed with probability `p`, the others divided by 1 - p. Draws from torch's default generator.
+
+    On other devices than the CPU this is `torch.nn.functional.dropout`.
+    """
+    if p == 0.0:
+        return x
+    if x.device.type != "cpu":
+        return torch_dropout(x, p)
+    zeroed = round(p * _LEVELS)
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    mask = torch.empty(x.shape, dtype=x.dtype)
+    torch.ge(words.view(torch.int16)[: x.numel()].view(x.shape), zeroed - _LEVELS // 2, out=mask)
+    return x * mask.mul_(_LEVELS / (_LEVELS - zeroed))
+
+
+class Dropout(nn.Dropout):
+    """`torch.nn.Dropout` with the draw above."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return dropout(input, self.p) if self.training else input
+
+
+def use_cheap_dropout(module: nn.Module, p: float | None) -> None:
+    """Replaces every `nn.Dropout` inside `module` by `Dropout`, at rate `p` or, for None, at its own."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Dropout:
+                setattr(parent, name, Dropout(child.p if p is None else p))

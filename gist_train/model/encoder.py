@@ -1,0 +1,146 @@
+"""Tokens of many texts -> embeddings, for student and guide alike.
+
+Legend: N texts, T their tokens in all, D the width of an embedding. BERT and RoBERTa-like models run on one packed sequence of
+real tokens; other families are padded, which one line in the log says.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from gist_train.model.attention import PACKED, PackedLengths
+
+logger = logging.getLogger(__name__)
+
+Tokens = NDArray[np.integer[Any]]
+"""(L,) token ids of one text, special tokens included."""
+
+# Families whose tokens know each other only through attention and their position, so that they run packed.
+# The value says where positions begin: RoBERTa's count from its padding id + 1.
+_FIRST_POSITION = {"bert": "zero", "roberta": "after padding id", "xlm-roberta": "after padding id", "camembert": "after padding id"}
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """Texts laid end to end, sorted by length."""
+
+    input_ids: Tensor
+    """(1, T) int64."""
+    positions: Tensor
+    """(1, T) int64, counted from 0 within each text."""
+    lengths: PackedLengths
+    restore: Tensor
+    """(N,) int64: `sorted[restore]` is in the order in which the texts were given."""
+
+    def to(self, device: torch.device) -> "Pack":
+        """The same, on `device`."""
+        ids, positions, cumulative, restore = (
+            x.to(device, non_blocking=True) for x in (self.input_ids, self.positions, self.lengths.cumulative, self.restore)
+        )
+        return Pack(ids, positions, PackedLengths(self.lengths.groups, cumulative), restore)
+
+
+def pack(texts: Sequence[Tokens]) -> Pack:
+    """Lays the token ids of N texts, each of at least one token, end to end."""
+    lengths = np.fromiter((len(text) for text in texts), np.int64, len(texts))
+    order = np.argsort(lengths, kind="stable")
+    lengths = lengths[order]
+    cumulative = np.concatenate([[0], np.cumsum(lengths)])
+    values, counts = np.unique(lengths, return_counts=True)
+    restore = np.empty(len(texts), np.int64)
+    restore[order] = np.arange(len(texts))
+    return Pack(
+        input_ids=torch.from_numpy(np.concatenate([texts[i] for i in order]).astype(np.int64))[None],
+        positions=torch.from_numpy(np.arange(cumulative[-1]) - np.repeat(cumulative[:-1], lengths))[None],
+        lengths=PackedLengths(tuple(zip(counts.tolist(), values.tolist(), strict=True)), torch.from_numpy(cumulative.astype(np.int32))),
+        restore=torch.from_numpy(restore),
+    )
+
+
+class Encoder(nn.Module):
+    """A transformer with pooling, and normalisation where the model has it.
+
+    Args:
+        transformer: a transformers encoder, such as BertModel. Its attention implementation is set here.
+        pooling: "cls" or "mean".
+        normalized: whether embeddings have length 1.
+    """
+
+    def __init__(self, transformer: Any, *, pooling: str, normalized: bool):
+        super().__init__()
+        self.transformer = transformer
+        self.pooling, self.normalized = pooling, normalized
+        family = transformer.config.model_type
+        self.packed = family in _FIRST_POSITION and not transformer.config.is_decoder
+        self._first_position = transformer.config.pad_token_id + 1 if _FIRST_POSITION.get(family) == "after padding id" else 0
+        self._padding_id = transformer.config.pad_token_id or 0
+        if self.packed:
+            transformer.set_attn_implementation(PACKED)
+        else:
+            logger.warning("%s models do not run packed yet: texts are padded to the longest of a forward", family)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.transformer.parameters()).device  # type: ignore[no-any-return]
+
+    def forward(self, texts: Pack) -> Tensor:
+        """(N, D) float32 embeddings in the order in which the texts were given to `pack`."""
+        hidden = self._packed_hidden(texts) if self.packed else self._padded_hidden(texts)
+        embeddings = self._pool(hidden, texts.lengths).float()[texts.restore]
+        return normalize(embeddings, dim=1) if self.normalized else embeddings
+
+    def _packed_hidden(self, texts: Pack) -> Tensor:
+        """(T, D) last hidden states."""
+        position_ids = texts.positions + self._first_position
+        out = self.transformer(input_ids=texts.input_ids, position_ids=position_ids, packed=texts.lengths)
+        return out.last_hidden_state[0]  # type: ignore[no-any-return]
+
+    def _padded_hidden(self, texts: Pack) -> Tensor:
+        """(T, D) last hidden states, computed on (N, longest) tokens."""
+        starts = texts.lengths.cumulative
+        lengths = starts.diff()[:, None]
+        real = torch.arange(texts.lengths.longest, device=starts.device)[None, :] < lengths
+        input_ids = torch.full(real.shape, self._padding_id, device=starts.device).masked_scatter(real, texts.input_ids)
+        out = self.transformer(input_ids=input_ids, attention_mask=real.long())
+        return out.last_hidden_state[real]  # type: ignore[no-any-return]
+
+    def _pool(self, hidden: Tensor, lengths: PackedLengths) -> Tensor:
+        """(N, D) from (T, D), in the order of the pack."""
+        if self.pooling == "cls":
+            return hidden[lengths.cumulative[:-1].long()]
+        parts = zip(hidden.split(lengths.sizes), lengths.groups, strict=True)
+        # The mean is taken in float32: over 512 tokens bf16 would round most of them away.
+        return torch.cat([part.view(count, length, -1).float().mean(dim=1) for part, (count, length) in parts])
+
+
+# On a CPU more tokens at a time only fall out of its caches: 16,384 took 1.3 times as long as 4,096 (6 layers of width 384).
+CPU_BATCH_TOKENS = 4096
+
+
+@torch.no_grad()
+def embed(encoder: Encoder, texts: Sequence[Tokens], batch_tokens: int) -> Iterator[tuple[Tokens, NDArray[np.float32]]]:
+    """Embeddings of `texts` in batches of at most `batch_tokens` tokens (one text at least), texts of one length together.
+
+    Yields (indices into texts (n,), embeddings (n, D)) in the encoder's present mode: call `encoder.eval()` first.
+    """
+    if encoder.device.type == "cpu":
+        batch_tokens = min(batch_tokens, CPU_BATCH_TOKENS)
+    order = np.argsort([len(text) for text in texts], kind="stable")[::-1]
+    batch: list[int] = []
+    tokens = 0
+    for index in [*order.tolist(), None]:
+        if batch and (index is None or tokens + len(texts[index]) > batch_tokens):
+            embeddings = encoder(pack([texts[i] for i in batch]).to(encoder.device))
+            yield np.asarray(batch), embeddings.cpu().numpy()
+            batch, tokens = [], 0
+        if index is not None:
+            batch.append(index)
+            tokens += len(texts[index])

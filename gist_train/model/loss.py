@@ -1,0 +1,225 @@
+"""The guided contrastive loss of GISTEmbed (Solatorio 2024, arXiv 2402.16829), pure torch.
+
+Legend of shapes: B rows (anchor, positive) of the whole batch over all processes, R of them computed here, M negatives in one
+flat pool, D width of the student, G width of the guide. Every row contrasts with four blocks of candidates:
+
+    ap  s(anchor_i, positive_j)    an  s(anchor_i, negative_k)    aa  s(anchor_i, anchor_j)    pp  s(positive_i, positive_j)
+
+A candidate leaves the partition function where the guide finds it more similar than the row's own pair.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+from torch.utils.checkpoint import checkpoint
+
+BLOCKS = ("ap", "an", "aa", "pp")
+
+
+@dataclass(frozen=True, slots=True)
+class LossOutput:
+    """What a call of `guided_contrastive_loss` found."""
+
+    loss: Tensor
+    """Scalar: sum of `row_losses` over B. With all rows computed here it is their mean."""
+    row_losses: Tensor
+    """(R,) cross entropy of each row computed here, detached."""
+    masked: Tensor
+    """(4,) int64: candidates of each of `BLOCKS` that left the partition function for being too similar or a duplicate."""
+    candidates: Tensor
+    """(4,) int64: candidates of each of `BLOCKS` before masking, a row's own column not counted."""
+
+
+class _Side(NamedTuple):
+    """One kind of candidate: unit vectors of student (N, D) and guide (N, G) or None, text ids (N,) or None."""
+
+    student: Tensor
+    guide: Tensor | None
+    ids: Tensor | None
+
+    def __getitem__(self, rows: slice) -> "_Side":  # type: ignore[override]
+        return _Side(
+            self.student[rows],
+            None if self.guide is None else self.guide[rows],
+            None if self.ids is None else self.ids[rows],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    temperature: float
+    margin: float
+    margin_strategy: str
+    contrast_anchors: bool
+    contrast_positives: bool
+    hard_only: bool
+
+
+def guided_contrastive_loss(
+    anchor: Tensor,
+    positive: Tensor,
+    negative: Tensor | None,
+    *,
+    guide_anchor: Tensor | None,
+    guide_positive: Tensor | None,
+    guide_negative: Tensor | None,
+    temperature: float = 0.01,
+    margin: float = 0.0,
+    margin_strategy: Literal["absolute", "relative"] = "absolute",
+    contrast_anchors: bool = True,
+    contrast_positives: bool = True,
+    negatives: Literal["all", "hard"] = "all",
+    block_size: int | None = None,
+    anchor_ids: Tensor | None = None,
+    positive_ids: Tensor | None = None,
+    negative_ids: Tensor | None = None,
+    rows: tuple[int, int] | None = None,
+) -> LossOutput:
+    """Cross entropy of s / temperature against each row's own positive, over the candidates that the guide lets stand.
+
+    Args:
+        anchor, positive: (B, D) embeddings of the student, of any length: they are normalised here.
+        negative: (M, D), a pool that all rows share, or None.
+        guide_anchor, guide_positive, guide_negative: (B, G), (B, G), (M, G), or all None for no guide.
+        temperature: divides the similarities (the inverse of sentence-transformers' `scale`).
+        margin, margin_strategy: a candidate of row i leaves where the guide's similarity is greater than
+            g_i - margin ("absolute") or g_i - |g_i| margin ("relative"), g_i the guide's similarity of the row's own pair.
+        contrast_anchors, contrast_positives: whether the blocks aa and pp take part.
+        negatives: "hard" also drops candidates that the student already finds less similar than the row's own positive.
+        block_size: rows whose similarities are in memory at a time, forward and backward; None for all at once.
+        anchor_ids, positive_ids, negative_ids: (B,), (B,), (M,) text ids; given, candidates that are the same text as the
+            row's anchor or positive leave.
+        rows: (start, stop) of the rows to compute where several processes share the batch; None for all B. The sum of
+            `.loss` over processes that share all rows among them is the loss of the whole batch.
+
+    Returns:
+        LossOutput. Similarities and softmax are float32 at least, whatever the dtype of the embeddings or an autocast around.
+
+    Raises:
+        ValueError: shapes that do not fit, or a guide or ids given for some of the texts only.
+
+    The row's own positive never leaves; the diagonals of aa and pp always do. In the authors' code (avsolatorio/GISTEmbed)
+    these diagonals leave only because guide(x, x) is the largest similarity there is, which rounding or a negative margin undoes.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be greater than 0, not {temperature}")
+    anchors, positives, pool = _sides(
+        (anchor, positive, negative), (guide_anchor, guide_positive, guide_negative), (anchor_ids, positive_ids, negative_ids)
+    )
+    options = _Options(temperature, margin, margin_strategy, contrast_anchors, contrast_positives, negatives == "hard")
+    batch = len(anchor)
+    start, stop = rows or (0, batch)
+    losses, masked, candidates = [], [], []
+    with torch.autocast(anchor.device.type, enabled=False):
+        for first, last in _row_blocks(start, stop, block_size):
+            arguments = (anchors, positives, pool, first, last, options)
+            # Checkpointing keeps no similarity of a block between forward and backward: it is computed again there.
+            part = _block_of_rows(*arguments) if block_size is None else checkpoint(_block_of_rows, *arguments, use_reentrant=False)
+            losses.append(part[0])
+            masked.append(part[1])
+            candidates.append(part[2])
+        # With no rows here the (empty) sum still depends on the embeddings, so that every process has a backward pass.
+        row_losses = torch.cat(losses) if losses else anchors.student[:0].sum(dim=1)
+        return LossOutput(
+            loss=row_losses.sum() / batch,
+            row_losses=row_losses.detach(),
+            masked=torch.stack(masked).sum(dim=0) if masked else torch.zeros(4, dtype=torch.int64, device=anchor.device),
+            candidates=torch.stack(candidates).sum(dim=0) if candidates else torch.zeros(4, dtype=torch.int64, device=anchor.device),
+        )
+
+
+def _row_blocks(start: int, stop: int, block_size: int | None) -> Iterator[tuple[int, int]]:
+    size = block_size or max(stop - start, 1)
+    for first in range(start, stop, size):
+        yield first, min(first + size, stop)
+
+
+def _sides(
+    students: tuple[Tensor, Tensor, Tensor | None],
+    guides: tuple[Tensor | None, Tensor | None, Tensor | None],
+    ids: tuple[Tensor | None, Tensor | None, Tensor | None],
+) -> tuple[_Side, _Side, _Side]:
+    """Anchors, positives and negatives, checked against one another; absent negatives become a pool of none."""
+    anchor = students[0]
+    guided, identified = guides[0] is not None, ids[0] is not None
+    sides = []
+    for name, student, guide, text_ids in zip(("anchor", "positive", "negative"), students, guides, ids, strict=True):
+        if student is None:
+            student, guide, text_ids = (None if x is None else x[:0] for x in (anchor, guides[0], ids[0]))
+            assert student is not None
+        if student.ndim != 2 or student.shape[1] != anchor.shape[1] or (name == "positive" and len(student) != len(anchor)):
+            raise ValueError(f"{name} is {tuple(student.shape)}, but anchor is {tuple(anchor.shape)}")
+        for kind, given, expected in (("guide", guide, guided), ("ids", text_ids, identified)):
+            if (given is not None) != expected:
+                raise ValueError(f"{kind} must be given for anchor, positive and negative, or for none: {name} differs")
+            if given is not None and len(given) != len(student):
+                raise ValueError(f"{kind} of {name} has {len(given)} rows, the student's embeddings have {len(student)}")
+        sides.append(_Side(_unit(student), None if guide is None else _unit(guide), text_ids))
+    return sides[0], sides[1], sides[2]
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=1)
+
+
+def _block_of_rows(
+    anchors: _Side, positives: _Side, pool: _Side, first: int, last: int, options: _Options
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses (R,), masked (4,) and candidates (4,) of rows first to last."""
+    a, p = anchors[slice(first, last)], positives[slice(first, last)]
+    device = a.student.device
+    own = torch.arange(first, last, device=device)
+    here = torch.arange(last - first, device=device)
+    threshold = None if a.guide is None or p.guide is None else _threshold((a.guide * p.guide).sum(dim=1), options)
+    own_score = (a.student * p.student).sum(dim=1)
+
+    # block, the side that looks, the side it looks at, whether column i belongs to row i itself
+    looks = [("ap", a, positives, True), ("an", a, pool, False)]
+    if options.contrast_anchors:
+        looks.append(("aa", a, anchors, True))
+    if options.contrast_positives:
+        looks.append(("pp", p, positives, True))
+
+    scores, masked, candidates = [], torch.zeros(4, dtype=torch.int64, device=device), torch.zeros(4, dtype=torch.int64)
+    for block, from_side, to_side, has_own_column in looks:
+        score = from_side.student @ to_side.student.T
+        leaves = _leaves(from_side, to_side, a.ids, p.ids, threshold, device)
+        if options.hard_only:
+            leaves |= score.detach() < own_score.detach()[:, None]
+        index = BLOCKS.index(block)
+        candidates[index] = leaves.numel()
+        if has_own_column:
+            leaves[here, own] = False
+            candidates[index] -= len(here)
+        masked[index] = leaves.sum()
+        if has_own_column and block != "ap":
+            leaves[here, own] = True
+        scores.append(score.masked_fill(leaves, -torch.inf))
+    logits = torch.cat(scores, dim=1) / options.temperature
+    return cross_entropy(logits, own, reduction="none"), masked, candidates.to(device)
+
+
+def _threshold(own: Tensor, options: _Options) -> Tensor:
+    """(R, 1): the guide's similarity above which a candidate leaves."""
+    if options.margin_strategy == "absolute":
+        return (own - options.margin)[:, None]
+    if options.margin_strategy == "relative":
+        return (own - own.abs() * options.margin)[:, None]
+    raise ValueError(f'margin_strategy must be "absolute" or "relative", not "{options.margin_strategy}"')
+
+
+def _leaves(
+    from_side: _Side, to_side: _Side, anchor_ids: Tensor | None, positive_ids: Tensor | None, threshold: Tensor | None, device: torch.device
+) -> Tensor:
+    """(R, N) bool: candidates that the guide or their text id removes."""
+    leaves = torch.zeros(len(from_side.student), len(to_side.student), dtype=torch.bool, device=device)
+    if threshold is not None and from_side.guide is not None and to_side.guide is not None:
+        leaves |= from_side.guide @ to_side.guide.T > threshold
+    if to_side.ids is not None and anchor_ids is not None and positive_ids is not None:
+        leaves |= to_side.ids[None, :] == anchor_ids[:, None]
+        leaves |= to_side.ids[None, :] == positive_ids[:, None]
+    return leaves

@@ -1,0 +1,212 @@
+"""Models as people keep them: a local folder or hub id, in sentence-transformers' layout or transformers' alone.
+
+sentence-transformers reads and writes the folders, so that what we save is what it opens. The forward pass is `Encoder`'s.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub import hf_hub_download
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.schema import GuideConfig, ModelConfig
+from gist_train.model.dropout import use_cheap_dropout
+from gist_train.model.encoder import Encoder, Tokens, embed
+
+
+@dataclass(frozen=True, slots=True)
+class Pretrained:
+    """A model ready to run: the encoder shares its weights with the sentence-transformers model that saves it."""
+
+    sentence_transformer: SentenceTransformer
+    encoder: Encoder
+    tokenizer: PreTrainedTokenizerFast
+    max_length: int
+    """Tokens after which a text is cut, special tokens included."""
+    lower_case: bool
+    """Whether texts are lower-cased before the tokenizer sees them, as old sentence-transformers folders ask."""
+
+    @property
+    def width(self) -> int:
+        """D, numbers in an embedding."""
+        return int(self.encoder.transformer.config.hidden_size)
+
+    def tokens(self, texts: Sequence[str]) -> list[Tokens]:
+        """Token ids of each text, special tokens included, cut to `max_length`."""
+        if not texts:
+            return []
+        read = [text.lower() for text in texts] if self.lower_case else list(texts)
+        encoded = self.tokenizer(
+            read, truncation=True, max_length=self.max_length, return_attention_mask=False, return_token_type_ids=False
+        )
+        return [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
+
+    def encode(self, texts: Sequence[str], batch_tokens: int = 16_384) -> NDArray[np.float32]:
+        """(N, D) embeddings of `texts` in eval mode, `batch_tokens` tokens at a time, texts of one length together."""
+        training = self.encoder.training
+        self.encoder.eval()
+        out = np.empty((len(texts), self.width), np.float32)
+        for indices, embeddings in embed(self.encoder, self.tokens(texts), batch_tokens):
+            out[indices] = embeddings
+        self.encoder.train(training)
+        return out
+
+    def with_max_length(self, max_length: int) -> "Pretrained":
+        """The same model, cutting texts at `max_length` tokens."""
+        return replace(self, max_length=max_length)
+
+    def tokenizer_fingerprint(self) -> str:
+        """32 hex digits over all that decides the token ids of a text."""
+        backend = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        # Truncation and padding are settings of the last call, not of the vocabulary.
+        backend.pop("truncation", None)
+        backend.pop("padding", None)
+        told = json.dumps([backend, self.max_length, self.lower_case], sort_keys=True)
+        return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Writes a sentence-transformers folder: modules.json, weights as safetensors, tokenizer, pooling."""
+        self.sentence_transformer.save_pretrained(str(folder), create_model_card=False)
+
+
+def load_student(config: ModelConfig) -> Pretrained:
+    """The model to train, cut to `layers` and with `dropout` where these are given.
+
+    Raises:
+        UserError: no such model, or one that this package can't run.
+    """
+    student = _load("model", config)
+    transformer = student.encoder.transformer
+    if config.layers is not None:
+        _keep_layers(transformer, config.layers)
+    use_cheap_dropout(transformer, config.dropout)
+    for name, parameter in transformer.named_parameters():
+        # BERT's pooler (a dense layer on the first token, made for next-sentence prediction) has no part in the embedding.
+        parameter.requires_grad_(not name.startswith("pooler."))
+    return student
+
+
+def load_guide(config: GuideConfig) -> Pretrained:
+    """The frozen guide, in eval mode.
+
+    Raises:
+        UserError: no such model, or one that this package can't run.
+    """
+    guide = _load("guide", config)
+    guide.encoder.eval().requires_grad_(False)
+    return guide
+
+
+def load_finished(folder_or_id: str) -> Pretrained:
+    """A model to evaluate, as it stands: a checkpoint, an export or any model of the hub, in eval mode."""
+    model = _load("--model", ModelConfig(name=folder_or_id))
+    model.encoder.eval().requires_grad_(False)
+    return model
+
+
+def identity(name: str, revision: str | None) -> str:
+    """What tells this model's weights from any other's: the hub's commit, or a hash over a local folder's files.
+
+    Raises:
+        UserError: neither a folder nor a model of the hub.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        try:
+            config = hf_hub_download(name, "config.json", revision=revision)
+        except (OSError, ValueError) as error:
+            raise _not_found("guide", name, error) from None
+        return f"{name}@{Path(config).parent.name}"
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(p for p in folder.rglob("*") if p.suffix in {".json", ".safetensors", ".bin", ".txt", ".model"}):
+        digest.update(str(file.relative_to(folder)).encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "blake2b").digest())
+    return digest.hexdigest()
+
+
+def _load(where: str, config: ModelConfig | GuideConfig) -> Pretrained:
+    try:
+        # float32 whatever the folder says: master weights for the student, exact similarities for the guide.
+        model = SentenceTransformer(
+            config.name,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+            device="cpu",
+            model_kwargs={"dtype": torch.float32},
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise _not_found(where, config.name, error) from None
+    modules = list(model)
+    kinds = [type(module) for module in modules]
+    if kinds[:2] != [Transformer, Pooling] or kinds[2:] not in ([], [Normalize]):
+        raise _unfit(
+            where,
+            config.name,
+            " -> ".join(kind.__name__ for kind in kinds),
+            "Transformer -> Pooling, then Normalize or nothing",
+            "take a model without further layers",
+        )
+    transformer, pooling = modules[0], modules[1]
+    if config.pooling is not None:
+        pooling = Pooling(pooling.embedding_dimension, config.pooling)
+        model[1] = pooling
+    if pooling.pooling_mode not in ("cls", "mean") or not pooling.include_prompt:
+        found = f"pooling {pooling.pooling_mode}{'' if pooling.include_prompt else ' that leaves the prompt out'}"
+        raise _unfit(where, config.name, found, "pooling cls or mean over all tokens", f"set {where}.pooling to cls or mean")
+    if not isinstance(model.tokenizer, PreTrainedTokenizerFast):
+        raise _unfit(where, config.name, "a slow tokenizer", "a fast tokenizer (tokenizer.json)", "convert it once with transformers")
+    max_length = config.max_length or model.max_seq_length
+    if max_length is None:
+        raise _unfit(where, config.name, "no maximum length", "a number of tokens", f"set {where}.max_length")
+    longest = _longest(transformer.auto_model.config)
+    if max_length > longest:
+        raise _unfit(where, config.name, f"max_length {max_length}", f"at most {longest} tokens", f"lower {where}.max_length")
+    model.max_seq_length = max_length
+    encoder = Encoder(transformer.auto_model, pooling=pooling.pooling_mode, normalized=len(modules) == 3)
+    return Pretrained(model, encoder, model.tokenizer, max_length, bool(transformer.do_lower_case))
+
+
+def _longest(config: object) -> int:
+    """Positions that the model has, in tokens."""
+    positions = int(config.max_position_embeddings)  # type: ignore[attr-defined]
+    # RoBERTa's first position is its padding id + 1, so that many of them can't be used.
+    roberta = config.model_type in ("roberta", "xlm-roberta", "camembert")  # type: ignore[attr-defined]
+    return positions - (config.pad_token_id + 1) if roberta else positions  # type: ignore[attr-defined,no-any-return]
+
+
+def _keep_layers(transformer: nn.Module, keep: Sequence[int]) -> None:
+    encoder = transformer.encoder
+    layers = encoder.layer  # type: ignore[union-attr]
+    if max(keep) >= len(layers):  # type: ignore[arg-type]
+        raise UserError(
+            Fault("model.layers", shown(list(keep)), f"layers 0 to {len(layers) - 1}", "name layers that the model has")  # type: ignore[arg-type]
+        )
+    encoder.layer = nn.ModuleList(layers[i] for i in keep)  # type: ignore[index,union-attr]
+    transformer.config.num_hidden_layers = len(keep)  # type: ignore[union-attr]
+
+
+def _not_found(where: str, name: str, error: Exception) -> UserError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return UserError(
+        Fault(
+            f"{where}.name" if not where.startswith("--") else where,
+            f"{shown(name)}, which could not be loaded: {reason}",
+            "a local model folder or a model of the Hugging Face hub",
+            "check the spelling, the network and, for a private model, your login",
+        )
+    )
+
+
+def _unfit(where: str, name: str, found: str, allowed: str, mend: str) -> UserError:
+    return UserError(Fault(f"{where}.name: {name}", found, allowed, mend))

@@ -1,0 +1,1 @@
+"""What a checkpoint is worth, and the model folder that is handed on."""

@@ -1,0 +1,66 @@
+"""A checkpoint -> the folder that is handed on: a sentence-transformers model with its card, without training state."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from gist_train import __version__
+from gist_train.config.errors import Fault, UserError
+from gist_train.data.files import read_json, whole_folder
+from gist_train.results.figures import read_figures
+from gist_train.training.checkpoint import MANIFEST, STATE, checkpoint_to_resume, verified_manifest
+
+
+def export_model(run: Path, step: int | None, to: Path) -> Path:
+    """Writes the checkpoint of `step` (None: the newest) of the run folder `run` to `to`, with a README.md.
+
+    An export that stands at `to` is replaced; any other folder is left alone.
+
+    Raises:
+        UserError: no such checkpoint, a damaged one, or something else stands at `to`.
+    """
+    origin = checkpoint_to_resume(run, step)
+    if origin is None:
+        raise UserError(Fault(f"{run}/checkpoints", "no checkpoint", "one at least", "train first"))
+    manifest = verified_manifest(origin)
+    if to.exists() and (not to.is_dir() or (any(to.iterdir()) and not (to / "modules.json").exists())):
+        raise UserError(Fault("--to", f"{to}, which holds something else", "a new folder, or an earlier export", "name another folder"))
+    replaced = to.with_name(f".{to.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if to.exists():
+        to.rename(replaced)
+    try:
+        with whole_folder(to) as partial:
+            left_out = shutil.ignore_patterns(MANIFEST, STATE)
+            shutil.copytree(origin, partial, ignore=left_out, dirs_exist_ok=True)
+            (partial / "README.md").write_text(model_card(run, manifest), encoding="utf-8")
+    except BaseException:
+        if replaced.exists():
+            replaced.rename(to)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+    return to
+
+
+def model_card(run: Path, manifest: dict[str, Any]) -> str:
+    """The README.md of a model: what it was made of, by which config, and its figures against the base, falls as well as rises."""
+    config_text = (run / "config.yaml").read_text(encoding="utf-8")
+    config = yaml.safe_load(config_text)
+    figures, step = read_figures(run), manifest["step"]
+    base, tuned = figures.get(0, {}), figures.get(step, {})
+    environment = Environment(loader=PackageLoader("gist_train", "results"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("card.md.jinja").render(
+        name=config["name"],
+        config=config,
+        config_text=config_text.strip(),
+        step=step,
+        triplets=step * config["training"]["batch_size"],
+        sources=[{"source": source["source"], "name": Path(source["path"]).name} for source in config["data"]["train"]],
+        figures=[(key, base.get(key), value) for key, value in sorted(tuned.items())],
+        run=read_json(run / "run.json"),
+        version=__version__,
+    )
+

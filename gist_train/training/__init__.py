@@ -1,0 +1,1 @@
+"""Schedule, processes, checkpoints and the loop."""

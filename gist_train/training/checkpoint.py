@@ -1,0 +1,212 @@
+"""Checkpoints: a model folder with the optimizer's moments beside the weights; whole, verified, without pickle.
+
+A checkpoint is written beside its place, synced and renamed, so that it is whole or does not exist. `manifest.json` is written
+last and holds size and SHA-256 of every file and of itself: safetensors loads a flipped bit without a word.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from gist_train.config.errors import Fault, UserError, shown
+from gist_train.data.files import read_json, whole_folder, write_json
+from gist_train.model.pretrained import Pretrained
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+STATE = "training_state.safetensors"
+_FOLDER = re.compile(r"step-(\d{9})")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a run knows besides weights and moments, as JSON in the manifest."""
+
+    step: int
+    """Updates so far."""
+    loss_sum: float
+    """Sum of the losses of the steps since the last row of metrics.jsonl."""
+    loss_steps: int
+    """How many these are."""
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of `step` belongs."""
+    return run / "checkpoints" / f"step-{step:09d}"
+
+
+def saved_steps(run: Path) -> list[int]:
+    """Steps that have a checkpoint, ascending."""
+    folders = (run / "checkpoints").glob("step-*")
+    return sorted(int(match[1]) for folder in folders if (match := _FOLDER.fullmatch(folder.name)))
+
+
+def save_checkpoint(
+    run: Path, student: Pretrained, optimizer: torch.optim.Optimizer, progress: Progress, facts: dict[str, Any]
+) -> Path:
+    """Writes the checkpoint of `progress.step`, in place of one that stands there already.
+
+    Args:
+        facts: what a resume compares (`mathematics`, fingerprints), kept in the manifest.
+    """
+    folder = checkpoint_folder(run, progress.step)
+    replaced = folder.with_name(f".{folder.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    try:
+        with whole_folder(folder) as partial:
+            student.save(partial)
+            save_file(_moments(student, optimizer), partial / STATE)
+            write_json(partial / MANIFEST, _manifest(partial, progress, facts))
+    except BaseException:
+        if replaced.exists():
+            replaced.rename(folder)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+    return folder
+
+
+def _moments(student: Pretrained, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """AdamW's two moments by the name of their weight. Its step count is the manifest's step."""
+    moments = {}
+    for name, parameter in _trained(student):
+        for moment in ("exp_avg", "exp_avg_sq"):
+            moments[f"{moment}.{name}"] = optimizer.state[parameter][moment].detach().cpu().contiguous()
+    return moments
+
+
+def _trained(student: Pretrained) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, p) for name, p in student.encoder.transformer.named_parameters() if p.requires_grad]
+
+
+def _manifest(folder: Path, progress: Progress, facts: dict[str, Any]) -> dict[str, Any]:
+    files = {
+        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {
+        "format": FORMAT,
+        "step": progress.step,
+        "loss_sum": progress.loss_sum,
+        "loss_steps": progress.loss_steps,
+        **facts,
+        "files": files,
+    }
+    return {**manifest, "sha256": _own_hash(manifest)}
+
+
+def _own_hash(manifest: dict[str, Any]) -> str:
+    told = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verified_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, every file of which has been read and compared with it.
+
+    Raises:
+        UserError: a file is missing, longer, shorter or altered.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise _damaged(folder, "no manifest.json", "one, written last")
+    try:
+        manifest = read_json(path)
+        own, files = manifest["sha256"], manifest["files"]
+    except (ValueError, KeyError, TypeError):
+        raise _damaged(folder, "a manifest.json that can't be read", "the one that was written") from None
+    if own != _own_hash(manifest):
+        raise _damaged(folder, "a manifest.json that was altered", "the one that was written")
+    for name, expected in files.items():
+        file = folder / name
+        if not file.is_file():
+            raise _damaged(folder, f"no {name}", f"the file, of {expected['size']:,} bytes")
+        if file.stat().st_size != expected["size"] or _sha256(file) != expected["sha256"]:
+            raise _damaged(folder, f"{name} of {file.stat().st_size:,} bytes with another SHA-256", f"{expected['size']:,} bytes, unaltered")
+    return manifest  # type: ignore[no-any-return]
+
+
+def _damaged(folder: Path, found: str, allowed: str) -> UserError:
+    return UserError(
+        Fault(f"checkpoint {folder}", found, allowed, "move this folder away: training goes on from the checkpoint before it")
+    )
+
+
+def load_checkpoint(folder: Path, student: Pretrained, optimizer: torch.optim.Optimizer) -> None:
+    """Puts a verified checkpoint's weights and moments into `student` and `optimizer`, bit for bit.
+
+    Raises:
+        UserError: the checkpoint holds other weights than the student has.
+    """
+    transformer = student.encoder.transformer
+    saved = type(transformer).from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        own, loaded = transformer.state_dict(), saved.state_dict()
+        if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in loaded.items()}:
+            raise UserError(
+                Fault(f"checkpoint {folder}", "weights of another shape", "those of model.name", "resume with the model it was made of")
+            )
+        for name, tensor in own.items():
+            tensor.copy_(loaded[name])
+    step = torch.tensor(float(read_json(folder / MANIFEST)["step"]))
+    with safe_open(folder / STATE, framework="pt") as moments:
+        for name, parameter in _trained(student):
+            state = {key: moments.get_tensor(f"{key}.{name}").to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
+            # Fused AdamW counts steps on the device of the weight.
+            optimizer.state[parameter] = {"step": step.to(parameter.device, copy=True), **state}
+
+
+def retire_checkpoints(run: Path, *, keep_last: int, keep_every: int | None, kept: Callable[[int], bool]) -> list[int]:
+    """Deletes the checkpoints that nothing keeps, after the newest is whole, and returns their steps.
+
+    Args:
+        keep_last: newest checkpoints that stay, at least one.
+        keep_every: multiples of this many steps stay; None for no such rule.
+        kept: what else stays: the window around a selection, and what was selected.
+    """
+    steps = saved_steps(run)
+    retired = [s for s in steps[:-keep_last] if not (keep_every and s % keep_every == 0) and not kept(s)]
+    for step in retired:
+        # Renamed first: a folder that is half deleted must not look like a checkpoint.
+        folder = checkpoint_folder(run, step)
+        going = folder.with_name(f".{folder.name}.going")
+        shutil.rmtree(going, ignore_errors=True)
+        folder.rename(going)
+        shutil.rmtree(going)
+    return retired
+
+
+def checkpoint_to_resume(run: Path, step: int | None) -> Path | None:
+    """The checkpoint of `step`, or the newest for None; None where the run has none yet.
+
+    Raises:
+        UserError: no checkpoint of that step; the nearest ones are named.
+    """
+    steps = saved_steps(run)
+    if step is None:
+        return checkpoint_folder(run, steps[-1]) if steps else None
+    if step not in steps:
+        raise no_such_step(run, step, steps)
+    return checkpoint_folder(run, step)
+
+
+def no_such_step(run: Path, step: int, steps: Sequence[int]) -> UserError:
+    """The error that names the checkpoints nearest to a step that has none."""
+    nearest = sorted(sorted(steps, key=lambda s: abs(s - step))[:3])
+    allowed = f"a step with a checkpoint, such as {', '.join(map(str, nearest))}" if nearest else "none: the run has no checkpoint"
+    return UserError(Fault(f"{run}: step {step}", shown(step), allowed, "name one of these, or train further"))

@@ -1,0 +1,85 @@
+"""Several processes as one: who computes which rows, embeddings gathered with their gradient, agreement between ranks.
+
+Every rank knows the whole batch (the plan is a pure function), so that ids and guide embeddings need no communication. What
+travels is the student's embeddings, once forward and once backward.
+"""
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import Tensor
+
+
+def make_accelerator(precision: str, timeout: float | None) -> tuple[Accelerator, str | None]:
+    """The Accelerator of this process, and a line to tell the user where our precision rules over accelerate's setting.
+
+    Args:
+        precision: "auto" (bf16 on a GPU that has it, else float32), "float32" or "bf16".
+        timeout: seconds that a rank waits for the others; None for the backend's own.
+    """
+    mixed = {"float32": "no", "bf16": "bf16"}.get(precision)
+    if mixed is None:
+        mixed = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
+    if timeout is not None:
+        handlers.append(InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)))
+    told = os.environ.get("ACCELERATE_MIXED_PRECISION", mixed)
+    note = f"training.precision is {precision}: {mixed} is used, not accelerate's {told}" if told != mixed else None
+    return Accelerator(mixed_precision=mixed, kwargs_handlers=handlers), note
+
+
+def share(count: int, rank: int, processes: int) -> tuple[int, int]:
+    """(start, stop) of the `count` rows that `rank` computes: contiguous, in rank order, as even as can be."""
+    return count * rank // processes, count * (rank + 1) // processes
+
+
+def gather_with_gradient(x: Tensor, sizes: list[int]) -> list[Tensor]:
+    """The tensors of all ranks, (sizes[r], D) from rank r, in rank order, and differentiable.
+
+    The gradient of this rank's tensor is the sum of what all ranks' losses give it. DistributedDataParallel then averages the
+    gradients of weights over ranks: a loss that is to be summed over ranks must be multiplied by their number before backward.
+    """
+    if len(sizes) == 1:
+        return [x]
+    return list(_Gather.apply(x, sizes))  # type: ignore[no-untyped-call]
+
+
+class _Gather(torch.autograd.Function):
+    """Gather whose backward sums over ranks. torch.distributed.nn.functional.all_gather is deprecated and wants equal sizes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+        ctx.sizes, ctx.rank = sizes, dist.get_rank()
+        # Equal sizes on the wire: gloo and NCCL gather nothing else.
+        padded = x.new_zeros(max(sizes), x.shape[1])
+        padded[: len(x)] = x
+        received = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(received, padded)
+        return tuple(part[:size] for part, size in zip(received, sizes, strict=True))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        summed = torch.cat([g.contiguous() for g in gradients])
+        dist.all_reduce(summed)
+        return summed.split(ctx.sizes)[ctx.rank], None
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The elementwise sum of `values` over all ranks."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def largest_over_ranks(value: int, device: torch.device) -> int:
+    """The largest `value` that any rank has: all ranks get the same answer, at the same step's end."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    agreed = torch.tensor([value], device=device)
+    dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+    return int(agreed.item())

@@ -1,0 +1,118 @@
+"""Metrics of a run: one row every `log_every` steps to metrics.jsonl and, where asked for, to Weights & Biases."""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from gist_train.config.schema import TrackingConfig
+from gist_train.data.files import write_text
+from gist_train.training.checkpoint import Progress
+from gist_train.training.loop import StepRecord
+
+METRICS = "metrics.jsonl"
+
+
+class RunLog:
+    """Adds up steps and writes their rows. Its sums are part of a checkpoint, so that a resumed run logs the same numbers.
+
+    Args:
+        run: the run folder; None on ranks that write nothing.
+        progress: where the run stands: rows after its step are cut off, and its sums are gone on with.
+    """
+
+    def __init__(self, run: Path | None, name: str, tracking: TrackingConfig, config: dict[str, Any], progress: Progress):
+        self._path = run / METRICS if run else None
+        self._every = tracking.log_every
+        self._loss_sum, self._loss_steps = progress.loss_sum, progress.loss_steps
+        self._tokens = self._computed = self._flops = 0
+        self._seconds = 0.0
+        self._tracker: Any = None
+        if self._path is None:
+            return
+        _cut(self._path, progress.step)
+        if run and tracking.wandb is not None and tracking.wandb.mode != "disabled":
+            import wandb  # an extra, and slow to import
+
+            self._tracker = wandb.init(
+                project=tracking.wandb.project,
+                entity=tracking.wandb.entity,
+                mode=tracking.wandb.mode,
+                name=name,
+                # The same run goes on after a resume, under an id that outlives the process.
+                id=_run_id(run),
+                resume="allow",
+                dir=str(run),
+                config=config,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._tracker is not None:
+            self._tracker.finish(exit_code=0 if kind is None else 1)
+
+    def add(self, record: StepRecord, flops: int, peak_flops: float) -> dict[str, Any] | None:
+        """Takes a step in; returns the row that is due after it, if one is.
+
+        Args:
+            flops: floating-point operations of the step, over all processes.
+            peak_flops: the most per second that all processes' devices could do.
+        """
+        self._loss_sum += record.loss
+        self._loss_steps += 1
+        self._tokens += record.tokens
+        self._computed += record.computed_tokens
+        self._flops += flops
+        self._seconds += record.seconds
+        if record.step % self._every:
+            return None
+        row = {
+            "step": record.step,
+            "time": time.time(),
+            "epoch": record.epoch,
+            "loss": record.loss,
+            "loss_mean": self._loss_sum / self._loss_steps,
+            "lr": record.lr,
+            "grad_norm": record.grad_norm,
+            **{f"masked_{block}": share for block, share in record.masked.items()},
+            "tokens_per_second": self._tokens / self._seconds,
+            "padding_share": 1 - self._tokens / self._computed,
+            "mfu": self._flops / self._seconds / peak_flops,
+        }
+        self._loss_sum, self._loss_steps, self._tokens, self._computed, self._flops, self._seconds = 0.0, 0, 0, 0, 0, 0.0
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        if self._tracker is not None:
+            self._tracker.log(row, step=record.step)
+        return row
+
+    def progress(self, step: int) -> Progress:
+        """What a checkpoint of `step` must hold."""
+        return Progress(step, self._loss_sum, self._loss_steps)
+
+
+def _cut(path: Path, step: int) -> None:
+    """Leaves the rows up to `step`. A last line that was cut short when the power went is dropped too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            continue
+    write_text(path, "".join(kept))
+
+
+def _run_id(run: Path) -> str:
+    path = run / "wandb-id.txt"
+    if not path.exists():
+        import wandb
+
+        write_text(path, wandb.util.generate_id())
+    return path.read_text(encoding="utf-8").strip()

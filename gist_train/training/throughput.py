@@ -1,0 +1,42 @@
+"""How much of the machine a step uses: model FLOP/s of real tokens over a measured matrix-multiply rate."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from gist_train.model.encoder import Encoder
+
+
+def training_flops(encoder: Encoder, groups: Sequence[tuple[int, int]]) -> int:
+    """Floating-point operations of forward and backward over real tokens, in matrix multiplications alone.
+
+    A multiply-add counts as two, the backward pass as twice the forward pass (Kaplan et al. 2020, arXiv 2001.08361).
+
+    Args:
+        groups: (number of texts, tokens in each), as in `PackedLengths`.
+    """
+    named = encoder.transformer.named_modules()
+    linear = sum(m.weight.numel() for name, m in named if isinstance(m, torch.nn.Linear) and not name.startswith("pooler."))
+    config = encoder.transformer.config
+    tokens = sum(count * length for count, length in groups)
+    pairs = sum(count * length * length for count, length in groups)
+    return 3 * int(2 * linear * tokens + 4 * config.hidden_size * config.num_hidden_layers * pairs)
+
+
+def matmul_rate(encoder: Encoder, tokens: int, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """FLOP/s of multiplying (tokens, hidden) by (hidden, intermediate), as the encoder's largest layers do, on its device."""
+    config, device = encoder.transformer.config, encoder.device
+    x = torch.randn(tokens, config.hidden_size, device=device, dtype=dtype)
+    w = torch.randn(config.hidden_size, config.intermediate_size, device=device, dtype=dtype)
+    best = 0.0
+    ends = time.perf_counter() + seconds
+    while True:
+        began = time.perf_counter()
+        y = x @ w
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        took = time.perf_counter() - began
+        best = max(best, 2.0 * x.numel() * y.shape[1] / took)
+        if time.perf_counter() > ends:
+            return best

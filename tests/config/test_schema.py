@@ -1,0 +1,173 @@
+"""The models of the config: defaults, ranges, combinations, and what a resume may change."""
+
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from gist_train.config import schema
+from gist_train.config.schema import Config, GuideConfig, JsonlSource, mathematics
+
+
+def config(**sections: Any) -> Config:
+    smallest = {"name": "run", "model": {"name": "m"}, "data": {"train": [{"source": "jsonl", "path": "a.jsonl"}]}}
+    return Config.model_validate(smallest | sections)
+
+
+def test_smallest_config_has_the_recipes_hyperparameters():
+    """A default that drifts changes every run whose YAML leaves the key out."""
+    smallest = config()
+    assert (smallest.loss.temperature, smallest.loss.margin, smallest.loss.margin_strategy) == (0.01, 0.0, "absolute")
+    assert (smallest.optimizer.lr, smallest.optimizer.betas, smallest.optimizer.eps) == (5e-6, [0.9, 0.999], 1e-8)
+    assert (smallest.schedule.type, smallest.schedule.warmup_ratio) == ("linear", 0.1)
+    training = smallest.training
+    assert (training.batch_size, training.epochs, training.max_steps, training.seed, training.grad_clip) == (16, 1, None, 42, 1.0)
+    assert (training.precision, training.stop_at_step, smallest.data.batching) == ("auto", None, "task")
+    assert (smallest.guide, smallest.output_dir, smallest.cache_dir, smallest.tracking.wandb) == (None, "runs", None, None)
+    assert (smallest.evaluation.every, smallest.evaluation.tasks, smallest.selection.around) == (0, [], None)
+    assert isinstance(smallest.data.train[0], JsonlSource)
+    assert GuideConfig(name="g").dtype == "float16"
+
+
+@pytest.mark.parametrize(
+    ("section", "accepted"),
+    [
+        ("name", "GIST-small.v0_1"),
+        ("guide", "self"),
+        ("guide", {"name": "g", "prompt": ""}),
+        ("model", {"name": "m", "layers": [0, 2, 4], "dropout": 0, "max_length": 8, "pooling": "mean"}),
+        ("loss", {"margin": -1, "temperature": 1}),
+        ("training", {"max_steps": 10, "stop_at_step": 10}),
+        ("training", {"max_steps": 10, "epochs": None}),
+        ("training", {"epochs": 2, "max_steps": None, "stop_at_step": 10**9, "seed": 2**32 - 1, "grad_clip": None}),
+        ("schedule", {"type": "constant", "warmup_ratio": 1}),
+        ("data", {"train": [{"source": kind, "path": "*"} for kind in ("jsonl", "csv", "parquet", "medi")]}),
+        (
+            "data",
+            {"train": [{"source": "csv", "path": "a", "columns": {"anchor": "q"}, "task": "t", "prompts": {"anchor": "q: "}}]},
+        ),
+        ("tracking", {"wandb": {"project": "p", "mode": "offline"}}),
+    ],
+)
+def test_accepts(section: str, accepted: object):
+    """A limit set too tight refuses a config that the design allows."""
+    config(**{section: accepted})
+
+
+@pytest.mark.parametrize(
+    ("path", "bad"),
+    [
+        *[(("name",), bad) for bad in ("", ".", "..", "a/b", "a b", "a\n", 3)],
+        *[(("model", "layers"), bad) for bad in ([], [1, 1], [2, 1])],
+        *[(("model", "dropout"), bad) for bad in (1, -0.1, True, "0.1")],
+        *[(("training", "batch_size"), bad) for bad in (0, 16.0, True, "16", None)],
+        *[(("training", "seed"), bad) for bad in (-1, 2**32)],
+        *[(("loss", "temperature"), bad) for bad in (0, float("nan"), float("inf"), "1e-2")],
+        *[(("optimizer", "betas"), bad) for bad in ([0.9], [0.9, 0.9, 0.9], 0.9)],
+        (("loss", "contrast_anchors"), 1),
+        (("guide", "dtype"), "bf16"),
+        (("guide",), "none"),
+        (("schedule", "warmup_ratio"), 1.1),
+        (("data", "train"), []),
+        (("data", "train"), None),
+        (("evaluation", "tasks"), [{"type": "retrieval", "name": "a", "path": p} for p in "xy"]),
+        # Keys of later work are unknown today: a run must not go on as if they had been heeded.
+        (("training", "max_tokens_per_forward"), None),
+        (("training", "gradient_checkpointing"), False),
+        (("selection", "metric"), None),
+    ],
+)
+def test_refuses(path: tuple[str, ...], bad: object):
+    """A value that slips through here fails hours later, or trains something else in silence."""
+    given: Any = bad
+    for key in reversed(path[1:]):
+        given = {key: given}
+    if path[0] in ("guide", "model") and isinstance(given, dict):
+        given = {"name": "x"} | given
+    with pytest.raises(ValidationError) as caught:
+        config(**{path[0]: given})
+    (fault,) = caught.value.errors()
+    assert [part for part in fault["loc"] if part != "a guide model"] == list(path)
+
+
+@pytest.mark.parametrize(
+    ("training", "faults"),
+    [
+        ({"epochs": 1, "max_steps": 10}, ["max_steps"]),
+        ({"epochs": None}, ["max_steps"]),
+        ({"max_steps": 10, "stop_at_step": 11}, ["stop_at_step"]),
+        ({"max_steps": 10, "stop_at_step": 11, "batch_size": 0}, ["batch_size", "stop_at_step"]),
+        ({"epochs": 0, "max_steps": 10}, ["epochs"]),
+    ],
+)
+def test_impossible_lengths(training: dict[str, Any], faults: list[str]):
+    """Combinations have the path of the key to mend, and are told beside the faults of single keys."""
+    with pytest.raises(ValidationError) as caught:
+        config(training=training)
+    assert [fault["loc"][1] for fault in caught.value.errors()] == faults
+
+
+def test_max_steps_replaces_the_default_epochs():
+    """Else every config with max_steps would have to say `epochs: null`."""
+    assert config(training={"max_steps": 7}).training.epochs is None
+
+
+def test_every_field_has_a_docstring_and_nothing_can_be_changed():
+    """Error messages show the docstrings; a config that changes under way isn't the one that was hashed."""
+    models = [
+        item for item in vars(schema).values() if isinstance(item, type) and issubclass(item, BaseModel) and item is not BaseModel
+    ]
+    fields = [(model, key, field) for model in models for key, field in model.model_fields.items()]
+    assert len(models) >= 25
+    assert len(fields) > 100
+    assert [(model, key) for model, key, field in fields if not field.description] == []
+    with pytest.raises(ValidationError):
+        config().training.seed = 1  # type: ignore[misc]
+
+
+def test_tag_stands_first_in_every_union():
+    """Error messages find the models of a union by their first field."""
+    for union, tag in ((schema.Source, "source"), (schema.EvaluationTask, "type")):
+        models = get_args(get_args(union)[0])
+        assert [next(iter(model.model_fields)) for model in models] == [tag] * len(models)
+
+
+def test_mathematics_leaves_out_only_what_may_change_on_resume():
+    """A key too few here lets a resumed run go on with other mathematics; a key too many refuses a harmless change."""
+    guide = {"name": "g", "batch_tokens": 512, "trust_remote_code": True}
+    harmless = config(
+        name="other",
+        output_dir="o",
+        cache_dir="c",
+        guide=guide,
+        loss={"block_size": 4},
+        model={"name": "m", "trust_remote_code": True},
+        data={"train": [{"source": "medi", "path": "b"}], "on_bad_row": "skip"},
+        training={"stop_at_step": 5},
+        checkpoint={"every": 1},
+        selection={"around": 3},
+        tracking={"log_every": 1},
+        evaluation={"every": 3},
+    )
+    plain = mathematics(config(guide={"name": "g"}))
+    assert mathematics(harmless) == plain
+    assert {key.split(".")[0] for key in plain} == {"model", "guide", "data", "loss", "training", "optimizer", "schedule"}
+    assert len(plain) == 33
+    assert mathematics(config(guide="self"))["guide"] == "self"
+    assert mathematics(config())["guide"] is None
+
+
+@pytest.mark.parametrize(
+    ("section", "changed", "key"),
+    [
+        ("model", {"name": "m", "max_length": 64}, "model.max_length"),
+        ("guide", {"name": "g", "dtype": "float32"}, "guide.dtype"),
+        ("loss", {"margin": 0.1}, "loss.margin"),
+        ("training", {"seed": 1}, "training.seed"),
+        ("optimizer", {"betas": [0.9, 0.99]}, "optimizer.betas"),
+    ],
+)
+def test_mathematics_names_what_changed(section: str, changed: dict[str, Any], key: str):
+    """A resume with this changed would go on silently with another run."""
+    before, after = mathematics(config(guide={"name": "g"})), mathematics(config(**{"guide": {"name": "g"}, section: changed}))
+    assert [name for name in before if before[name] != after[name]] == [key]
