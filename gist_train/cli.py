@@ -25,7 +25,9 @@ err = Console(stderr=True)
 
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML of a run.", metavar="CONFIG", show_default=False)]
 RunPath = Annotated[Path, typer.Argument(help="A run folder, or the YAML that made it.", metavar="RUN", show_default=False)]
-Set = Annotated[list[str] | None, typer.Option("--set", help="key.sub=value; may be repeated.", metavar="KEY=VALUE", show_default=False)]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="key.sub=value; may be repeated.", metavar="KEY=VALUE", show_default=False)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 
 
@@ -85,7 +87,9 @@ def export(
     config: RunPath,
     set_: Set = None,
     step: Annotated[int | None, typer.Option(help="The checkpoint; the newest by default.", show_default=False)] = None,
-    to: Annotated[Path | None, typer.Option(help="Where to write it; export/ in the run folder by default.", show_default=False)] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Where to write it; export/ in the run folder by default.", show_default=False)
+    ] = None,
 ) -> None:
     """Write a checkpoint as a sentence-transformers model with its card."""
     from gist_train.results.export import export_model
@@ -124,7 +128,7 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         app()
     except UserError as error:

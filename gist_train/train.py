@@ -79,7 +79,16 @@ def train(config: Config, *, resume: str, timeout: float | None, console: Consol
     progress = checkpoints.Progress(0, 0.0, 0)
     if origin is not None:
         progress = _verify(origin, facts)
-    console.print(_plan_lines(config, corpus.row_count, plan.counts(plan.epoch_of(progress.step + 1)).left_out, schedule.total_steps, progress.step, stop))
+    console.print(
+        _plan_lines(
+            config,
+            corpus.row_count,
+            plan.counts(plan.epoch_of(progress.step + 1)).left_out,
+            schedule.total_steps,
+            progress.step,
+            stop,
+        )
+    )
 
     adamw = _optimizer(student, config.optimizer)
     # Wrapped once more, so that accelerate's patches (autocast) stay off the encoder that is evaluated and saved.
@@ -89,7 +98,17 @@ def train(config: Config, *, resume: str, timeout: float | None, console: Consol
     if main:
         _describe(run, config, accelerator, facts)
     training = Training(
-        accelerator, model, optimizer, schedule, plan, corpus, tokens, guide, config.loss, config.training.grad_clip, config.training.seed
+        accelerator,
+        model,
+        optimizer,
+        schedule,
+        plan,
+        corpus,
+        tokens,
+        guide,
+        config.loss,
+        config.training.grad_clip,
+        config.training.seed,
     )
     rate = matmul_rate(student.encoder, 2048, torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32)
 
@@ -130,7 +149,9 @@ def _first_line(accelerator: Accelerator) -> str:
     count = accelerator.num_processes
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "float32"
     processes = f"{count} process{'es' if count > 1 else ''}"
-    return f"gist-train {__version__}: {processes} on {accelerator.device.type}, {torch.get_num_threads()} threads each, {precision}"
+    return (
+        f"gist-train {__version__}: {processes} on {accelerator.device.type}, {torch.get_num_threads()} threads each, {precision}"
+    )
 
 
 def _plan_lines(config: Config, rows: int, left_out: int, total: int, done: int, stop: int) -> str:

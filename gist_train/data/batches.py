@@ -5,7 +5,6 @@ opened last is kept, but only to save doing it again.
 """
 
 import random
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +25,7 @@ class EpochCounts:
     left_out: int
     """Rows that stand in no batch of this epoch."""
     shared_text: int
-    """Rows that share an anchor or positive text with another row of their batch and could not be parted."""
+    """Rows that share an anchor or positive text with an earlier row of their batch and could not be parted from it."""
 
 
 class BatchPlan:
@@ -73,7 +72,8 @@ class BatchPlan:
         """(B,) rows of step `step`, counted from 1."""
         if step < 1:
             raise ValueError(f"steps count from 1, not {step}")
-        return self._open(self.epoch_of(step))[0][(step - 1) % self.steps_per_epoch]
+        rows: Ints = self._open(self.epoch_of(step))[0][(step - 1) % self.steps_per_epoch]
+        return rows
 
     def positives(self, rows: Ints, epoch: int) -> NDArray[np.int32]:
         """(N,) the text id of the one positive that each of `rows` trains on in `epoch`."""
@@ -86,8 +86,10 @@ class BatchPlan:
     def _open(self, epoch: int) -> tuple[Ints, EpochCounts]:
         if self._opened is None or self._opened[0] != epoch:
             batches = self._windows if self._windows is not None else self._shuffled(epoch)
-            # The reference keeps its windows as they are, whatever they share.
-            shared = 0 if self._windows is not None else _part(batches, self._keys(epoch), self._task, self._rng(epoch, 1))
+            keys = self._keys(epoch)
+            if self._windows is None:  # the reference keeps its windows as they are, whatever they share
+                _part(batches, keys, self._task, self._rng(epoch, 1))
+            shared = len(np.unique(_conflicts(batches, keys)[:, 1]))
             counts = EpochCounts(len(self._task), len(self._task) - batches.size, shared)
             self._opened = (epoch, batches, counts)
         return self._opened[1:]
@@ -139,46 +141,55 @@ def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _conflicts(batches: Ints, keys: NDArray[np.int32]) -> Ints:
-    """Flat positions in `batches` whose row shares a text with a row that stands before it in the same batch."""
+    """(C, 2) flat positions in `batches` of two rows of one batch that share a text, the earlier first."""
     texts = keys[batches.ravel()].astype(np.int64)
     batch = np.repeat(np.arange(len(batches)), batches.shape[1])
     code = (batch[:, None] * (int(keys.max()) + 1) + texts).ravel()
     order = np.argsort(code, kind="stable")
     same = code[order][1:] == code[order][:-1]
-    earlier, later = order[:-1][same] // 2, order[1:][same] // 2
-    return np.unique(later[earlier != later])
+    pairs = np.stack([order[:-1][same], order[1:][same]], axis=1) // 2
+    between_rows: Ints = pairs[pairs[:, 0] != pairs[:, 1]]
+    return between_rows
 
 
-def _part(batches: Ints, keys: NDArray[np.int32], task: NDArray[np.int32], rng: np.random.Generator) -> int:
+def _part(batches: Ints, keys: NDArray[np.int32], task: NDArray[np.int32], rng: np.random.Generator) -> None:
     """Swaps rows that share a text with another row of their batch, in place, for rows of the same task elsewhere.
 
-    Returns the number of rows that still share one. A swap leaves both batches with the tasks that they had.
+    A swap leaves both batches with the tasks that they had.
     """
+    conflicts = _conflicts(batches, keys)
+    if not len(conflicts):
+        return
     flat, size = batches.reshape(-1), batches.shape[1]
-    at = _conflicts(batches, keys)
-    if not len(at):
-        return 0
     of_task = task[flat]
     by_task = np.argsort(of_task, kind="stable")
     bounds = np.searchsorted(of_task[by_task], np.arange(int(task.max()) + 2))
-    texts: dict[int, list[set[int]]] = defaultdict(list)
+    texts: dict[int, list[set[int]]] = {}
 
-    def texts_without(position: int) -> set[int]:
+    def texts_of(position: int) -> set[int]:
+        return set(keys[flat[position]].tolist())
+
+    def texts_beside(position: int) -> set[int]:
+        """Texts of the other rows of the batch."""
         batch = position // size
         if batch not in texts:
             texts[batch] = [set(keys[row].tolist()) for row in batches[batch]]
         return set().union(*(held for slot, held in enumerate(texts[batch]) if slot != position % size))
 
-    for position in at.tolist():
-        here, mine = texts_without(position), set(keys[flat[position]].tolist())
+    def moved(position: int) -> bool:
+        """Whether the row there shares no text with its batch any more."""
+        here, mine = texts_beside(position), texts_of(position)
         if not here & mine:
-            continue  # an earlier swap moved the other row away
+            return True  # an earlier swap took the other row away
         first, last = bounds[of_task[position]], bounds[of_task[position] + 1]
         for other in by_task[rng.integers(first, last, SWAP_TRIES)].tolist():
-            theirs = set(keys[flat[other]].tolist())
-            if other // size == position // size or here & theirs or texts_without(other) & mine:
-                continue
-            flat[position], flat[other] = flat[other], flat[position]
-            texts[position // size][position % size], texts[other // size][other % size] = theirs, mine
-            break
-    return len(_conflicts(batches, keys))
+            theirs = texts_of(other)
+            if other // size != position // size and not here & theirs and not texts_beside(other) & mine:
+                flat[position], flat[other] = flat[other], flat[position]
+                texts[position // size][position % size], texts[other // size][other % size] = theirs, mine
+                return True
+        return False
+
+    for earlier, later in conflicts.tolist():
+        if not moved(later):
+            moved(earlier)

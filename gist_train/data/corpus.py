@@ -86,7 +86,8 @@ class TokenTable:
 
     def lengths(self, views: Int64) -> Int64:
         """Tokens of each of `views`."""
-        return self.offsets[views + 1] - self.offsets[views]
+        lengths: Int64 = self.offsets[views + 1] - self.offsets[views]
+        return lengths
 
 
 class Corpus:
@@ -175,7 +176,9 @@ class Corpus:
     def _tokens_folder(self, tokenizer_fingerprint: str) -> Path:
         return self.folder / "tokens" / tokenizer_fingerprint
 
-    def add_tokens(self, tokenize: Tokenize, vocabulary_size: int, tokenizer_fingerprint: str, chunk: int = 16_384) -> Iterator[int]:
+    def add_tokens(
+        self, tokenize: Tokenize, vocabulary_size: int, tokenizer_fingerprint: str, chunk: int = 16_384
+    ) -> Iterator[int]:
         """Stores the token ids of every view, reading no source again; yields the number of views done so far.
 
         Memory is bounded by `chunk` views. Nothing is left behind when it is interrupted.
@@ -195,7 +198,8 @@ class Corpus:
 
 
 def _view_key(prompts: NDArray[Any], texts: NDArray[Any]) -> Int64:
-    return (prompts.astype(np.int64) << 32) | texts
+    keys: Int64 = (prompts.astype(np.int64) << 32) | texts
+    return keys
 
 
 def build_corpus(folder: Path, data: DataConfig, fingerprint: str) -> Iterator[int]:
@@ -224,15 +228,27 @@ def build_corpus(folder: Path, data: DataConfig, fingerprint: str) -> Iterator[i
                         yield read
         if bad and data.on_bad_row == "fail":
             told = f"{bad:,} of {read:,} rows"
-            more = Fault("data.on_bad_row", f"fail, and {told} can't be used", "fail or skip", f"mend them, or set skip: {told} are left out")
+            more = Fault(
+                "data.on_bad_row",
+                f"fail, and {told} can't be used",
+                "fail or skip",
+                f"mend them, or set skip: {told} are left out",
+            )
             raise UserError(*faults, more)
         if not builder.anchor:
             raise UserError(
-                Fault("data.train", f"{read:,} rows, none of them usable", "at least one usable row", "look at the sources' files and columns")
+                Fault(
+                    "data.train",
+                    f"{read:,} rows, none of them usable",
+                    "at least one usable row",
+                    "look at the sources' files and columns",
+                )
             )
         if not bad:
             (partial / "skipped.jsonl").unlink()
-        builder.save(partial, {"format": FORMAT, "fingerprint": fingerprint, "skipped_rows": bad, "data": data.model_dump(mode="json")})
+        builder.save(
+            partial, {"format": FORMAT, "fingerprint": fingerprint, "skipped_rows": bad, "data": data.model_dump(mode="json")}
+        )
         yield read
 
 
@@ -301,4 +317,6 @@ class _Builder:
             np.save(folder / f"{name}.npy", values)
         counts = {"rows": len(anchor), "texts": len(self._ids), "views": len(views)}
         sizes = {name: values.size for name, values in arrays.items()}
-        write_json(folder / "meta.json", {**meta, **counts, "tasks": list(self._tasks), "prompts": list(self._prompts), "sizes": sizes})
+        write_json(
+            folder / "meta.json", {**meta, **counts, "tasks": list(self._tasks), "prompts": list(self._prompts), "sizes": sizes}
+        )

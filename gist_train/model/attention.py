@@ -70,7 +70,7 @@ def packed_attention(
     sizes = packed.sizes
     parts = []
     # `split` has one backward for all parts. A slice each would fill a whole (T, H, W) tensor of zeros per part.
-    for (count, length), *qkv in zip(packed.groups, q.split(sizes), k.split(sizes), v.split(sizes), strict=True):
+    for (count, length), *qkv in zip(packed.groups, *(torch.split(x, sizes) for x in (q, k, v)), strict=True):
         q_g, k_g, v_g = (x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in qkv)  # (count, H, length, W)
         out = _dense(q_g, k_g, v_g, dropout, scaling)
         parts.append(out.transpose(1, 2).reshape(count * length, *q.shape[1:]))

@@ -24,7 +24,12 @@ Tokens = NDArray[np.integer[Any]]
 
 # Families whose tokens know each other only through attention and their position, so that they run packed.
 # The value says where positions begin: RoBERTa's count from its padding id + 1.
-_FIRST_POSITION = {"bert": "zero", "roberta": "after padding id", "xlm-roberta": "after padding id", "camembert": "after padding id"}
+_FIRST_POSITION = {
+    "bert": "zero",
+    "roberta": "after padding id",
+    "xlm-roberta": "after padding id",
+    "camembert": "after padding id",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,9 @@ def pack(texts: Sequence[Tokens]) -> Pack:
     return Pack(
         input_ids=torch.from_numpy(np.concatenate([texts[i] for i in order]).astype(np.int64))[None],
         positions=torch.from_numpy(np.arange(cumulative[-1]) - np.repeat(cumulative[:-1], lengths))[None],
-        lengths=PackedLengths(tuple(zip(counts.tolist(), values.tolist(), strict=True)), torch.from_numpy(cumulative.astype(np.int32))),
+        lengths=PackedLengths(
+            tuple(zip(counts.tolist(), values.tolist(), strict=True)), torch.from_numpy(cumulative.astype(np.int32))
+        ),
         restore=torch.from_numpy(restore),
     )
 
@@ -116,7 +123,7 @@ class Encoder(nn.Module):
         """(N, D) from (T, D), in the order of the pack."""
         if self.pooling == "cls":
             return hidden[lengths.cumulative[:-1].long()]
-        parts = zip(hidden.split(lengths.sizes), lengths.groups, strict=True)
+        parts = zip(torch.split(hidden, lengths.sizes), lengths.groups, strict=True)
         # The mean is taken in float32: over 512 tokens bf16 would round most of them away.
         return torch.cat([part.view(count, length, -1).float().mean(dim=1) for part, (count, length) in parts])
 

@@ -63,7 +63,7 @@ class GuideStore:
     @property
     def width(self) -> int:
         """G; 0 in a store without embeddings."""
-        return self._embeddings.shape[1]
+        return int(self._embeddings.shape[1])
 
     def _map(self, meta: dict[str, Any]) -> None:
         row = meta["width"] * np.dtype(meta["dtype"]).itemsize
@@ -97,12 +97,18 @@ class GuideStore:
         return self._embeddings[positions].astype(np.float32)
 
     def fill(
-        self, guide: Pretrained, config: GuideConfig, hashes: NDArray[np.uint8], lengths: NDArray[np.int64], text: Callable[[int], str]
+        self,
+        guide: Pretrained,
+        config: GuideConfig,
+        hashes: NDArray[np.uint8],
+        lengths: NDArray[np.int64],
+        text: Callable[[int], str],
     ) -> Iterator[int]:
         """Embeds the texts that are not in the store yet, each once; yields how many of them are done. The caller holds the lock.
 
         Args:
-            guide: in eval mode, on the device to run on. It reads the raw text after its own prompt, with its own tokenizer and length.
+            guide: in eval mode, on the device to run on. It reads the raw text after its own
+                prompt, with its own tokenizer and length.
             config: its prompt, dtype and tokens at a time.
             hashes: (N, 16) of the corpus' texts.
             lengths: (N,) their bytes, by which they are sorted, the longest first: what does not fit in memory shows at once.

@@ -10,7 +10,7 @@ A candidate leaves the partition function where the guide finds it more similar 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,14 +34,16 @@ class LossOutput:
     """(4,) int64: candidates of each of `BLOCKS` before masking, a row's own column not counted."""
 
 
-class _Side(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Side:
     """One kind of candidate: unit vectors of student (N, D) and guide (N, G) or None, text ids (N,) or None."""
 
     student: Tensor
     guide: Tensor | None
     ids: Tensor | None
 
-    def __getitem__(self, rows: slice) -> "_Side":  # type: ignore[override]
+    def rows(self, first: int, last: int) -> "_Side":
+        rows = slice(first, last)
         return _Side(
             self.student[rows],
             None if self.guide is None else self.guide[rows],
@@ -105,31 +107,47 @@ def guided_contrastive_loss(
     The row's own positive never leaves; the diagonals of aa and pp always do. In the authors' code (avsolatorio/GISTEmbed)
     these diagonals leave only because guide(x, x) is the largest similarity there is, which rounding or a negative margin undoes.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature must be greater than 0, not {temperature}")
+    _check_options(temperature, margin_strategy, negatives, block_size)
     anchors, positives, pool = _sides(
         (anchor, positive, negative), (guide_anchor, guide_positive, guide_negative), (anchor_ids, positive_ids, negative_ids)
     )
     options = _Options(temperature, margin, margin_strategy, contrast_anchors, contrast_positives, negatives == "hard")
     batch = len(anchor)
     start, stop = rows or (0, batch)
+    if not 0 <= start <= stop <= batch:
+        raise ValueError(f"rows must be (start, stop) within the {batch} rows, not {rows}")
     losses, masked, candidates = [], [], []
     with torch.autocast(anchor.device.type, enabled=False):
         for first, last in _row_blocks(start, stop, block_size):
             arguments = (anchors, positives, pool, first, last, options)
             # Checkpointing keeps no similarity of a block between forward and backward: it is computed again there.
-            part = _block_of_rows(*arguments) if block_size is None else checkpoint(_block_of_rows, *arguments, use_reentrant=False)
+            part = (
+                _block_of_rows(*arguments) if block_size is None else checkpoint(_block_of_rows, *arguments, use_reentrant=False)
+            )
             losses.append(part[0])
             masked.append(part[1])
             candidates.append(part[2])
-        # With no rows here the (empty) sum still depends on the embeddings, so that every process has a backward pass.
-        row_losses = torch.cat(losses) if losses else anchors.student[:0].sum(dim=1)
+        # With no rows here the (empty) sum still depends on all embeddings, so that every process has a backward pass.
+        row_losses = torch.cat(losses or [side.student[:0].sum(dim=1) for side in (anchors, positives, pool)])
         return LossOutput(
             loss=row_losses.sum() / batch,
             row_losses=row_losses.detach(),
             masked=torch.stack(masked).sum(dim=0) if masked else torch.zeros(4, dtype=torch.int64, device=anchor.device),
-            candidates=torch.stack(candidates).sum(dim=0) if candidates else torch.zeros(4, dtype=torch.int64, device=anchor.device),
+            candidates=torch.stack(candidates).sum(dim=0)
+            if candidates
+            else torch.zeros(4, dtype=torch.int64, device=anchor.device),
         )
+
+
+def _check_options(temperature: float, margin_strategy: str, negatives: str, block_size: int | None) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature must be greater than 0, not {temperature}")
+    if margin_strategy not in ("absolute", "relative"):
+        raise ValueError(f'margin_strategy must be "absolute" or "relative", not "{margin_strategy}"')
+    if negatives not in ("all", "hard"):
+        raise ValueError(f'negatives must be "all" or "hard", not "{negatives}"')
+    if block_size is not None and block_size < 1:
+        raise ValueError(f"block_size must be 1 or more, or None, not {block_size}")
 
 
 def _row_blocks(start: int, stop: int, block_size: int | None) -> Iterator[tuple[int, int]]:
@@ -170,7 +188,7 @@ def _block_of_rows(
     anchors: _Side, positives: _Side, pool: _Side, first: int, last: int, options: _Options
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses (R,), masked (4,) and candidates (4,) of rows first to last."""
-    a, p = anchors[slice(first, last)], positives[slice(first, last)]
+    a, p = anchors.rows(first, last), positives.rows(first, last)
     device = a.student.device
     own = torch.arange(first, last, device=device)
     here = torch.arange(last - first, device=device)
@@ -189,7 +207,7 @@ def _block_of_rows(
         score = from_side.student @ to_side.student.T
         leaves = _leaves(from_side, to_side, a.ids, p.ids, threshold, device)
         if options.hard_only:
-            leaves |= score.detach() < own_score.detach()[:, None]
+            leaves |= score.detach() < own_score.detach()[:, None] - _rounding(own_score)
         index = BLOCKS.index(block)
         candidates[index] = leaves.numel()
         if has_own_column:
@@ -205,15 +223,26 @@ def _block_of_rows(
 
 def _threshold(own: Tensor, options: _Options) -> Tensor:
     """(R, 1): the guide's similarity above which a candidate leaves."""
-    if options.margin_strategy == "absolute":
-        return (own - options.margin)[:, None]
-    if options.margin_strategy == "relative":
-        return (own - own.abs() * options.margin)[:, None]
-    raise ValueError(f'margin_strategy must be "absolute" or "relative", not "{options.margin_strategy}"')
+    margin = options.margin if options.margin_strategy == "absolute" else own.abs() * options.margin
+    return (own - margin + _rounding(own))[:, None]
+
+
+def _rounding(similarities: Tensor) -> float:
+    """How far two roundings of one similarity may lie apart.
+
+    An exact duplicate of the positive has the similarity of the threshold, and stays (where ids are given, its id removes it).
+    Without this tolerance the last bit would decide, which differs from one block size or number of processes to the next.
+    """
+    return 8 * torch.finfo(similarities.dtype).eps
 
 
 def _leaves(
-    from_side: _Side, to_side: _Side, anchor_ids: Tensor | None, positive_ids: Tensor | None, threshold: Tensor | None, device: torch.device
+    from_side: _Side,
+    to_side: _Side,
+    anchor_ids: Tensor | None,
+    positive_ids: Tensor | None,
+    threshold: Tensor | None,
+    device: torch.device,
 ) -> Tensor:
     """(R, N) bool: candidates that the guide or their text id removes."""
     leaves = torch.zeros(len(from_side.student), len(to_side.student), dtype=torch.bool, device=device)

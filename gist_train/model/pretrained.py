@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -147,7 +148,7 @@ def _load(where: str, config: ModelConfig | GuideConfig) -> Pretrained:
         )
     except (OSError, ValueError, ImportError) as error:
         raise _not_found(where, config.name, error) from None
-    modules = list(model)
+    modules: list[Any] = list(model)
     kinds = [type(module) for module in modules]
     if kinds[:2] != [Transformer, Pooling] or kinds[2:] not in ([], [Normalize]):
         raise _unfit(
@@ -165,7 +166,9 @@ def _load(where: str, config: ModelConfig | GuideConfig) -> Pretrained:
         found = f"pooling {pooling.pooling_mode}{'' if pooling.include_prompt else ' that leaves the prompt out'}"
         raise _unfit(where, config.name, found, "pooling cls or mean over all tokens", f"set {where}.pooling to cls or mean")
     if not isinstance(model.tokenizer, PreTrainedTokenizerFast):
-        raise _unfit(where, config.name, "a slow tokenizer", "a fast tokenizer (tokenizer.json)", "convert it once with transformers")
+        raise _unfit(
+            where, config.name, "a slow tokenizer", "a fast tokenizer (tokenizer.json)", "convert it once with transformers"
+        )
     max_length = config.max_length or model.max_seq_length
     if max_length is None:
         raise _unfit(where, config.name, "no maximum length", "a number of tokens", f"set {where}.max_length")
@@ -177,23 +180,22 @@ def _load(where: str, config: ModelConfig | GuideConfig) -> Pretrained:
     return Pretrained(model, encoder, model.tokenizer, max_length, bool(transformer.do_lower_case))
 
 
-def _longest(config: object) -> int:
+def _longest(config: Any) -> int:
     """Positions that the model has, in tokens."""
-    positions = int(config.max_position_embeddings)  # type: ignore[attr-defined]
     # RoBERTa's first position is its padding id + 1, so that many of them can't be used.
-    roberta = config.model_type in ("roberta", "xlm-roberta", "camembert")  # type: ignore[attr-defined]
-    return positions - (config.pad_token_id + 1) if roberta else positions  # type: ignore[attr-defined,no-any-return]
+    unused = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    return int(config.max_position_embeddings) - unused
 
 
-def _keep_layers(transformer: nn.Module, keep: Sequence[int]) -> None:
+def _keep_layers(transformer: Any, keep: Sequence[int]) -> None:
     encoder = transformer.encoder
-    layers = encoder.layer  # type: ignore[union-attr]
-    if max(keep) >= len(layers):  # type: ignore[arg-type]
+    layers = encoder.layer
+    if max(keep) >= len(layers):
         raise UserError(
-            Fault("model.layers", shown(list(keep)), f"layers 0 to {len(layers) - 1}", "name layers that the model has")  # type: ignore[arg-type]
+            Fault("model.layers", shown(list(keep)), f"layers 0 to {len(layers) - 1}", "name layers that the model has")
         )
-    encoder.layer = nn.ModuleList(layers[i] for i in keep)  # type: ignore[index,union-attr]
-    transformer.config.num_hidden_layers = len(keep)  # type: ignore[union-attr]
+    encoder.layer = nn.ModuleList(layers[i] for i in keep)
+    transformer.config.num_hidden_layers = len(keep)
 
 
 def _not_found(where: str, name: str, error: Exception) -> UserError:

@@ -27,7 +27,9 @@ def export_model(run: Path, step: int | None, to: Path) -> Path:
         raise UserError(Fault(f"{run}/checkpoints", "no checkpoint", "one at least", "train first"))
     manifest = verified_manifest(origin)
     if to.exists() and (not to.is_dir() or (any(to.iterdir()) and not (to / "modules.json").exists())):
-        raise UserError(Fault("--to", f"{to}, which holds something else", "a new folder, or an earlier export", "name another folder"))
+        raise UserError(
+            Fault("--to", f"{to}, which holds something else", "a new folder, or an earlier export", "name another folder")
+        )
     replaced = to.with_name(f".{to.name}.replaced")
     shutil.rmtree(replaced, ignore_errors=True)
     if to.exists():
@@ -46,12 +48,14 @@ def export_model(run: Path, step: int | None, to: Path) -> Path:
 
 
 def model_card(run: Path, manifest: dict[str, Any]) -> str:
-    """The README.md of a model: what it was made of, by which config, and its figures against the base, falls as well as rises."""
+    """The README.md of a model: what it was made of, by which config, and its figures against the base's, falls too."""
     config_text = (run / "config.yaml").read_text(encoding="utf-8")
     config = yaml.safe_load(config_text)
     figures, step = read_figures(run), manifest["step"]
     base, tuned = figures.get(0, {}), figures.get(step, {})
-    environment = Environment(loader=PackageLoader("gist_train", "results"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("gist_train", "results"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.get_template("card.md.jinja").render(
         name=config["name"],
         config=config,
@@ -63,4 +67,3 @@ def model_card(run: Path, manifest: dict[str, Any]) -> str:
         run=read_json(run / "run.json"),
         version=__version__,
     )
-

@@ -137,7 +137,9 @@ def verified_manifest(folder: Path) -> dict[str, Any]:
         if not file.is_file():
             raise _damaged(folder, f"no {name}", f"the file, of {expected['size']:,} bytes")
         if file.stat().st_size != expected["size"] or _sha256(file) != expected["sha256"]:
-            raise _damaged(folder, f"{name} of {file.stat().st_size:,} bytes with another SHA-256", f"{expected['size']:,} bytes, unaltered")
+            raise _damaged(
+                folder, f"{name} of {file.stat().st_size:,} bytes with another SHA-256", f"{expected['size']:,} bytes, unaltered"
+            )
     return manifest  # type: ignore[no-any-return]
 
 
@@ -159,7 +161,12 @@ def load_checkpoint(folder: Path, student: Pretrained, optimizer: torch.optim.Op
         own, loaded = transformer.state_dict(), saved.state_dict()
         if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in loaded.items()}:
             raise UserError(
-                Fault(f"checkpoint {folder}", "weights of another shape", "those of model.name", "resume with the model it was made of")
+                Fault(
+                    f"checkpoint {folder}",
+                    "weights of another shape",
+                    "those of model.name",
+                    "resume with the model it was made of",
+                )
             )
         for name, tensor in own.items():
             tensor.copy_(loaded[name])
@@ -208,5 +215,7 @@ def checkpoint_to_resume(run: Path, step: int | None) -> Path | None:
 def no_such_step(run: Path, step: int, steps: Sequence[int]) -> UserError:
     """The error that names the checkpoints nearest to a step that has none."""
     nearest = sorted(sorted(steps, key=lambda s: abs(s - step))[:3])
-    allowed = f"a step with a checkpoint, such as {', '.join(map(str, nearest))}" if nearest else "none: the run has no checkpoint"
+    allowed = (
+        f"a step with a checkpoint, such as {', '.join(map(str, nearest))}" if nearest else "none: the run has no checkpoint"
+    )
     return UserError(Fault(f"{run}: step {step}", shown(step), allowed, "name one of these, or train further"))

@@ -66,7 +66,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         summed = torch.cat([g.contiguous() for g in gradients])
         dist.all_reduce(summed)
-        return summed.split(ctx.sizes)[ctx.rank], None
+        return torch.split(summed, ctx.sizes)[ctx.rank], None
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

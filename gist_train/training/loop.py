@@ -164,11 +164,13 @@ def _loss(training: Training, batch: Batch, embeddings: Tensor) -> LossOutput:
     parts = [[b - a, b - a, int(batch.negative_offsets[b] - batch.negative_offsets[a])] for a, b in shares]
     here = shares[accelerator.process_index]
     gathered = gather_with_gradient(embeddings[: sum(parts[accelerator.process_index])], [sum(part) for part in parts])
-    pieces = [texts.split(part) for texts, part in zip(gathered, parts, strict=True)]
+    pieces = [torch.split(texts, part) for texts, part in zip(gathered, parts, strict=True)]
     anchor, positive, negative = (torch.cat(column) for column in zip(*pieces, strict=True))
 
     guides = _guide_embeddings(training.guide, batch, (anchor, positive, negative), accelerator.device)
-    ids = [_on(x, accelerator.device) if options.mask_duplicates else None for x in (batch.anchor, batch.positive, batch.negative)]
+    ids = [
+        _on(x, accelerator.device) if options.mask_duplicates else None for x in (batch.anchor, batch.positive, batch.negative)
+    ]
     return guided_contrastive_loss(
         anchor,
         positive,

@@ -1,6 +1,7 @@
 """Metrics of a run: one row every `log_every` steps to metrics.jsonl and, where asked for, to Weights & Biases."""
 
 import json
+import secrets
 import time
 from pathlib import Path
 from types import TracebackType
@@ -112,7 +113,5 @@ def _cut(path: Path, step: int) -> None:
 def _run_id(run: Path) -> str:
     path = run / "wandb-id.txt"
     if not path.exists():
-        import wandb
-
-        write_text(path, wandb.util.generate_id())
+        write_text(path, secrets.token_hex(4))
     return path.read_text(encoding="utf-8").strip()

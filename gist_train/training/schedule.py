@@ -18,7 +18,7 @@ class Schedule:
     """Updates over which the rate rises linearly from 0."""
 
     def learning_rate(self, step: int) -> float:
-        """The rate after `step` updates, as transformers logs it. Update s uses `learning_rate(s - 1)`: the first is 0 in warm-up.
+        """The rate after `step` updates, as transformers logs it. Update s uses `learning_rate(s - 1)`: the first is 0.
 
         Source: transformers' `get_linear_schedule_with_warmup`, `get_cosine_schedule_with_warmup` (half a wave) and
         `get_constant_schedule_with_warmup`.
@@ -27,8 +27,10 @@ class Schedule:
             return self.lr * step / max(1, self.warmup_steps)
         if self.type == "constant":
             return self.lr
-        left = max(0, self.total_steps - step) / max(1, self.total_steps - self.warmup_steps)
-        return self.lr * left if self.type == "linear" else self.lr * 0.5 * (1.0 + math.cos(math.pi * (1.0 - left)))
+        decay_steps = max(1, self.total_steps - self.warmup_steps)
+        if self.type == "linear":
+            return self.lr * max(0, self.total_steps - step) / decay_steps
+        return self.lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - self.warmup_steps) / decay_steps)))
 
 
 def make_schedule(
@@ -42,5 +44,5 @@ def make_schedule(
 ) -> Schedule:
     """The schedule of a run of `max_steps` steps, or of `epochs` epochs. Warm-up steps are rounded up."""
     total = max_steps if max_steps is not None else steps_per_epoch * (epochs or 1)
-    # The rounding to 9 digits keeps 0.1 * 30, which is 3.0000000000000004 in floats, from becoming 4 steps.
+    # The rounding to 9 digits keeps 100 * 0.07, which is 7.000000000000001 in floats, from becoming 8 steps.
     return Schedule(type, lr, total, math.ceil(round(total * warmup_ratio, 9)))
