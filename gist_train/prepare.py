@@ -108,11 +108,15 @@ def batch_plan(config: Config, corpus: Corpus) -> BatchPlan:
 
 
 def _follow(counts: Iterator[int], what: str, total: int | None, console: Console) -> None:
-    """Runs `counts` to its end behind a progress bar."""
+    """Runs `counts` to its end behind a progress bar, or between two lines where there is no terminal to draw one on."""
+    if not console.is_terminal:
+        console.print(what if total is None else f"{what}: {total:,} to do")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
         done = 0
         for done in counts:
             bar.update(task, completed=done)
         bar.update(task, total=done, completed=done)
+    if not console.is_terminal:
+        console.print(f"{what}: {done:,} done", highlight=False)

@@ -32,7 +32,7 @@ from gist_train.training.schedule import make_schedule
 from gist_train.training.signals import StopSignal
 from gist_train.training.throughput import matmul_rate, training_flops
 
-PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
+PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "tokenizers", "safetensors", "numpy")
 
 
 def run_folder(config: Config) -> Path:
@@ -118,6 +118,11 @@ def train(config: Config, *, resume: str, timeout: float | None, console: Consol
             _retire(run, config)
         accelerator.wait_for_everyone()
 
+    def measure(step: int) -> None:
+        if main and tasks:
+            append_figures(run, step, evaluate(student.with_max_length(config.evaluation.max_length), tasks))
+        accelerator.wait_for_everyone()
+
     saved, signal_number = progress.step, 0
     log_folder = run if main else None
     with (
@@ -125,16 +130,16 @@ def train(config: Config, *, resume: str, timeout: float | None, console: Consol
         StopSignal() as signals,
         _Display(console, progress.step, stop) as display,
     ):
+        if config.evaluation.every and origin is None:
+            measure(0)
         for record in steps(training, progress.step, stop):
             flops = training_flops(student.encoder, record.groups) * accelerator.num_processes
             display.show(record, log.add(record, flops, rate * accelerator.num_processes))
             signal_number = largest_over_ranks(signals.received(), accelerator.device)
             if record.step % config.checkpoint.every == 0 or record.step == stop or signal_number:
                 save(saved := record.step)
-            if tasks and config.evaluation.every and record.step % config.evaluation.every == 0:
-                if main:
-                    append_figures(run, record.step, evaluate(student, tasks))
-                accelerator.wait_for_everyone()
+            if config.evaluation.every and record.step % config.evaluation.every == 0:
+                measure(record.step)
             if signal_number:
                 break
     accelerator.end_training()

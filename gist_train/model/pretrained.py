@@ -62,9 +62,9 @@ class Pretrained:
         self.encoder.train(training)
         return out
 
-    def with_max_length(self, max_length: int) -> "Pretrained":
-        """The same model, cutting texts at `max_length` tokens."""
-        return replace(self, max_length=max_length)
+    def with_max_length(self, max_length: int | None) -> "Pretrained":
+        """The same model, cutting texts at `max_length` tokens; None for as it stands."""
+        return self if max_length is None else replace(self, max_length=max_length)
 
     def tokenizer_fingerprint(self) -> str:
         """32 hex digits over all that decides the token ids of a text."""

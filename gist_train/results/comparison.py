@@ -36,9 +36,7 @@ def compare(config: Config, run: Path, *, models: Sequence[str], steps: Sequence
             raise no_such_step(run, step, saved)
 
     def figures_of(model: Pretrained) -> Figures:
-        if config.evaluation.max_length is not None:
-            model = model.with_max_length(config.evaluation.max_length)
-        return evaluate(model, tasks)
+        return evaluate(model.with_max_length(config.evaluation.max_length), tasks)
 
     def figures_of_step(step: int) -> Figures:
         folder = checkpoint_folder(run, step)

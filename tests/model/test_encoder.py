@@ -1,0 +1,418 @@
+"""The packed encoder against its slow, obvious twin: padded texts, a mask, transformers' own attention, plain pooling.
+
+Legend: N texts, T their tokens in all, D the width of an embedding.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import BertConfig, BertModel, CamembertConfig, CamembertModel, MPNetConfig, MPNetModel
+from transformers import RobertaConfig, RobertaModel, XLMRobertaConfig, XLMRobertaModel
+
+from gist_train.config.schema import ModelConfig
+from gist_train.model.attention import PackedLengths, packed_attention
+from gist_train.model.dropout import Dropout, use_cheap_dropout
+from gist_train.model.encoder import CPU_BATCH_TOKENS, Encoder, embed, pack
+from gist_train.model.pretrained import load_student
+
+PACKED_FAMILIES: dict[str, tuple[Any, Any]] = {
+    "bert": (BertConfig, BertModel),
+    "roberta": (RobertaConfig, RobertaModel),
+    "xlm-roberta": (XLMRobertaConfig, XLMRobertaModel),
+    "camembert": (CamembertConfig, CamembertModel),
+}
+VOCABULARY = 50
+LENGTHS = {
+    "mixed": (3, 7, 1, 7, 12, 3, 3, 9),
+    "one text": (6,),
+    "one token": (1,),
+    "all equal": (5, 5, 5, 5),
+    "very unlike": (1, 60, 2, 60, 1),
+    "descending": (9, 8, 7, 6),
+    # More tokens in all than the model has positions.
+    "many": tuple(range(1, 30)),
+}
+
+
+def transformer_of(family: str, attention: str = "eager", *, pad: int = 1, dropout: float = 0.0) -> Any:
+    """A tiny transformer; the same arguments give the same weights whatever the attention."""
+    config_class, model_class = {**PACKED_FAMILIES, "mpnet": (MPNetConfig, MPNetModel)}[family]
+    torch.manual_seed(0)
+    config = config_class(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=24,
+        max_position_embeddings=70,
+        pad_token_id=pad,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        type_vocab_size=2 if family == "bert" else 1,
+        # Weights of transformers' own scale leave attention all but uniform: errors in it would hide.
+        initializer_range=0.3,
+    )
+    model = model_class(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.1)
+    if family != "mpnet":
+        model.set_attn_implementation(attention)
+    return model
+
+
+def texts_of(lengths: Sequence[int], seed: int = 0) -> list[np.ndarray]:
+    """Random token ids, none of them a padding id."""
+    draw = np.random.default_rng(seed)
+    return [draw.integers(5, VOCABULARY, length).astype(np.int32) for length in lengths]
+
+
+def padded_twin(transformer: Any, texts: Sequence[np.ndarray], pooling: str, normalized: bool, device: str = "cpu") -> Tensor:
+    """(N, D): what everybody does, written out."""
+    longest = max(map(len, texts))
+    pad = transformer.config.pad_token_id
+    ids = torch.tensor([text.tolist() + [pad] * (longest - len(text)) for text in texts], device=device)
+    mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts], device=device)
+    hidden = transformer(input_ids=ids, attention_mask=mask).last_hidden_state
+    rows = []
+    for row, text in zip(hidden, texts, strict=True):
+        vector = row[0] if pooling == "cls" else sum(row[i] for i in range(len(text))) / len(text)
+        rows.append(vector / vector.norm() if normalized else vector)
+    return torch.stack(rows)
+
+
+def gradients(module: nn.Module, out: Tensor) -> dict[str, Tensor]:
+    """Of a scalar in which every number of the embeddings has its own weight, by name of the weight."""
+    module.zero_grad(set_to_none=True)
+    generator = torch.Generator().manual_seed(9)
+    (out.float() * torch.randn(out.shape, generator=generator).to(out.device)).sum().backward()
+    return {name.removeprefix("transformer."): p.grad for name, p in module.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor], *, tolerance: float = 1e-5) -> None:
+    """Every weight has one, and it differs by `tolerance` of the largest number in it at most."""
+    assert ours.keys() == theirs.keys()
+    assert len(ours) > 20
+    for name, gradient in theirs.items():
+        # The gradient of a key's bias is 0: what both give there is rounding.
+        scale = max(gradient.abs().max().item(), 1e-2)
+        assert (ours[name].cpu() - gradient.cpu()).abs().max().item() <= tolerance * scale, name
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", PACKED_FAMILIES)
+def test_packed_equals_padded(family, attention, pooling, normalized):
+    """A position that counts on from the text before, a token that sees its neighbour's, or a mean over another text's
+    tokens: each still trains, only worse. RoBERTa's positions begin after the padding id."""
+    texts = texts_of(LENGTHS["mixed"])
+    twin = transformer_of(family, attention).eval()
+    encoder = Encoder(transformer_of(family), pooling=pooling, normalized=normalized).eval()
+    assert encoder.packed
+    expected, ours = padded_twin(twin, texts, pooling, normalized), encoder(pack(texts))
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, expected, rtol=2e-6, atol=2e-6)
+    assert_same_gradients(gradients(encoder, ours), gradients(twin, expected))
+
+
+@pytest.mark.parametrize("pad", [0, 1, 3])
+@pytest.mark.parametrize("family", PACKED_FAMILIES)
+def test_padding_ids(family, pad):
+    """RoBERTa's first position follows from the padding id; a constant 2 would be right for one tokenizer only."""
+    texts = texts_of(LENGTHS["mixed"])
+    expected = padded_twin(transformer_of(family, pad=pad).eval(), texts, "mean", True)
+    ours = Encoder(transformer_of(family, pad=pad), pooling="mean", normalized=True).eval()(pack(texts))
+    torch.testing.assert_close(ours, expected, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_lengths(lengths, pooling):
+    """One text, one token, equal lengths, lengths far apart, more tokens than positions: each groups texts in its own way."""
+    texts = texts_of(LENGTHS[lengths])
+    twin = transformer_of("bert").eval()
+    encoder = Encoder(transformer_of("bert"), pooling=pooling, normalized=True).eval()
+    expected, ours = padded_twin(twin, texts, pooling, True), encoder(pack(texts))
+    torch.testing.assert_close(ours, expected, rtol=2e-6, atol=2e-6)
+    assert_same_gradients(gradients(encoder, ours), gradients(twin, expected))
+
+
+def test_order_of_texts_does_not_matter():
+    """Texts are sorted by length inside: an embedding that comes out in the sorted order belongs to another text."""
+    texts = texts_of(LENGTHS["mixed"])
+    encoder = Encoder(transformer_of("bert"), pooling="mean", normalized=True).eval()
+    expected = encoder(pack(texts))
+    weights = torch.randn(expected.shape)
+    (expected * weights).sum().backward()
+    before = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
+    order = np.random.default_rng(1).permutation(len(texts)).tolist()
+    encoder.zero_grad()
+    ours = encoder(pack([texts[i] for i in order]))
+    torch.testing.assert_close(ours, expected[order], rtol=2e-6, atol=2e-6)
+    (ours * weights[order]).sum().backward()
+    assert_same_gradients({name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}, before)
+
+
+def test_pack_lays_texts_end_to_end():
+    """The layout that attention and pooling rely on, written out for three texts."""
+    packed = pack([np.array([7, 8, 9]), np.array([5]), np.array([1, 2, 3])])
+    assert packed.input_ids.tolist() == [[5, 7, 8, 9, 1, 2, 3]]
+    assert packed.positions.tolist() == [[0, 0, 1, 2, 0, 1, 2]]
+    assert packed.lengths.groups == ((1, 1), (2, 3))
+    assert packed.lengths.sizes == [1, 6]
+    assert packed.lengths.longest == 3
+    assert packed.lengths.cumulative.tolist() == [0, 1, 4, 7]
+    assert packed.lengths.cumulative.dtype == torch.int32
+    assert packed.restore.tolist() == [1, 0, 2]
+
+
+# Whole models: against sentence-transformers.
+
+TEXTS = ["a", "my card was declined", "  How do I top up?\n", "x" * 300, "word " * 200, "exchange rate, please", "ÄÖ ñ 日本"]
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "mpnet"])
+def test_equals_sentence_transformers(make_model, family, pooling, normalize):
+    """Special tokens, truncation, pooling or normalisation that differ from what the saved model does when others open it
+    make a model that trains on other embeddings than it is used for."""
+    folder = str(make_model(family, pooling=pooling, normalize=normalize))
+    model = load_student(ModelConfig(name=folder))
+    assert model.encoder.normalized == normalize
+    ours = model.encode(TEXTS)
+    theirs = SentenceTransformer(folder, device="cpu").encode(TEXTS, normalize_embeddings=False)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_mpnet_is_padded_and_says_so_once(make_model, caplog):
+    """A family that can't run packed must not run wrongly packed, and who waits for it must learn why: in one line, not in
+    one per forward."""
+    with caplog.at_level(logging.INFO, "gist_train"):
+        model = load_student(ModelConfig(name=str(make_model("mpnet"))))
+        model.encode(TEXTS)
+        model.encode(TEXTS)
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("gist_train")]
+    assert "mpnet" in line
+    assert "padded" in line
+    assert not model.encoder.packed
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_padded_gradients(pooling):
+    """The fallback scatters tokens into a padded matrix and takes them out again: both have a backward pass to lose."""
+    texts = texts_of(LENGTHS["mixed"])
+    twin = transformer_of("mpnet").eval()
+    encoder = Encoder(transformer_of("mpnet"), pooling=pooling, normalized=True).eval()
+    expected, ours = padded_twin(twin, texts, pooling, True), encoder(pack(texts))
+    torch.testing.assert_close(ours, expected, rtol=2e-6, atol=2e-6)
+    assert_same_gradients(gradients(encoder, ours), gradients(twin, expected))
+
+
+def test_decoders_are_not_packed():
+    """Packed attention sees both ways: a causal model of a known family must not get it."""
+    transformer = transformer_of("bert")
+    transformer.config.is_decoder = True
+    assert not Encoder(transformer, pooling="mean", normalized=True).packed
+
+
+# Attention alone.
+
+
+def qkv(tokens: int, heads: int = 2, width: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, heads, tokens, width) for _ in range(3))
+    return q, k, v
+
+
+def lengths_of(*groups: tuple[int, int]) -> PackedLengths:
+    flat = [length for count, length in groups for _ in range(count)]
+    return PackedLengths(tuple(groups), torch.tensor([0, *np.cumsum(flat)], dtype=torch.int32))
+
+
+@pytest.mark.parametrize("scaling", [None, 0.3])
+@pytest.mark.parametrize("dropout", [0.0, 1e-9])
+def test_attention_equals_a_block_diagonal_mask(scaling, dropout):
+    """The path with dropout is written out by hand: at a rate that rounds to nothing it must be the other path. A scale that
+    one of them ignores would change the model between training and evaluation."""
+    packed = lengths_of((2, 1), (1, 3), (2, 4))
+    owner = torch.repeat_interleave(torch.arange(5), packed.cumulative.diff())
+    q, k, v = (x.requires_grad_() for x in qkv(len(owner)))
+    ours, nothing = packed_attention(nn.Module(), q, k, v, None, packed=packed, dropout=dropout, scaling=scaling)
+    expected = scaled_dot_product_attention(q, k, v, attn_mask=owner[:, None] == owner[None, :], scale=scaling).transpose(1, 2)
+    assert nothing is None
+    torch.testing.assert_close(ours, expected, rtol=2e-6, atol=2e-6)
+    weights = torch.randn(ours.shape)
+    for a, b in zip(
+        torch.autograd.grad((ours * weights).sum(), (q, k, v)),
+        torch.autograd.grad((expected * weights).sum(), (q, k, v)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_mask_is_refused():
+    """A mask that is taken and not looked at would let a token see padding, or the future."""
+    q, k, v = qkv(3)
+    with pytest.raises(ValueError, match="no attention mask"):
+        packed_attention(nn.Module(), q, k, v, torch.ones(1, 1, 3, 3), packed=lengths_of((1, 3)))
+
+
+def test_attention_dropout_has_its_rate():
+    """With values of one-hot rows the output is the weights themselves: a share p of them is 0, the others are divided by
+    1 - p, so that the mean over many draws is attention without dropout."""
+    length, p = 16, 0.3
+    q, k, _ = qkv(8 * length, heads=4, width=length)
+    v = torch.eye(length).repeat(8, 1).expand(1, 4, -1, -1)
+    packed = lengths_of((8, length))
+    plain, _ = packed_attention(nn.Module(), q, k, v, None, packed=packed)
+    torch.manual_seed(0)
+    draws = torch.stack([packed_attention(nn.Module(), q, k, v, None, packed=packed, dropout=p)[0] for _ in range(200)])
+    assert (draws == 0).float().mean().item() == pytest.approx(p, abs=1e-3)
+    kept = draws != 0
+    torch.testing.assert_close(draws[kept], (plain / (1 - p)).expand_as(draws)[kept], rtol=1e-4, atol=1e-6)
+    assert (draws.mean(0) - plain).abs().max() < 0.2
+    assert (draws.mean(0) - plain).mean().abs() < 1e-3
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta"])
+def test_attention_dropout_reaches_the_model_in_training_only(monkeypatch, family):
+    """The rate comes from the attention's dropout module, and the model's mode decides: a rate that gets lost on the way
+    trains without attention dropout, one that stays in evaluation makes embeddings depend on chance."""
+    rates: list[float] = []
+    monkeypatch.setattr("gist_train.model.attention.cheap_dropout", lambda x, p: rates.append(p) or x)
+    encoder = Encoder(transformer_of(family, dropout=0.2), pooling="mean", normalized=True)
+    use_cheap_dropout(encoder.transformer, None)
+    for module in encoder.modules():
+        if isinstance(module, Dropout):
+            module.p = 0.15 if module.p else 0.0
+    texts = pack(texts_of((3, 3, 5)))
+    encoder.eval()(texts)
+    assert rates == []
+    encoder.train()(texts)
+    assert rates == [0.15] * 4  # 2 layers of 2 lengths
+
+
+def test_dropout_is_off_in_eval_and_on_in_training():
+    """Two forwards of an evaluated model are the same to the bit, two of a trained one are not, unless the seed is the same."""
+    encoder = Encoder(transformer_of("bert", dropout=0.2), pooling="mean", normalized=True)
+    use_cheap_dropout(encoder.transformer, None)
+    texts = pack(texts_of(LENGTHS["mixed"]))
+
+    def seeded(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return encoder(texts)
+
+    encoder.eval()
+    assert torch.equal(seeded(0), seeded(1))
+    encoder.train()
+    assert torch.equal(seeded(0), seeded(0))
+    assert not torch.allclose(seeded(0), seeded(1))
+
+
+# Many texts.
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 7, 20, 10_000])
+def test_embed_in_batches(batch_tokens):
+    """An index that comes twice or never leaves an embedding that is somebody else's, or was never written; a batch above the
+    limit runs out of memory on the longest texts, hours in."""
+    texts = texts_of([3, 9, 1, 30, 9, 9, 2, 4, 4, 1])
+    encoder = Encoder(transformer_of("bert"), pooling="mean", normalized=True).eval()
+    expected = torch.cat([encoder(pack([text])) for text in texts]).detach().numpy()
+    seen: list[int] = []
+    for indices, embeddings in embed(encoder, texts, batch_tokens):
+        tokens = sum(len(texts[i]) for i in indices)
+        assert tokens <= batch_tokens or len(indices) == 1
+        assert embeddings.dtype == np.float32
+        np.testing.assert_allclose(embeddings, expected[indices], rtol=2e-6, atol=2e-6)
+        seen += indices.tolist()
+    assert sorted(seen) == list(range(len(texts)))
+
+
+def test_embed_takes_the_longest_first():
+    """What does not fit in memory must show in the first batch, not in the last."""
+    texts = texts_of([3, 9, 1, 30, 9])
+    encoder = Encoder(transformer_of("bert"), pooling="cls", normalized=True).eval()
+    longest = [max(len(texts[i]) for i in indices) for indices, _ in embed(encoder, texts, 12)]
+    assert longest == sorted(longest, reverse=True)
+    assert longest[0] == 30
+
+
+def test_embed_bounds_a_batch_on_the_cpu():
+    """A limit meant for a GPU falls out of a CPU's caches."""
+    texts = texts_of([60] * 140)
+    encoder = Encoder(transformer_of("bert"), pooling="cls", normalized=True).eval()
+    sizes = [60 * len(indices) for indices, _ in embed(encoder, texts, 1_000_000)]
+    assert sum(sizes) == 60 * 140
+    assert max(sizes) <= CPU_BATCH_TOKENS < sum(sizes)
+
+
+def test_embed_nothing(make_model):
+    """A corpus that has all its embeddings asks for none."""
+    encoder = Encoder(transformer_of("bert"), pooling="mean", normalized=True)
+    assert list(embed(encoder, [], 512)) == []
+    model = load_student(ModelConfig(name=str(make_model())))
+    assert model.encode([]).shape == (0, 32)
+
+
+def test_encode_gives_the_mode_back(make_model):
+    """An evaluation in the middle of a training must not leave dropout off for the rest of it."""
+    model = load_student(ModelConfig(name=str(make_model())))
+    for training in (True, False):
+        model.encoder.train(training)
+        first = model.encode(TEXTS)
+        assert model.encoder.training is training
+        assert all(module.training is training for module in model.encoder.modules())
+        np.testing.assert_array_equal(first, model.encode(TEXTS))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 6e-2)], ids=["float32", "bf16 and flash attention"]
+)
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_cuda_equals_the_cpu(pooling, dtype, tolerance):
+    """The flash path reads borders from `cumulative`, not from `groups`: both must say the same, forwards and backwards."""
+    texts = texts_of(LENGTHS["mixed"] + LENGTHS["very unlike"])
+
+    def build() -> Encoder:
+        return Encoder(transformer_of("bert"), pooling=pooling, normalized=True).eval()
+
+    cpu, gpu = build(), build().to("cuda")
+    expected = cpu(pack(texts))
+    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+        ours = gpu(pack(texts).to(torch.device("cuda")))
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.cpu(), expected, rtol=0, atol=tolerance)
+    theirs, own = gradients(cpu, expected), gradients(gpu, ours)
+    assert own.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        # In bf16 single numbers are off by some percent; the direction of a weight's whole gradient is not.
+        if gradient.norm() > 1e-3:
+            assert (own[name].cpu() - gradient).norm() <= 3 * tolerance * gradient.norm(), name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cuda_attention_dropout(dtype):
+    """The flash operator has its own dropout: its mean over many draws is attention without it, and draws differ."""
+    packed = lengths_of((4, 5), (4, 16))
+    cumulative = packed.cumulative.cuda()
+    packed = PackedLengths(packed.groups, cumulative)
+    q, k, v = (x.to("cuda", dtype) for x in qkv(84, heads=4, width=16))
+    plain, _ = packed_attention(nn.Module(), q, k, v, None, packed=packed)
+    draws = torch.stack([packed_attention(nn.Module(), q, k, v, None, packed=packed, dropout=0.2)[0].float() for _ in range(500)])
+    assert draws.std(0).mean() > 0.05
+    assert (draws.mean(0) - plain.float()).abs().mean() < 0.03

@@ -1,0 +1,176 @@
+"""Runs of the package for tests: the command line in this process, and real processes that cost 0.2 s to start in place of 7."""
+
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from gist_train import cli
+from gist_train.config.schema import Config
+from gist_train.model.pretrained import Pretrained, load_student
+from gist_train.prepare import batch_plan, prepare_corpus, prepare_guide, prepare_tokens
+from gist_train.train import _optimizer
+from gist_train.training.checkpoint import STATE, checkpoint_folder
+from gist_train.training.distributed import make_accelerator
+from gist_train.training.loop import Training
+from gist_train.training.schedule import make_schedule
+
+QUIET = Console(quiet=True)
+MEASURED = ("time", "tokens_per_second", "mfu")
+"""Columns of metrics.jsonl that the clock decides; all others are a function of the config and the data."""
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["running"])
+PATIENCE = 120.0
+"""Seconds after which a process counts as hanging."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def gist(*words: object) -> Ended:
+    """`gist-train WORDS` in this process. Any exception that is no message to the user comes through, as a traceback would."""
+    out, err = io.StringIO(), io.StringIO()
+    argv = ["gist-train", *map(str, words)]
+    with mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl without what the clock decides."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in row.items() if key not in MEASURED} for row in rows]
+
+
+def tensors(run: Path, step: int) -> dict[str, Tensor]:
+    """Weights and moments of a checkpoint."""
+    folder = checkpoint_folder(run, step)
+    return {**load_file(folder / "model.safetensors"), **load_file(folder / STATE)}
+
+
+def assert_same_run(found: Path, expected: Path, step: int) -> None:
+    """Every weight, moment and row of metrics is the same, bit for bit."""
+    ours, theirs = tensors(found, step), tensors(expected, step)
+    assert ours.keys() == theirs.keys()
+    assert len(ours) > 60  # of the tiny model: weights, and two moments of each that is trained
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert metrics(found) == metrics(expected)
+
+
+def training_of(config: Config) -> tuple[Training, Pretrained, torch.optim.AdamW]:
+    """What `train` hands to the loop, the student and its optimizer, at step 0."""
+    accelerator, _ = make_accelerator(config.training.precision, 60.0)
+    student = load_student(config.model)
+    corpus = prepare_corpus(config, QUIET)
+    tokens = prepare_tokens(corpus, student, QUIET)
+    guide = prepare_guide(config, corpus, accelerator.device, QUIET)
+    plan = batch_plan(config, corpus)
+    schedule = make_schedule(
+        config.schedule.type,
+        config.optimizer.lr,
+        config.schedule.warmup_ratio,
+        steps_per_epoch=plan.steps_per_epoch,
+        epochs=config.training.epochs,
+        max_steps=config.training.max_steps,
+    )
+    adamw = _optimizer(student, config.optimizer)
+    model, optimizer = accelerator.prepare(nn.Sequential(student.encoder), adamw)
+    seed, clip = config.training.seed, config.training.grad_clip
+    return (
+        Training(accelerator, model, optimizer, schedule, plan, corpus, tokens, guide, config.loss, clip, seed),
+        student,
+        adamw,
+    )
+
+
+def in_processes(count: int, function: Callable[..., Any], *args: Any) -> list[tuple[int, Any]]:
+    """Calls `function(*args)` in `count` processes and returns (world size, result) of each, in rank order.
+
+    `function` starts gloo through an Accelerator of its own. Tensors don't travel: return numpy arrays.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pipes = [_SERVER.Pipe(duplex=False) for _ in range(count)]
+    processes = [
+        _SERVER.Process(target=_as_rank, args=(function, args, rank, count, port, pipes[rank][1])) for rank in range(count)
+    ]
+    for process in processes:
+        process.start()
+    results: list[tuple[int, Any]] = []
+    try:
+        for rank, (receiving, sending) in enumerate(pipes):
+            sending.close()
+            if not receiving.poll(PATIENCE):
+                raise TimeoutError(f"rank {rank} of {count} says nothing")
+            worked, result = receiving.recv()
+            if not worked:
+                raise AssertionError(f"rank {rank} of {count}:\n{result}")
+            results.append(result)
+    finally:
+        for process in processes:
+            process.join(5 if len(results) == count else 0)
+            process.kill()
+    return results
+
+
+def _as_rank(function: Callable[..., Any], args: Sequence[Any], rank: int, count: int, port: int, sending: Any) -> None:
+    here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in here.items()}, MASTER_ADDR="127.0.0.1", ACCELERATE_USE_CPU="true")
+    torch.set_num_threads(1)
+    try:
+        result = function(*args)
+        size = dist.get_world_size() if dist.is_initialized() else 1
+        sending.send((True, (size, result)))
+        if dist.is_initialized():
+            dist.barrier()
+            dist.destroy_process_group()
+    except BaseException:
+        sending.send((False, traceback.format_exc()))
+
+
+def exit_code_of(function: Callable[..., Any], *args: Any) -> int | None:
+    """Calls `function(*args)` in a process of its own and returns its exit code, -9 where it was killed."""
+    process = _SERVER.Process(target=_alone, args=(function, args))
+    process.start()
+    process.join(PATIENCE)
+    code = process.exitcode
+    process.kill()
+    return code
+
+
+def _alone(function: Callable[..., Any], args: Sequence[Any]) -> NoReturn:
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    torch.set_num_threads(1)
+    sys.exit(function(*args))
+
+
+def copied(run: Path, name: str) -> Path:
+    """A copy of a run folder beside it, as if its YAML had that name."""
+    return Path(shutil.copytree(run, run.with_name(name)))

@@ -1,0 +1,218 @@
+"""Two processes of 8 against one of 16: in loss, in every weight's gradient and in what three steps of training make of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from running import QUIET, gist, in_processes, metrics, training_of
+
+from gist_train.config.loading import load_config
+from gist_train.train import train
+from gist_train.training.checkpoint import saved_steps
+from gist_train.training.distributed import gather_with_gradient, make_accelerator, share
+from gist_train.training.loop import steps
+from gist_train.training.runlog import RunLog
+
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
+STEPS = 3
+# A weight whose gradient is zero but for rounding, such as a key's bias, would move by the whole rate under the usual 1e-8.
+CALM = {"lr": 1e-3, "eps": 1e-3}
+
+
+def trained(path, overrides):
+    """What three steps give: losses, norms, masked shares, tokens, gradients at step 1 before clipping, weights at the end."""
+    config = load_config(path, overrides)
+    training, student, adamw = training_of(config)
+    named = dict(student.encoder.transformer.named_parameters())
+    gradients = []
+    adamw.register_step_pre_hook(
+        lambda *_: gradients.append({name: p.grad.numpy().copy() for name, p in named.items() if p.grad is not None})
+    )
+    records = list(steps(training, 0, STEPS))
+    assert len(gradients) == STEPS
+    return {
+        "loss": [record.loss for record in records],
+        "grad_norm": [record.grad_norm for record in records],
+        "masked": [list(record.masked.values()) for record in records],
+        "tokens": [record.tokens for record in records],
+        "groups": [sum(count for count, _ in record.groups) for record in records],
+        "gradients": gradients[0],
+        "weights": {name: p.detach().numpy().copy() for name, p in named.items()},
+    }
+
+
+def assert_same_training(found, expected):
+    for key in ("loss", "grad_norm", "masked"):
+        assert np.asarray(found[key]) == pytest.approx(np.asarray(expected[key]), rel=1e-5, abs=1e-5), key
+    for key, count in (("gradients", 35), ("weights", 37)):
+        assert len(found[key]) == len(expected[key]) >= count
+        for name, values in expected[key].items():
+            scale = max(1.0, float(np.abs(values).max()))
+            assert np.abs(found[key][name] - values).max() <= 1e-5 * scale, (key, name)
+
+
+def assert_same_over(processes, path, overrides):
+    """Trains in one process and in `processes`, compares every rank's result, and returns the texts each rank read."""
+    alone = trained(path, overrides)
+    assert any(np.abs(values).max() > 1e-3 for values in alone["gradients"].values())
+    found = in_processes(processes, trained, path, overrides)
+    assert [size for size, _ in found] == [processes] * processes
+    for _, rank in found:
+        assert_same_training(rank, alone)
+    return [rank["groups"] for _, rank in found], alone["groups"]
+
+
+@pytest.fixture
+def config_of(write_config, make_model):
+    """Writes a run without dropout; `clip` off leaves the gradients as they were."""
+
+    def write(batch_size=16, guide="store", **loss):
+        sections = {} if guide == "store" else {"guide": guide}
+        return write_config(
+            model={"name": str(make_model(dropout=0.0))},
+            training={"batch_size": batch_size, "max_steps": STEPS, "precision": "float32", "grad_clip": None},
+            optimizer=CALM,
+            schedule={"type": "constant", "warmup_ratio": 0.0},
+            loss=loss,
+            **sections,
+        )
+
+    return write
+
+
+@pytest.mark.parametrize("guide", ["store", "self", None])
+def test_two_processes_of_8_are_one_of_16(config_of, guide):
+    """A rank offset that is forgotten masks the wrong positive and still trains, only worse; gradients that are averaged where
+    they should be summed halve the learning rate. Rows have 0 to 3 negatives, so that the ranks' pools differ."""
+    texts, alone = assert_same_over(2, config_of(guide=guide), [])
+    assert [a + b for a, b in zip(*texts, strict=True)] == alone
+    assert any(a != b for a, b in zip(*texts, strict=True))
+
+
+def test_rows_that_do_not_divide_are_shared_all_the_same(config_of):
+    """7 rows are 3 + 4: a padded or repeated row would be its own false negative, a dropped one would go unseen."""
+    texts, alone = assert_same_over(2, config_of(7), [])
+    assert [a + b for a, b in zip(*texts, strict=True)] == alone
+
+
+@pytest.mark.parametrize("guide", ["store", None])
+def test_a_rank_without_rows_takes_part(config_of, guide):
+    """A batch of 1 leaves rank 0 without a row: if it stayed away from a collective, both would wait for ever."""
+    texts, alone = assert_same_over(2, config_of(1, guide), [])
+    assert texts == [[1, 1, 1], alone]  # rank 0 reads one text of which nothing is used
+
+
+def test_blocks_change_nothing_over_processes(config_of):
+    """Blocks of 3 rows over two processes of 8: the first row of a block counts the rows of the ranks before."""
+    assert_same_over(2, config_of(16, block_size=3, margin=0.05, margin_strategy="relative"), [])
+
+
+def test_clipping_sees_the_whole_gradient(config_of):
+    """A norm taken over one rank's share clips each rank by another factor."""
+    assert_same_over(2, config_of(16), ["training.grad_clip=0.1"])
+
+
+@pytest.mark.parametrize("batch_size", [7, 1])
+def test_three_processes_are_one(config_of, batch_size):
+    """2 + 2 + 3 rows and 0 + 0 + 1: with more than two ranks an offset of one rank is no offset of all before."""
+    assert_same_over(3, config_of(batch_size), [])
+
+
+def gathered(sizes):
+    accelerator, _ = make_accelerator("float32", 60.0)
+    rank, total = accelerator.process_index, sum(sizes)
+    x = torch.arange(sizes[rank] * 2.0).view(-1, 2) + 100 * rank
+    x.requires_grad_(True)
+    parts = gather_with_gradient(x, sizes)
+    seen = torch.cat(parts)
+    weights = torch.arange(total * 2.0).view(-1, 2) + 1000.0 * (rank + 1)
+    (seen * weights).sum().backward()
+    return seen.detach().numpy(), x.grad.numpy()
+
+
+@pytest.mark.parametrize("sizes", [[3, 2], [0, 2], [2, 0], [4, 1, 3]])
+def test_a_gather_of_unlike_sizes_sums_gradients(sizes):
+    """gloo and NCCL gather equal sizes alone, and torch's own backward averages or sums depending on who wraps it."""
+    found = in_processes(len(sizes), gathered, sizes)
+    assert [size for size, _ in found] == [len(sizes)] * len(sizes)
+    expected = np.concatenate([np.arange(n * 2.0).reshape(-1, 2) + 100 * rank for rank, n in enumerate(sizes)])
+    ranks = len(sizes)
+    gradient = ranks * np.arange(sum(sizes) * 2.0).reshape(-1, 2) + 1000.0 * sum(range(1, ranks + 1))
+    bounds = np.cumsum([0, *sizes])
+    for rank, (_, (seen, own)) in enumerate(found):
+        assert np.array_equal(seen, expected)
+        assert np.array_equal(own, gradient[bounds[rank] : bounds[rank + 1]])
+
+
+def test_one_process_gathers_itself():
+    """Without a process group there is nothing to gather, and no copy to make."""
+    x = torch.ones(2, 3, requires_grad=True)
+    assert gather_with_gradient(x, [2])[0] is x
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 7, 16])
+def test_every_row_is_computed_once(processes):
+    """A row that two ranks compute counts twice; one that none computes is lost."""
+    for count in range(40):
+        shares = [share(count, rank, processes) for rank in range(processes)]
+        assert [row for start, stop in shares for row in range(start, stop)] == list(range(count))
+        assert max(stop - start for start, stop in shares) - min(stop - start for start, stop in shares) <= 1
+
+
+def stopped(path):
+    """Trains until rank 1 alone gets SIGTERM after step 5; the launcher would send it to both, at two moments."""
+    add = RunLog.add
+
+    def add_and_be_told(log, record, *args):
+        if dist.get_rank() == 1 and record.step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return add(log, record, *args)
+
+    with mock.patch.object(RunLog, "add", add_and_be_told):
+        return train(load_config(path), resume="auto", timeout=60, console=QUIET)
+
+
+def test_ranks_stop_at_the_same_step(write_config, tmp_path):
+    """A rank that stops by itself leaves the others waiting in a collective, and no checkpoint."""
+    path = write_config(training={"batch_size": 8, "max_steps": 12, "precision": "float32"})
+    found = in_processes(2, stopped, path)
+    assert found == [(2, 143), (2, 143)]
+    assert saved_steps(tmp_path / "runs" / "run") == [4, 5]
+
+
+def test_accelerate_launch_starts_two(write_config, make_model, tmp_path):
+    """`accelerate launch --cpu` starts one process and says nothing: what was started is told first, and written down."""
+    model = {"name": str(make_model()), "dropout": 0.0}
+    training = {"batch_size": 16, "max_steps": 8, "precision": "float32"}
+    two = write_config("two", model=model, training=training, optimizer=CALM)
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    ports = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    ended = subprocess.run(
+        [sys.executable, *launch, *ports, "-m", "gist_train", "train", str(two)],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert ended.returncode == 0, ended.stderr
+    told = [line for line in ended.stderr.splitlines() if line.startswith("gist-train ")]
+    assert len(told) == 1
+    assert "2 processes on cpu" in told[0]
+    assert ended.stderr.count("8 steps of 16 triplets") == 1
+    assert ended.stderr.count("done: step 8 of 8") == 1
+    run = tmp_path / "runs" / "two"
+    assert json.loads((run / "run.json").read_text())["processes"] == 2
+
+    assert gist("train", write_config("one", model=model, training=training, optimizer=CALM)).code == 0
+    alone = metrics(tmp_path / "runs" / "one")
+    assert [row["step"] for row in alone] == list(range(1, 9))
+    for found, expected in zip(metrics(run), alone, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
