@@ -4,7 +4,8 @@ import hashlib
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,27 +13,30 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from gist_train import __version__
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.loading import resolved_yaml
-from gist_train.config.schema import Config, OptimizerConfig, mathematics
+from gist_train.config.schema import Config, GuideConfig, OptimizerConfig, mathematics
 from gist_train.data.files import read_json, write_json, write_text
 from gist_train.model.pretrained import Pretrained, load_student
 from gist_train.prepare import batch_plan, prepare_corpus, prepare_guide, prepare_tokens
-from gist_train.results.evaluation import evaluate, load_tasks
+from gist_train.results.evaluation import LoadedTask, evaluate, load_tasks
 from gist_train.results.figures import append_figures
 from gist_train.training import checkpoint as checkpoints
+from gist_train.training.checkpoint import Progress
+from gist_train.training.display import Display
 from gist_train.training.distributed import largest_over_ranks, make_accelerator
-from gist_train.training.loop import GuideLookup, StepRecord, Training, steps
+from gist_train.training.loop import GuideLookup, Training, steps
 from gist_train.training.runlog import RunLog
 from gist_train.training.schedule import make_schedule
 from gist_train.training.signals import StopSignal
 from gist_train.training.throughput import matmul_rate, training_flops
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "tokenizers", "safetensors", "numpy")
+
+MEND_CHANGE = "set it back, or give this training a name of its own"
 
 
 def run_folder(config: Config) -> Path:
@@ -52,15 +56,48 @@ def train(config: Config, *, resume: str, timeout: float | None, console: Consol
         NonFiniteError: loss or gradient is not finite.
     """
     accelerator, note = make_accelerator(config.training.precision, timeout)
-    main = accelerator.is_main_process
-    console.quiet = console.quiet or not main
+    console.quiet = console.quiet or not accelerator.is_main_process
     console.print(_first_line(accelerator))
     if note:
         console.print(note)
     run = run_folder(config)
     origin = _checkpoint_to_start_from(run, resume)
     tasks = load_tasks(config.evaluation.tasks)
+    manifest = _verified(origin, config) if origin is not None else None  # before the guide is put to work
+    job = _open(config, accelerator, console)
+    progress = Progress(0, 0.0, 0)
+    if origin is not None and manifest is not None:
+        _verify_content(origin, manifest, job.facts)
+        checkpoints.load_checkpoint(origin, job.student, job.adamw)
+        progress = Progress(manifest["step"], manifest["loss_sum"], manifest["loss_steps"])
+    console.print(_plan_lines(config, job, progress.step))
+    if accelerator.is_main_process:
+        _describe(run, config, accelerator, job.facts)
+    signal_number = _drive(config, job, run, progress, tasks, console)
+    accelerator.end_training()
+    if signal_number:
+        console.print("stopped with a checkpoint written; the same command goes on from there")
+        return 128 + signal_number
+    console.print(f"done: step {job.stop:,} of {job.training.schedule.total_steps:,}: {run}")
+    return 0
 
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A config, opened."""
+
+    student: Pretrained
+    adamw: torch.optim.AdamW
+    """The optimizer inside `training.optimizer`, whose moments a checkpoint holds."""
+    training: Training
+    stop: int
+    """Step after which the run ends."""
+    facts: dict[str, Any]
+    """What a resume compares."""
+
+
+def _open(config: Config, accelerator: Accelerator, console: Console) -> _Job:
+    """Models, corpus, guide store, plan and optimizer, prepared where no run has prepared them yet."""
     student = load_student(config.model)
     corpus = prepare_corpus(config, console)
     tokens = prepare_tokens(corpus, student, console)
@@ -74,47 +111,35 @@ def train(config: Config, *, resume: str, timeout: float | None, console: Consol
         epochs=config.training.epochs,
         max_steps=config.training.max_steps,
     )
-    stop = min(schedule.total_steps, config.training.stop_at_step or schedule.total_steps)
-    facts = _facts(config, corpus.fingerprint, guide, accelerator.num_processes)
-    progress = checkpoints.Progress(0, 0.0, 0)
-    if origin is not None:
-        progress = _verify(origin, facts)
-    console.print(
-        _plan_lines(
-            config,
-            corpus.row_count,
-            plan.counts(plan.epoch_of(progress.step + 1)).left_out,
-            schedule.total_steps,
-            progress.step,
-            stop,
-        )
-    )
-
     adamw = _optimizer(student, config.optimizer)
     # Wrapped once more, so that accelerate's patches (autocast) stay off the encoder that is evaluated and saved.
     model, optimizer = accelerator.prepare(nn.Sequential(student.encoder), adamw)
-    if origin is not None:
-        checkpoints.load_checkpoint(origin, student, adamw)
-    if main:
-        _describe(run, config, accelerator, facts)
     training = Training(
-        accelerator,
-        model,
-        optimizer,
-        schedule,
-        plan,
-        corpus,
-        tokens,
-        guide,
-        config.loss,
-        config.training.grad_clip,
-        config.training.seed,
+        accelerator=accelerator,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        plan=plan,
+        corpus=corpus,
+        tokens=tokens,
+        guide=guide,
+        loss=config.loss,
+        grad_clip=config.training.grad_clip,
+        seed=config.training.seed,
     )
+    stop = min(schedule.total_steps, config.training.stop_at_step or schedule.total_steps)
+    return _Job(student, adamw, training, stop, _facts(config, corpus.fingerprint, guide, accelerator.num_processes))
+
+
+def _drive(config: Config, job: _Job, run: Path, progress: Progress, tasks: Sequence[LoadedTask], console: Console) -> int:
+    """Takes the steps that are left; logs, saves and evaluates when they are due. Returns the signal that stopped it, or 0."""
+    accelerator, student = job.training.accelerator, job.student
+    main, processes = accelerator.is_main_process, accelerator.num_processes
     rate = matmul_rate(student.encoder, 2048, torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32)
 
     def save(step: int) -> None:
         if main:
-            checkpoints.save_checkpoint(run, student, adamw, log.progress(step), facts)
+            checkpoints.save_checkpoint(run, student, job.adamw, log.progress(step), job.facts)
             _retire(run, config)
         accelerator.wait_for_everyone()
 
@@ -123,30 +148,23 @@ def train(config: Config, *, resume: str, timeout: float | None, console: Consol
             append_figures(run, step, evaluate(student.with_max_length(config.evaluation.max_length), tasks))
         accelerator.wait_for_everyone()
 
-    saved, signal_number = progress.step, 0
-    log_folder = run if main else None
     with (
-        RunLog(log_folder, config.name, config.tracking, config.model_dump(mode="json"), progress) as log,
+        RunLog(run if main else None, config.name, config.tracking, config.model_dump(mode="json"), progress) as log,
         StopSignal() as signals,
-        _Display(console, progress.step, stop) as display,
+        Display(console, progress.step, job.stop) as display,
     ):
-        if config.evaluation.every and origin is None:
+        if config.evaluation.every and progress.step == 0:
             measure(0)
-        for record in steps(training, progress.step, stop):
-            flops = training_flops(student.encoder, record.groups) * accelerator.num_processes
-            display.show(record, log.add(record, flops, rate * accelerator.num_processes))
+        for record in steps(job.training, progress.step, job.stop):
+            flops = training_flops(student.encoder, record.groups) * processes
+            display.show(record, log.add(record, flops, rate * processes))
             signal_number = largest_over_ranks(signals.received(), accelerator.device)
-            if record.step % config.checkpoint.every == 0 or record.step == stop or signal_number:
-                save(saved := record.step)
+            if record.step % config.checkpoint.every == 0 or record.step == job.stop or signal_number:
+                save(record.step)
             if config.evaluation.every and record.step % config.evaluation.every == 0:
                 measure(record.step)
             if signal_number:
-                break
-    accelerator.end_training()
-    if signal_number:
-        console.print(f"stopped at step {saved:,} with its checkpoint written; the same command goes on from there")
-        return 128 + signal_number
-    console.print(f"done: step {stop:,} of {schedule.total_steps:,}, {checkpoints.checkpoint_folder(run, stop)}")
+                return signal_number
     return 0
 
 
@@ -159,12 +177,15 @@ def _first_line(accelerator: Accelerator) -> str:
     )
 
 
-def _plan_lines(config: Config, rows: int, left_out: int, total: int, done: int, stop: int) -> str:
-    guide = config.guide if config.guide is None or isinstance(config.guide, str) else config.guide.name
+def _plan_lines(config: Config, job: _Job, done: int) -> str:
+    counts = job.training.plan.counts(job.training.plan.epoch_of(done + 1))
+    total = job.training.schedule.total_steps
+    guide = config.guide.name if isinstance(config.guide, GuideConfig) else config.guide or "none"
+    shared = f", {counts.shared_text:,} beside a row with the same text" if counts.shared_text else ""
     going = f", going on from step {done:,}" if done else ""
-    ends = f", stopping at {stop:,}" if stop < total else ""
+    ends = f", stopping at {job.stop:,}" if job.stop < total else ""
     return (
-        f"{rows:,} rows, {left_out:,} of them in no batch of this epoch; guide: {guide or 'none'}\n"
+        f"{counts.rows:,} rows, {counts.left_out:,} of them in no batch of this epoch{shared}; guide: {guide}\n"
         f"{total:,} steps of {config.training.batch_size} triplets{going}{ends}"
     )
 
@@ -207,27 +228,33 @@ def _checkpoint_to_start_from(run: Path, resume: str) -> Path | None:
     return checkpoints.checkpoint_to_resume(run, None if resume == "auto" else int(resume))
 
 
-def _verify(origin: Path, facts: dict[str, Any]) -> checkpoints.Progress:
-    """The progress that a checkpoint holds, if it was made by the same mathematics.
+def _verified(origin: Path, config: Config) -> dict[str, Any]:
+    """The manifest of a checkpoint that is whole and was made by the same mathematics.
 
     Raises:
-        UserError: it is damaged, or config, data or guide changed since; every field is named.
+        UserError: it is damaged, or the config changed since; every field is named.
     """
     manifest = checkpoints.verified_manifest(origin)
-    was, now = manifest["mathematics"], facts["mathematics"]
-    mend = "set it back, or give this training a name of its own"
+    was, now = manifest["mathematics"], mathematics(config)
     faults = [
-        Fault(key, shown(now.get(key, "nothing")), f"{shown(was.get(key, 'nothing'))}, as in {origin}", mend)
+        Fault(key, shown(now.get(key, "nothing")), f"{shown(was.get(key, 'nothing'))}, as in {origin}", MEND_CHANGE)
         for key in sorted(was.keys() | now.keys())
         if was.get(key) != now.get(key)
     ]
-    for key, name in (("corpus", "data.train"), ("guide", "guide.name")):
-        if not faults and manifest[key] != facts[key]:
-            found = f"other content: {key} fingerprint {facts[key]}"
-            faults.append(Fault(name, found, f"{manifest[key]}, as in {origin}", mend.replace("set it", "put the files")))
     if faults:
         raise UserError(*faults)
-    return checkpoints.Progress(manifest["step"], manifest["loss_sum"], manifest["loss_steps"])
+    return manifest
+
+
+def _verify_content(origin: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Raises UserError where the same config names other data or another guide than the checkpoint was made with."""
+    faults = [
+        Fault(name, f"other content, of fingerprint {facts[key]}", f"{manifest[key]}, as in {origin}", MEND_CHANGE)
+        for key, name in (("corpus", "data.train"), ("guide", "guide.name"))
+        if manifest[key] != facts[key]
+    ]
+    if faults:
+        raise UserError(*faults)
 
 
 def _describe(run: Path, config: Config, accelerator: Accelerator, facts: dict[str, Any]) -> None:
@@ -257,36 +284,3 @@ def _retire(run: Path, config: Config) -> None:
     selected = read_json(run / "selected.json")["step"] if (run / "selected.json").exists() else None
     kept: Callable[[int], bool] = lambda step: step == selected or (around is not None and abs(step - around) <= window)  # noqa: E731
     checkpoints.retire_checkpoints(run, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every, kept=kept)
-
-
-class _Display:
-    """Step, loss, tokens per second and time left: a bar on a terminal, a line per row of metrics elsewhere."""
-
-    def __init__(self, console: Console, start: int, stop: int):
-        self._console, self._stop = console, stop
-        columns = (
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s"),
-            TimeRemainingColumn(),
-        )
-        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task: TaskID = self._bar.add_task("training", total=stop, completed=start, loss="-", speed="-")
-
-    def __enter__(self) -> "_Display":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def show(self, record: StepRecord, row: dict[str, Any] | None) -> None:
-        """Takes a step in, and the row of metrics that was due after it."""
-        speed = record.tokens / record.seconds
-        self._bar.update(self._task, completed=record.step, loss=f"{record.loss:.4f}", speed=f"{speed:,.0f}")
-        if row is not None and not self._console.is_terminal:
-            self._console.print(
-                f"step {record.step:,}/{self._stop:,}  loss {row['loss_mean']:.4f}  {row['tokens_per_second']:,.0f} tokens/s",
-                highlight=False,
-            )

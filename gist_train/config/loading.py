@@ -1,28 +1,22 @@
 """YAML and `--set` -> a Config, or all faults at once.
 
 Text becomes plain values that remember where they were written (`_plain`, `_override`); pydantic judges the values; each of its
-errors becomes one Fault in the user's words (`_fault`).
+errors becomes one Fault in the user's words (`faults.py`).
 """
 
 import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
 from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.faults import KeyPath, Origins, dotted, fault_of, found_words, where_written
 from gist_train.config.schema import Config
 
 _MAX_DEPTH = 50
-
-_Path: TypeAlias = tuple[str | int, ...]
-# Where the value at a path was written: the file and the line in it, or the `--set`.
-_Origins: TypeAlias = dict[_Path, tuple[str, int | None]]
 
 # The scalars of YAML 1.2's core schema. PyYAML's own are 1.1's, which read 1e-5 as text, `no` as false, 1:30 as 90 and 010 as 8.
 _SCALARS = {
@@ -74,7 +68,7 @@ for _kind, (_pattern, _first) in _SCALARS.items():
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """The config in the YAML file at `path`, changed by `overrides` (`key.sub=value`); UserError names every fault there is."""
     faults: list[Fault] = []
-    origins: _Origins = {(): (str(path), None)}
+    origins: Origins = {(): (str(path), None)}
     values = _read_file(path, faults, origins)
     for override in overrides:
         _override(override, values, faults, origins)
@@ -83,7 +77,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        faults += [_fault(details, origins) for details in error.errors(include_url=False)]
+        faults += [fault_of(details, origins) for details in error.errors(include_url=False)]
     if faults:
         raise UserError(*faults)
     return config
@@ -94,7 +88,7 @@ def resolved_yaml(config: Config) -> str:
     return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
-def _read_file(path: Path, faults: list[Fault], origins: _Origins) -> dict[str, object] | None:
+def _read_file(path: Path, faults: list[Fault], origins: Origins) -> dict[str, object] | None:
     """The file's mapping, or None and a fault."""
     where, a_file, a_mapping = str(path), "a YAML file, in UTF-8", "a mapping with at least name, model and data"
     from_a_recipe = "start from a copy of one of the recipes in configs/"
@@ -117,7 +111,7 @@ def _read_file(path: Path, faults: list[Fault], origins: _Origins) -> dict[str, 
             faults.append(Fault(where, "a list", a_mapping, f"write key: value, without a dash before it; or {from_a_recipe}"))
         elif isinstance(node, yaml.ScalarNode):
             faults.append(
-                Fault(where, _found(node.value), a_mapping, f"write key: value, a space after the colon; or {from_a_recipe}")
+                Fault(where, found_words(node.value), a_mapping, f"write key: value, a space after the colon; or {from_a_recipe}")
             )
         elif not faults:
             faults.append(Fault(where, "an empty file", a_mapping, from_a_recipe))
@@ -150,7 +144,7 @@ def _compose(text: str, where: str, faults: list[Fault]) -> yaml.Node | None:
     return None
 
 
-def _plain(node: yaml.Node, path: _Path, where: str, faults: list[Fault], origins: _Origins) -> Any:
+def _plain(node: yaml.Node, path: KeyPath, where: str, faults: list[Fault], origins: Origins) -> Any:
     """`node` as dict, list or scalar; notes where each value was written, and a fault for each key that can't be one."""
 
     def origin(written: yaml.Node) -> tuple[str, int | None]:
@@ -169,13 +163,13 @@ def _plain(node: yaml.Node, path: _Path, where: str, faults: list[Fault], origin
             values[key] = _plain(value_node, (*path, key), where, faults, origins)
             continue
         at = (*path, key_node.value if isinstance(key_node, yaml.ScalarNode) else "?")
-        here = _where(at, {at: origin(key_node)})
+        here = where_written(at, {at: origin(key_node)})
         if isinstance(key, str):
             line = origins[*path, key][1]
             found = "the same key a second time" + (f" (first on line {line})" if line else "")
             faults.append(Fault(here, found, "every key once", "remove one of the two"))
         else:
-            found = _found(key) if isinstance(key_node, yaml.ScalarNode) else "a list or a mapping as a key"
+            found = found_words(key) if isinstance(key_node, yaml.ScalarNode) else "a list or a mapping as a key"
             faults.append(Fault(here, found, "a key that is text", "correct the key; if it is meant as text, put it in quotes"))
     return values
 
@@ -194,7 +188,7 @@ def _scalar(node: yaml.Node) -> str | int | float | bool | None:
     return text
 
 
-def _override(override: str, values: dict[str, object] | None, faults: list[Fault], origins: _Origins) -> None:
+def _override(override: str, values: dict[str, object] | None, faults: list[Fault], origins: Origins) -> None:
     """Puts the value of `key.sub=value` in its place in `values` (None: only looks whether it can be read)."""
     where = f"--set {override}" if len(override) <= 80 else f"--set {override[:79]}…"
     key, equals, text = override.partition("=")
@@ -207,18 +201,18 @@ def _override(override: str, values: dict[str, object] | None, faults: list[Faul
     node = _compose(text, where, faults)
     if len(faults) > before or values is None:
         return
-    path: _Path = ()
+    path: KeyPath = ()
     parts = re.findall(r"[\w-]+", key)
     spot: Any = values
     for part, after in zip(parts, [*parts[1:], None], strict=True):
         if isinstance(spot, list):
             if not part.isdecimal() or int(part) >= len(spot):
                 allowed = f"a number from 0 to {len(spot) - 1}" if spot else "nothing: the list is empty"
-                faults.append(Fault(f"{where}: {_dotted(path)}", shown(part), allowed, "count the items of the list from 0"))
+                faults.append(Fault(f"{where}: {dotted(path)}", shown(part), allowed, "count the items of the list from 0"))
                 return
         elif not isinstance(spot, dict):
-            mend = f"set the whole of it: --set '{_dotted(path)}={{{part}: ...}}'"
-            faults.append(Fault(f"{where}: {_dotted(path)}", _found(spot), "a mapping or a list, to set something in it", mend))
+            mend = f"set the whole of it: --set '{dotted(path)}={{{part}: ...}}'"
+            faults.append(Fault(f"{where}: {dotted(path)}", found_words(spot), "a mapping or a list to set it in", mend))
             return
         step: str | int = int(part) if isinstance(spot, list) else part
         path = (*path, step)
@@ -231,123 +225,3 @@ def _override(override: str, values: dict[str, object] | None, faults: list[Faul
         del origins[replaced]
     origins[path] = (where, None)
     spot[path[-1]] = None if node is None else _plain(node, path, where, faults, origins)
-
-
-def _fault(error: ErrorDetails, origins: _Origins) -> Fault:
-    """One error of pydantic in the user's words."""
-    kind, given = error["type"], error["input"]
-    if kind == "extra_forbidden":
-        path, hint, _ = _trace(error["loc"][:-1])
-        key, keys = str(error["loc"][-1]), list(_models(hint)[0].model_fields)
-        return Fault(_where((*path, key), origins), f'an unknown key, "{key}"', _joined(keys), _mend_key(key, keys))
-    path, hint, about = _trace(error["loc"])
-    words = _words(hint)
-    if kind.startswith("union_tag_") and isinstance(given, dict):
-        tag_key = _tag_field(_models(hint)[0])
-        path, words, about = (*path, tag_key), [_tag(model) for model in _models(hint)], "it decides which other keys there are"
-        kind, given = ("literal_error", given[tag_key]) if tag_key in given else ("missing", None)
-    found = "nothing" if kind == "missing" else _found(given)
-    mend = f"choose an allowed value: {about}"
-    if kind == "missing":
-        mend = f"add the key {path[-1]}: {about}"
-    elif kind == "value_error":
-        mend = str(error["ctx"]["error"])
-    elif isinstance(given, str) and (close := get_close_matches(given.lower(), words, 1)):
-        mend = f'did you mean "{close[0]}"?'
-    elif (
-        kind in ("int_type", "float_type") and isinstance(given, str) and re.fullmatch(r"[-+]?[0-9_.,]+([eE][-+]?[0-9]+)?", given)
-    ):
-        mend = "write the number without quotes, underscores and commas"
-    elif kind == "string_type" and isinstance(given, int | float):
-        mend = "put the text in quotes"
-    return Fault(_where(path, origins), found, _joined(words), mend)
-
-
-def _mend_key(key: str, keys: list[str]) -> str:
-    if close := get_close_matches(key, keys, 1):
-        return f'did you mean "{close[0]}"?'
-    sections = [name for name in Config.model_fields if any(key in model.model_fields for model in _models(_hints(Config)[name]))]
-    return f"did you mean {_joined([f'{section}.{key}' for section in sections])}?" if sections else "remove the key"
-
-
-def _trace(loc: tuple[int | str, ...]) -> tuple[_Path, Any, str]:
-    """Path, type and docstring of what pydantic's `loc` points at; the path leaves out unions' tags, which no user wrote."""
-    path: _Path = ()
-    hint: Any = Config
-    about = ""
-    for part in loc:
-        if isinstance(part, int):
-            path = (*path, part)
-            hint = next(get_args(option)[0] for option in _options(hint) if get_origin(option) is list)
-            continue
-        models = _models(hint)
-        if len(models) > 1:
-            hint = next(model for model in models if _tag(model) == part)
-        elif part in models[0].model_fields:
-            path = (*path, part)
-            hint, about = _hints(models[0])[part], models[0].model_fields[part].description or ""
-        else:  # the tag of a union with one model in it
-            hint = models[0]
-    return path, hint, about
-
-
-def _hints(model: type[BaseModel]) -> dict[str, Any]:
-    return get_type_hints(model, include_extras=True)
-
-
-def _options(hint: Any) -> list[Any]:
-    """The alternatives of a type."""
-    if get_origin(hint) is Annotated:
-        return _options(get_args(hint)[0])
-    if get_origin(hint) in (Union, UnionType):
-        return [option for alternative in get_args(hint) for option in _options(alternative)]
-    return [hint]
-
-
-def _models(hint: Any) -> list[type[BaseModel]]:
-    return [option for option in _options(hint) if isinstance(option, type) and issubclass(option, BaseModel)]
-
-
-def _tag_field(model: type[BaseModel]) -> str:
-    """The field that tells the models of a union apart: it stands first."""
-    return next(iter(model.model_fields))
-
-
-def _tag(model: type[BaseModel]) -> str:
-    return str(model.model_fields[_tag_field(model)].default)
-
-
-def _words(hint: Any) -> list[str]:
-    """What a type allows, one entry an alternative."""
-    if get_origin(hint) is Annotated:
-        return [extra for extra in get_args(hint)[1:] if isinstance(extra, str)] or _words(get_args(hint)[0])
-    if get_origin(hint) in (Union, UnionType):
-        return [word for alternative in get_args(hint) for word in _words(alternative)]
-    if get_origin(hint) is Literal:
-        return [str(value) for value in get_args(hint)]
-    if models := _models(hint):
-        return [f"a mapping (keys: {', '.join(models[0].model_fields)})"]
-    return {bool: ["true", "false"], int: ["a whole number"], float: ["a finite number"], str: ["text"], type(None): ["null"]}[
-        hint
-    ]
-
-
-def _joined(words: Sequence[str]) -> str:
-    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-
-
-def _found(value: object) -> str:
-    """`value` as YAML writes it, in characters that any terminal takes."""
-    words = {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else shown(value)
-    return words.encode(errors="backslashreplace").decode()
-
-
-def _dotted(path: _Path) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
-
-
-def _where(path: _Path, origins: _Origins) -> str:
-    """File or `--set`, path and line: those of the nearest level above where the path itself was not written."""
-    written = next(path[:length] for length in range(len(path), -1, -1) if path[:length] in origins)
-    source, line = origins[written]
-    return f"{source}: {_dotted(path)}" + (f" (line {line})" if line else "")

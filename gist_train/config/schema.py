@@ -4,60 +4,31 @@ A string inside `Annotated` is what an error message says is allowed there. The 
 with its unit, and is shown in error messages too.
 """
 
-import re
-from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationInfo,
-    field_validator,
-    model_validator,
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
+
+from gist_train.config.evaluation import EvaluationConfig
+from gist_train.config.fields import (
+    BatchTokens,
+    BelowOne,
+    Betas,
+    Count,
+    CountOrZero,
+    FolderName,
+    Layers,
+    MaxLength,
+    Positive,
+    PositiveOrZero,
+    Section,
+    Seed,
+    Share,
+    Text,
 )
+from gist_train.config.sources import Source
 
 
-def _plain_folder_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in (".", ".."):
-        raise ValueError("write a name that can stand as one folder: no spaces, slashes or other signs")
-    return name
-
-
-def _ascending(layers: list[int]) -> list[int]:
-    if any(later <= earlier for earlier, later in pairwise(layers)):
-        raise ValueError("sort the layer numbers and name each once")
-    return layers
-
-
-Text = Annotated[str, Field(min_length=1), "text that is not empty"]
-FolderName = Annotated[str, AfterValidator(_plain_folder_name), "letters, digits and . _ - only; not . or .."]
-Count = Annotated[int, Field(ge=1), "a whole number of at least 1"]
-CountOrZero = Annotated[int, Field(ge=0), "a whole number of at least 0"]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1), f"a whole number from 0 to {2**32 - 1}"]
-MaxLength = Annotated[int, Field(ge=8), "a whole number of at least 8"]
-BatchTokens = Annotated[int, Field(ge=512), "a whole number of at least 512"]
-Positive = Annotated[float, Field(gt=0), "a number above 0"]
-PositiveOrZero = Annotated[float, Field(ge=0), "a number of at least 0"]
-Share = Annotated[float, Field(ge=0, le=1), "a number from 0 to 1"]
-BelowOne = Annotated[float, Field(ge=0, lt=1), "a number of at least 0 and below 1"]
-Layers = Annotated[
-    list[CountOrZero],
-    Field(min_length=1),
-    AfterValidator(_ascending),
-    "a list of layer numbers from 0, ascending, each once, at least one",
-]
-Betas = Annotated[list[BelowOne], Field(min_length=2, max_length=2), "a list of two numbers of at least 0 and below 1"]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The student: the model that is trained."""
 
     name: Text
@@ -76,7 +47,7 @@ class ModelConfig(_Section):
     """Whether Python code from the model's repository may run."""
 
 
-class GuideConfig(_Section):
+class GuideConfig(Section):
     """The guide: a frozen model that decides which candidates may serve as negatives."""
 
     name: Text
@@ -97,83 +68,7 @@ class GuideConfig(_Section):
     """Whether Python code from the guide's repository may run."""
 
 
-class Columns(_Section):
-    """What the columns of a file are called; null = the usual names are looked for."""
-
-    anchor: Text | None = None
-    """Column of the anchor (the query)."""
-    positive: Text | None = None
-    """Column of the positive: one text or a list of them."""
-    negative: Text | None = None
-    """Column of the negative: one text or a list of them."""
-    task: Text | None = None
-    """Column of the task's name."""
-
-
-class Prompts(_Section):
-    """Text the student reads before the texts of each column."""
-
-    anchor: str = ""
-    """Text before every anchor."""
-    positive: str = ""
-    """Text before every positive."""
-    negative: str = ""
-    """Text before every negative."""
-
-
-class TableSource(_Section):
-    """What all sources of rows with named columns share."""
-
-    source: str
-    """Format of the source."""
-    path: Text
-    """File, or a pattern such as data/*.jsonl, relative to the folder where the command runs."""
-    columns: Columns | None = None
-    """Names of the columns; null = the usual names are looked for."""
-    task: Text | None = None
-    """Task of all rows; null = as the file says, else the file's name."""
-    prompts: Prompts | None = None
-    """Text the student reads before the texts; null = none."""
-
-
-class JsonlSource(TableSource):
-    """JSON Lines: one object a row."""
-
-    source: Literal["jsonl"] = "jsonl"
-    """Format of the source."""
-
-
-class CsvSource(TableSource):
-    """CSV with a header."""
-
-    source: Literal["csv"] = "csv"
-    """Format of the source."""
-
-
-class ParquetSource(TableSource):
-    """Parquet."""
-
-    source: Literal["parquet"] = "parquet"
-    """Format of the source."""
-
-
-class MediSource(_Section):
-    """A JSON file in MEDI's format: query, pos, neg as [instruction, text], and task_name."""
-
-    source: Literal["medi"] = "medi"
-    """Format of the source."""
-    path: Text
-    """File, relative to the folder where the command runs."""
-
-
-Source = Annotated[
-    JsonlSource | CsvSource | ParquetSource | MediSource,
-    Field(discriminator="source"),
-    "a mapping with a key source: jsonl, csv, parquet or medi",
-]
-
-
-class DataConfig(_Section):
+class DataConfig(Section):
     """Training rows and how batches are cut from them."""
 
     train: Annotated[list[Source], Field(min_length=1), "a list of sources, at least one"]
@@ -186,7 +81,7 @@ class DataConfig(_Section):
     """What to do with a row that can't be used."""
 
 
-class LossConfig(_Section):
+class LossConfig(Section):
     """The guided contrastive loss."""
 
     temperature: Positive = 0.01
@@ -207,7 +102,7 @@ class LossConfig(_Section):
     """Rows per block of the loss; null = whole; changes speed and memory only."""
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """Length, size and precision of the training."""
 
     batch_size: Count = 16
@@ -253,7 +148,7 @@ class TrainingConfig(_Section):
         return stop_at_step
 
 
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
     """AdamW."""
 
     lr: Positive = 5e-6
@@ -266,7 +161,7 @@ class OptimizerConfig(_Section):
     """Decoupled weight decay, times the learning rate each step."""
 
 
-class ScheduleConfig(_Section):
+class ScheduleConfig(Section):
     """The learning rate over the steps."""
 
     type: Literal["linear", "cosine", "constant"] = "linear"
@@ -275,7 +170,7 @@ class ScheduleConfig(_Section):
     """Share of all steps that warm up, rounded up to whole steps."""
 
 
-class CheckpointConfig(_Section):
+class CheckpointConfig(Section):
     """When checkpoints are written and which are kept."""
 
     every: Count = 500
@@ -286,97 +181,7 @@ class CheckpointConfig(_Section):
     """Checkpoints at multiples of this step are kept for good; null = none."""
 
 
-class StsColumns(_Section):
-    """Columns of a file of scored pairs."""
-
-    text1: Text = "sentence1"
-    """Column of the first text."""
-    text2: Text = "sentence2"
-    """Column of the second text."""
-    score: Text = "score"
-    """Column of the human score."""
-
-
-class ClassificationColumns(_Section):
-    """Columns of a file of labelled texts."""
-
-    text: Text = "text"
-    """Column of the text."""
-    label: Text = "label"
-    """Column of the label."""
-
-
-class StsTask(_Section):
-    """Semantic textual similarity: rank correlation with human scores."""
-
-    type: Literal["sts"] = "sts"
-    """Kind of the task."""
-    name: FolderName
-    """Name of the task, the first part of its figures' names."""
-    path: Text
-    """File of scored pairs."""
-    columns: StsColumns = StsColumns()
-    """Names of the file's columns."""
-
-
-class RetrievalTask(_Section):
-    """Retrieval over a folder of corpus, queries and judgements."""
-
-    type: Literal["retrieval"] = "retrieval"
-    """Kind of the task."""
-    name: FolderName
-    """Name of the task, the first part of its figures' names."""
-    path: Text
-    """Folder in BEIR's or the flat layout."""
-    split: Text = "test"
-    """Which queries and judgements of the folder."""
-
-
-class ClassificationTask(_Section):
-    """A linear classifier fitted on the embeddings of `train`, judged on `test`."""
-
-    type: Literal["classification"] = "classification"
-    """Kind of the task."""
-    name: FolderName
-    """Name of the task, the first part of its figures' names."""
-    train: Text
-    """File the classifier is fitted on."""
-    test: Text
-    """File it is judged on."""
-    columns: ClassificationColumns = ClassificationColumns()
-    """Names of the columns of both files."""
-    per_class: Count | None = None
-    """Rows per class drawn from train with a seed; null = all rows."""
-
-
-EvaluationTask = Annotated[
-    StsTask | RetrievalTask | ClassificationTask,
-    Field(discriminator="type"),
-    "a mapping with a key type: sts, retrieval or classification",
-]
-
-
-class EvaluationConfig(_Section):
-    """Which tasks judge the model, and when."""
-
-    every: CountOrZero = 0
-    """Optimizer steps between two evaluations; 0 = only when asked."""
-    max_length: MaxLength | None = None
-    """Tokens a text is cut to; null = as the evaluated model says."""
-    tasks: Annotated[list[EvaluationTask], "a list of tasks, each with a name of its own"] = Field(default=[])
-    """The tasks."""
-
-    @field_validator("tasks")
-    @classmethod
-    def _names_are_unique(cls, tasks: list[EvaluationTask]) -> list[EvaluationTask]:
-        names = [task.name for task in tasks]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"give each task a name of its own; used more than once: {', '.join(twice)}")
-        return tasks
-
-
-class SelectionConfig(_Section):
+class SelectionConfig(Section):
     """Which checkpoints are kept for the choice of the final one."""
 
     around: Count | None = None
@@ -385,7 +190,7 @@ class SelectionConfig(_Section):
     """Optimizer steps to either side of `around`."""
 
 
-class WandbConfig(_Section):
+class WandbConfig(Section):
     """Weights & Biases."""
 
     project: Text
@@ -396,7 +201,7 @@ class WandbConfig(_Section):
     """User or team; null = the account's default."""
 
 
-class TrackingConfig(_Section):
+class TrackingConfig(Section):
     """Where metrics go besides metrics.jsonl."""
 
     log_every: Count = 50
@@ -420,7 +225,7 @@ Guide = Annotated[
 ]
 
 
-class Config(_Section):
+class Config(Section):
     """The whole YAML of a run."""
 
     name: FolderName

@@ -39,14 +39,17 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """A folder to fill that becomes `target` when the block ends well, all its bytes on the disk; else nothing is left.
 
+    Args:
+        replace: whether a folder that stands at `target` gives way, once the new one is whole.
+
     Raises:
-        FileExistsError: `target` exists already.
+        FileExistsError: `target` exists already, and is not to be replaced.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
+    if target.exists() and not replace:
         raise FileExistsError(target)
     beside = target.with_name(f".{target.name}.partial")
     # Left by a process that was killed: nobody else writes here, or the caller holds the lock.
@@ -57,8 +60,13 @@ def whole_folder(target: Path) -> Iterator[Path]:
         for path in sorted(beside.rglob("*"), reverse=True):
             sync(path)
         sync(beside)
+        replaced = target.with_name(f".{target.name}.replaced")
+        if target.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            target.rename(replaced)
         beside.rename(target)
         sync(target.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise

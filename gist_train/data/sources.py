@@ -22,7 +22,7 @@ from typing import Any, cast
 import ijson  # type: ignore[import-untyped]
 
 from gist_train.config.errors import Fault, UserError, shown
-from gist_train.config.schema import CsvSource, JsonlSource, MediSource, ParquetSource, Source
+from gist_train.config.sources import CsvSource, JsonlSource, MediSource, ParquetSource, Source
 
 Wanted = list[tuple[str, ...]]  # by field, the names its column may have: the one that the config names, or the aliases
 Columns = tuple[str | None, ...]  # by field, the column that holds it; None where the file has none

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyp
 from sklearn.metrics import accuracy_score, f1_score, ndcg_score  # type: ignore[import-untyped]
 
 from gist_train.config.errors import Fault, UserError
-from gist_train.config.schema import ClassificationTask, EvaluationTask, RetrievalTask, StsTask
+from gist_train.config.evaluation import ClassificationTask, EvaluationTask, RetrievalTask, StsTask
 from gist_train.results.tasks import (
     LoadedClassification,
     LoadedRetrieval,

@@ -30,20 +30,9 @@ def export_model(run: Path, step: int | None, to: Path) -> Path:
         raise UserError(
             Fault("--to", f"{to}, which holds something else", "a new folder, or an earlier export", "name another folder")
         )
-    replaced = to.with_name(f".{to.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if to.exists():
-        to.rename(replaced)
-    try:
-        with whole_folder(to) as partial:
-            left_out = shutil.ignore_patterns(MANIFEST, STATE)
-            shutil.copytree(origin, partial, ignore=left_out, dirs_exist_ok=True)
-            (partial / "README.md").write_text(model_card(run, manifest), encoding="utf-8")
-    except BaseException:
-        if replaced.exists():
-            replaced.rename(to)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
+    with whole_folder(to, replace=True) as partial:
+        shutil.copytree(origin, partial, ignore=shutil.ignore_patterns(MANIFEST, STATE), dirs_exist_ok=True)
+        (partial / "README.md").write_text(model_card(run, manifest), encoding="utf-8")
     return to
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gist_train.config.errors import Fault, shown
-from gist_train.config.schema import ClassificationTask, RetrievalTask, StsTask
+from gist_train.config.evaluation import ClassificationTask, RetrievalTask, StsTask
 
 FAULTS_PER_FILE = 10
 """Bad rows told of one file; of the others the number."""

@@ -59,20 +59,10 @@ def save_checkpoint(
         facts: what a resume compares (`mathematics`, fingerprints), kept in the manifest.
     """
     folder = checkpoint_folder(run, progress.step)
-    replaced = folder.with_name(f".{folder.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
-        folder.rename(replaced)
-    try:
-        with whole_folder(folder) as partial:
-            student.save(partial)
-            save_file(_moments(student, optimizer), partial / STATE)
-            write_json(partial / MANIFEST, _manifest(partial, progress, facts))
-    except BaseException:
-        if replaced.exists():
-            replaced.rename(folder)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
+    with whole_folder(folder, replace=True) as partial:
+        student.save(partial)
+        save_file(_moments(student, optimizer), partial / STATE)
+        write_json(partial / MANIFEST, _manifest(partial, progress, facts))
     return folder
 
 

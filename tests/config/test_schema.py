@@ -3,10 +3,12 @@
 from typing import Any, get_args
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from gist_train.config import schema
-from gist_train.config.schema import Config, GuideConfig, JsonlSource, mathematics
+from gist_train.config import evaluation, schema, sources
+from gist_train.config.fields import Section
+from gist_train.config.schema import Config, GuideConfig, mathematics
+from gist_train.config.sources import JsonlSource
 
 
 def config(**sections: Any) -> Config:
@@ -114,9 +116,8 @@ def test_max_steps_replaces_the_default_epochs():
 
 def test_every_field_has_a_docstring_and_nothing_can_be_changed():
     """Error messages show the docstrings; a config that changes under way isn't the one that was hashed."""
-    models = [
-        item for item in vars(schema).values() if isinstance(item, type) and issubclass(item, BaseModel) and item is not BaseModel
-    ]
+    items = {item for module in (schema, sources, evaluation) for item in vars(module).values() if isinstance(item, type)}
+    models = [item for item in items if issubclass(item, Section) and item is not Section]
     fields = [(model, key, field) for model in models for key, field in model.model_fields.items()]
     assert len(models) >= 25
     assert len(fields) > 100
@@ -127,7 +128,7 @@ def test_every_field_has_a_docstring_and_nothing_can_be_changed():
 
 def test_tag_stands_first_in_every_union():
     """Error messages find the models of a union by their first field."""
-    for union, tag in ((schema.Source, "source"), (schema.EvaluationTask, "type")):
+    for union, tag in ((sources.Source, "source"), (evaluation.EvaluationTask, "type")):
         models = get_args(get_args(union)[0])
         assert [next(iter(model.model_fields)) for model in models] == [tag] * len(models)
 

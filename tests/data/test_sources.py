@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gist_train.config.errors import Fault, UserError
-from gist_train.config.schema import Columns, CsvSource, JsonlSource, MediSource, ParquetSource, Prompts
+from gist_train.config.sources import Columns, CsvSource, JsonlSource, MediSource, ParquetSource, Prompts
 from gist_train.data.sources import Row, content_hash, files_of, read_rows
 
 WHERE = "data.train[2]"

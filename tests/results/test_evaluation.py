@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gist_train.config.errors import Fault, UserError
-from gist_train.config.schema import (
+from gist_train.config.evaluation import (
     ClassificationColumns,
     ClassificationTask,
     EvaluationTask,

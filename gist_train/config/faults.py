@@ -1,0 +1,137 @@
+"""What pydantic finds wrong with a config, in the user's words: where it was written, what was found, what is allowed."""
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from gist_train.config.errors import Fault, shown
+from gist_train.config.schema import Config
+
+KeyPath: TypeAlias = tuple[str | int, ...]
+# Where the value at a path was written: the file and the line in it, or the `--set`.
+Origins: TypeAlias = dict[KeyPath, tuple[str, int | None]]
+
+
+def fault_of(error: ErrorDetails, origins: Origins) -> Fault:
+    """One error of pydantic in the user's words."""
+    kind, given = error["type"], error["input"]
+    if kind == "extra_forbidden":
+        path, hint, _ = _trace(error["loc"][:-1])
+        key, keys = str(error["loc"][-1]), list(_models(hint)[0].model_fields)
+        return Fault(where_written((*path, key), origins), f'an unknown key, "{key}"', _joined(keys), _mend_key(key, keys))
+    path, hint, about = _trace(error["loc"])
+    words = _words(hint)
+    if kind.startswith("union_tag_") and isinstance(given, dict):
+        tag_key = _tag_field(_models(hint)[0])
+        path, words, about = (*path, tag_key), [_tag(model) for model in _models(hint)], "it decides which other keys there are"
+        kind, given = ("literal_error", given[tag_key]) if tag_key in given else ("missing", None)
+    found = "nothing" if kind == "missing" else found_words(given)
+    mend = f"choose an allowed value: {about}"
+    if kind == "missing":
+        mend = f"add the key {path[-1]}: {about}"
+    elif kind == "value_error":
+        mend = str(error["ctx"]["error"])
+    elif isinstance(given, str) and (close := get_close_matches(given.lower(), words, 1)):
+        mend = f'did you mean "{close[0]}"?'
+    elif (
+        kind in ("int_type", "float_type") and isinstance(given, str) and re.fullmatch(r"[-+]?[0-9_.,]+([eE][-+]?[0-9]+)?", given)
+    ):
+        mend = "write the number without quotes, underscores and commas"
+    elif kind == "string_type" and isinstance(given, int | float):
+        mend = "put the text in quotes"
+    return Fault(where_written(path, origins), found, _joined(words), mend)
+
+
+def _mend_key(key: str, keys: list[str]) -> str:
+    if close := get_close_matches(key, keys, 1):
+        return f'did you mean "{close[0]}"?'
+    sections = [name for name in Config.model_fields if any(key in model.model_fields for model in _models(_hints(Config)[name]))]
+    return f"did you mean {_joined([f'{section}.{key}' for section in sections])}?" if sections else "remove the key"
+
+
+def _trace(loc: tuple[int | str, ...]) -> tuple[KeyPath, Any, str]:
+    """Path, type and docstring of what pydantic's `loc` points at; the path leaves out unions' tags, which no user wrote."""
+    path: KeyPath = ()
+    hint: Any = Config
+    about = ""
+    for part in loc:
+        if isinstance(part, int):
+            path = (*path, part)
+            hint = next(get_args(option)[0] for option in _options(hint) if get_origin(option) is list)
+            continue
+        models = _models(hint)
+        if len(models) > 1:
+            hint = next(model for model in models if _tag(model) == part)
+        elif part in models[0].model_fields:
+            path = (*path, part)
+            hint, about = _hints(models[0])[part], models[0].model_fields[part].description or ""
+        else:  # the tag of a union with one model in it
+            hint = models[0]
+    return path, hint, about
+
+
+def _hints(model: type[BaseModel]) -> dict[str, Any]:
+    return get_type_hints(model, include_extras=True)
+
+
+def _options(hint: Any) -> list[Any]:
+    """The alternatives of a type."""
+    if get_origin(hint) is Annotated:
+        return _options(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        return [option for alternative in get_args(hint) for option in _options(alternative)]
+    return [hint]
+
+
+def _models(hint: Any) -> list[type[BaseModel]]:
+    return [option for option in _options(hint) if isinstance(option, type) and issubclass(option, BaseModel)]
+
+
+def _tag_field(model: type[BaseModel]) -> str:
+    """The field that tells the models of a union apart: it stands first."""
+    return next(iter(model.model_fields))
+
+
+def _tag(model: type[BaseModel]) -> str:
+    return str(model.model_fields[_tag_field(model)].default)
+
+
+def _words(hint: Any) -> list[str]:
+    """What a type allows, one entry an alternative."""
+    if get_origin(hint) is Annotated:
+        return [extra for extra in get_args(hint)[1:] if isinstance(extra, str)] or _words(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        return [word for alternative in get_args(hint) for word in _words(alternative)]
+    if get_origin(hint) is Literal:
+        return [str(value) for value in get_args(hint)]
+    if models := _models(hint):
+        return [f"a mapping (keys: {', '.join(models[0].model_fields)})"]
+    return {bool: ["true", "false"], int: ["a whole number"], float: ["a finite number"], str: ["text"], type(None): ["null"]}[
+        hint
+    ]
+
+
+def _joined(words: Sequence[str]) -> str:
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def found_words(value: object) -> str:
+    """`value` as YAML writes it, in characters that any terminal takes."""
+    words = {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else shown(value)
+    return words.encode(errors="backslashreplace").decode()
+
+
+def dotted(path: KeyPath) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+
+
+def where_written(path: KeyPath, origins: Origins) -> str:
+    """File or `--set`, path and line: those of the nearest level above where the path itself was not written."""
+    written = next(path[:length] for length in range(len(path), -1, -1) if path[:length] in origins)
+    source, line = origins[written]
+    return f"{source}: {dotted(path)}" + (f" (line {line})" if line else "")

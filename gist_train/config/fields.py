@@ -1,0 +1,49 @@
+"""Kinds of values that the YAML's fields have, and what all its sections share.
+
+A string inside `Annotated` is what an error message says is allowed there. The docstring under a field says what the field is,
+with its unit, and is shown in error messages too.
+"""
+
+import re
+from itertools import pairwise
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _plain_folder_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in (".", ".."):
+        raise ValueError("write a name that can stand as one folder: no spaces, slashes or other signs")
+    return name
+
+
+def _ascending(layers: list[int]) -> list[int]:
+    if any(later <= earlier for earlier, later in pairwise(layers)):
+        raise ValueError("sort the layer numbers and name each once")
+    return layers
+
+
+Text = Annotated[str, Field(min_length=1), "text that is not empty"]
+FolderName = Annotated[str, AfterValidator(_plain_folder_name), "letters, digits and . _ - only; not . or .."]
+Count = Annotated[int, Field(ge=1), "a whole number of at least 1"]
+CountOrZero = Annotated[int, Field(ge=0), "a whole number of at least 0"]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1), f"a whole number from 0 to {2**32 - 1}"]
+MaxLength = Annotated[int, Field(ge=8), "a whole number of at least 8"]
+BatchTokens = Annotated[int, Field(ge=512), "a whole number of at least 512"]
+Positive = Annotated[float, Field(gt=0), "a number above 0"]
+PositiveOrZero = Annotated[float, Field(ge=0), "a number of at least 0"]
+Share = Annotated[float, Field(ge=0, le=1), "a number from 0 to 1"]
+BelowOne = Annotated[float, Field(ge=0, lt=1), "a number of at least 0 and below 1"]
+Layers = Annotated[
+    list[CountOrZero],
+    Field(min_length=1),
+    AfterValidator(_ascending),
+    "a list of layer numbers from 0, ascending, each once, at least one",
+]
+Betas = Annotated[list[BelowOne], Field(min_length=2, max_length=2), "a list of two numbers of at least 0 and below 1"]
+
+
+class Section(BaseModel):
+    """What all sections of the YAML share: strict, frozen, no unknown keys."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
