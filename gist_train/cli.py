@@ -134,7 +134,7 @@ def main() -> None:
     except UserError as error:
         err.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except ArithmeticError as error:
+    except (ArithmeticError, OSError) as error:
         err.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,24 +62,27 @@ def train(config: Config, *, resume: str, timeout: float | None, console: Consol
     if note:
         console.print(note)
     run = run_folder(config)
+    _refuse_missing_tracker(config)
     origin = _checkpoint_to_start_from(run, resume)
     tasks = load_tasks(config.evaluation.tasks)
     manifest = _verified(origin, config) if origin is not None else None  # before the guide is put to work
     job = _open(config, accelerator, console)
-    progress = Progress(0, 0.0, 0)
+    progress = Progress(0, 0.0, 0, 0, 0)
     if origin is not None and manifest is not None:
         _verify_content(origin, manifest, job.facts)
         checkpoints.load_checkpoint(origin, job.student, job.adamw)
-        progress = Progress(manifest["step"], manifest["loss_sum"], manifest["loss_steps"])
-    console.print(_plan_lines(config, job, progress.step))
+        progress = checkpoints.progress_of(manifest)
+    console.print(_plan_lines(config, job, progress.step), soft_wrap=True)
     if accelerator.is_main_process:
+        if aside := checkpoints.set_aside_later(run, progress.step):
+            console.print(f"going back to step {progress.step:,}: the checkpoints after it are now in {aside}", soft_wrap=True)
         _describe(run, config, accelerator, job.facts)
     signal_number = _drive(config, job, run, progress, tasks, console)
     accelerator.end_training()
     if signal_number:
         console.print("stopped with a checkpoint written; the same command goes on from there")
         return 128 + signal_number
-    console.print(f"done: step {job.stop:,} of {job.training.schedule.total_steps:,}: {run}")
+    console.print(f"done: step {job.stop:,} of {job.training.schedule.total_steps:,}: {run}", soft_wrap=True)
     return 0
 
 
@@ -137,9 +141,9 @@ def _drive(config: Config, job: _Job, run: Path, progress: Progress, tasks: Sequ
     main, processes = accelerator.is_main_process, accelerator.num_processes
     rate = matmul_rate(student.encoder, 2048, torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32)
 
-    def save(step: int) -> None:
+    def save() -> None:
         if main:
-            checkpoints.save_checkpoint(run, student, job.adamw, log.progress(step), job.facts)
+            checkpoints.save_checkpoint(run, student, job.adamw, log.progress, job.facts)
             _retire(run, config)
         accelerator.wait_for_everyone()
 
@@ -160,7 +164,7 @@ def _drive(config: Config, job: _Job, run: Path, progress: Progress, tasks: Sequ
             display.show(record, log.add(record, flops, rate * processes))
             signal_number = largest_over_ranks(signals.received(), accelerator.device)
             if record.step % config.checkpoint.every == 0 or record.step == job.stop or signal_number:
-                save(record.step)
+                save()
             if config.evaluation.every and record.step % config.evaluation.every == 0:
                 measure(record.step)
             if signal_number:
@@ -255,6 +259,12 @@ def _verify_content(origin: Path, manifest: dict[str, Any], facts: dict[str, Any
     ]
     if faults:
         raise UserError(*faults)
+
+
+def _refuse_missing_tracker(config: Config) -> None:
+    if config.tracking.wandb is not None and find_spec("wandb") is None:
+        mend = 'pip install "gist-train[wandb]", or take tracking.wandb out'
+        raise UserError(Fault("tracking.wandb", "no package wandb", "the package, which is an extra", mend))
 
 
 def _describe(run: Path, config: Config, accelerator: Accelerator, facts: dict[str, Any]) -> None:

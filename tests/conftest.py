@@ -2,6 +2,9 @@
 
 import json
 import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's package is imported: a test that would use the network fails at once
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,17 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import BertConfig, BertModel, MPNetConfig, MPNetModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
-from transformers import XLMRobertaConfig, XLMRobertaModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    MPNetConfig,
+    MPNetModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
 from transformers.utils import logging as transformers_logging
 
 transformers_logging.disable_progress_bar()
@@ -24,7 +36,6 @@ FAMILIES: dict[str, tuple[Any, Any]] = {
     "xlm-roberta": (XLMRobertaConfig, XLMRobertaModel),
     "mpnet": (MPNetConfig, MPNetModel),
 }
-os.environ["HF_HUB_OFFLINE"] = "1"  # a test that would go to the network fails at once instead
 
 MakeModel = Callable[..., Path]
 

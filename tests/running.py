@@ -35,7 +35,8 @@ QUIET = Console(quiet=True)
 MEASURED = ("time", "tokens_per_second", "mfu")
 """Columns of metrics.jsonl that the clock decides; all others are a function of the config and the data."""
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["running"])
+# The server's children have these imported when they begin. It does not know this folder, so that `running` can't stand here.
+_SERVER.set_forkserver_preload(["gist_train.cli", "gist_train.train", "gist_train.results.export", "torch._dynamo", "pytest"])
 PATIENCE = 120.0
 """Seconds after which a process counts as hanging."""
 

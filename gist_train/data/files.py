@@ -22,9 +22,13 @@ def sync(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a file beside `path`, syncs it and renames it: a reader sees the old file or the new one, never a part."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    sync(beside)
-    beside.replace(path)
+    try:
+        beside.write_text(text, encoding="utf-8")
+        sync(beside)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 
@@ -64,7 +68,12 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         if target.exists():
             shutil.rmtree(replaced, ignore_errors=True)
             target.rename(replaced)
-        beside.rename(target)
+        try:
+            beside.rename(target)
+        except BaseException:
+            if replaced.exists():
+                replaced.rename(target)
+            raise
         sync(target.parent)
         shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:

@@ -20,7 +20,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
         return x
     if x.device.type != "cpu":
         return torch_dropout(x, p)
-    zeroed = round(p * _LEVELS)
+    zeroed = min(round(p * _LEVELS), _LEVELS - 1)
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     mask = torch.empty(x.shape, dtype=x.dtype)
     torch.ge(words.view(torch.int16)[: x.numel()].view(x.shape), zeroed - _LEVELS // 2, out=mask)

@@ -34,8 +34,6 @@ class Pretrained:
     tokenizer: PreTrainedTokenizerFast
     max_length: int
     """Tokens after which a text is cut, special tokens included."""
-    lower_case: bool
-    """Whether texts are lower-cased before the tokenizer sees them, as old sentence-transformers folders ask."""
 
     @property
     def width(self) -> int:
@@ -46,9 +44,8 @@ class Pretrained:
         """Token ids of each text, special tokens included, cut to `max_length`."""
         if not texts:
             return []
-        read = [text.lower() for text in texts] if self.lower_case else list(texts)
         encoded = self.tokenizer(
-            read, truncation=True, max_length=self.max_length, return_attention_mask=False, return_token_type_ids=False
+            list(texts), truncation=True, max_length=self.max_length, return_attention_mask=False, return_token_type_ids=False
         )
         return [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
 
@@ -72,7 +69,7 @@ class Pretrained:
         # Truncation and padding are settings of the last call, not of the vocabulary.
         backend.pop("truncation", None)
         backend.pop("padding", None)
-        told = json.dumps([backend, self.max_length, self.lower_case], sort_keys=True)
+        told = json.dumps([backend, self.max_length], sort_keys=True)
         return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
     def save(self, folder: Path) -> None:
@@ -177,24 +174,29 @@ def _load(where: str, config: ModelConfig | GuideConfig) -> Pretrained:
         raise _unfit(where, config.name, f"max_length {max_length}", f"at most {longest} tokens", f"lower {where}.max_length")
     model.max_seq_length = max_length
     encoder = Encoder(transformer.auto_model, pooling=pooling.pooling_mode, normalized=len(modules) == 3)
-    return Pretrained(model, encoder, model.tokenizer, max_length, bool(transformer.do_lower_case))
+    return Pretrained(model, encoder, model.tokenizer, max_length)
 
 
 def _longest(config: Any) -> int:
     """Positions that the model has, in tokens."""
-    # RoBERTa's first position is its padding id + 1, so that many of them can't be used.
-    unused = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    # The first position of these is their padding id + 1, so that many can't be used.
+    unused = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
     return int(config.max_position_embeddings) - unused
 
 
 def _keep_layers(transformer: Any, keep: Sequence[int]) -> None:
-    encoder = transformer.encoder
-    layers = encoder.layer
+    try:
+        layers = transformer.encoder.layer
+    except AttributeError:
+        family = transformer.config.model_type
+        raise UserError(
+            Fault("model.layers", shown(list(keep)), f"null for a model of the family {family}", "set it to null")
+        ) from None
     if max(keep) >= len(layers):
         raise UserError(
             Fault("model.layers", shown(list(keep)), f"layers 0 to {len(layers) - 1}", "name layers that the model has")
         )
-    encoder.layer = nn.ModuleList(layers[i] for i in keep)
+    transformer.encoder.layer = nn.ModuleList(layers[i] for i in keep)
     transformer.config.num_hidden_layers = len(keep)
 
 

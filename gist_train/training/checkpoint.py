@@ -8,8 +8,9 @@ import hashlib
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,15 @@ class Progress:
     """Sum of the losses of the steps since the last row of metrics.jsonl."""
     loss_steps: int
     """How many these are."""
+    tokens: int
+    """Real tokens of these steps."""
+    computed_tokens: int
+    """Tokens that the student computed in these steps, padding included."""
+
+
+def progress_of(manifest: dict[str, Any]) -> Progress:
+    """The progress that a checkpoint's manifest holds."""
+    return Progress(**{field.name: manifest[field.name] for field in fields(Progress)})
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -53,13 +63,13 @@ def saved_steps(run: Path) -> list[int]:
 def save_checkpoint(
     run: Path, student: Pretrained, optimizer: torch.optim.Optimizer, progress: Progress, facts: dict[str, Any]
 ) -> Path:
-    """Writes the checkpoint of `progress.step`, in place of one that stands there already.
+    """Writes the checkpoint of `progress.step`.
 
     Args:
         facts: what a resume compares (`mathematics`, fingerprints), kept in the manifest.
     """
     folder = checkpoint_folder(run, progress.step)
-    with whole_folder(folder, replace=True) as partial:
+    with whole_folder(folder) as partial:
         student.save(partial)
         save_file(_moments(student, optimizer), partial / STATE)
         write_json(partial / MANIFEST, _manifest(partial, progress, facts))
@@ -87,9 +97,7 @@ def _manifest(folder: Path, progress: Progress, facts: dict[str, Any]) -> dict[s
     }
     manifest = {
         "format": FORMAT,
-        "step": progress.step,
-        "loss_sum": progress.loss_sum,
-        "loss_steps": progress.loss_steps,
+        **asdict(progress),
         **facts,
         "files": files,
     }
@@ -186,6 +194,23 @@ def retire_checkpoints(run: Path, *, keep_last: int, keep_every: int | None, kep
         folder.rename(going)
         shutil.rmtree(going)
     return retired
+
+
+def set_aside_later(run: Path, step: int) -> Path | None:
+    """Moves the checkpoints after `step`, from which a run that goes back to it parts, to a folder beside them.
+
+    Returns that folder, or None where there is no later one. The newest goes first: whatever has moved when this is interrupted,
+    the run stands at its newest checkpoint.
+    """
+    later = [s for s in saved_steps(run) if s > step]
+    if not later:
+        return None
+    aside = run / "checkpoints" / f"set-aside-{time.time_ns()}"
+    aside.mkdir()
+    for s in reversed(later):
+        folder = checkpoint_folder(run, s)
+        folder.rename(aside / folder.name)
+    return aside
 
 
 def checkpoint_to_resume(run: Path, step: int | None) -> Path | None:

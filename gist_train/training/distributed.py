@@ -25,7 +25,7 @@ def make_accelerator(precision: str, timeout: float | None) -> tuple[Accelerator
     mixed = {"float32": "no", "bf16": "bf16"}.get(precision)
     if mixed is None:
         mixed = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
+    handlers: list[Any] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     if timeout is not None:
         handlers.append(InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)))
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", mixed)

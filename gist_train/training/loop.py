@@ -208,13 +208,13 @@ def _on(ids: NDArray[np.int32], device: torch.device) -> Tensor:
 
 
 def _totals(out: LossOutput, texts: Pack, training: Training) -> Tensor:
-    """(11,) float64, to be summed over ranks: loss, masked (4), candidates (4), tokens, computed tokens."""
+    """(11,) float32, to be summed over ranks: loss, masked (4), candidates (4), tokens, computed tokens."""
     groups = texts.lengths.groups
     tokens = sum(count * length for count, length in groups)
     encoder = training.accelerator.unwrap_model(training.model)[0]
     computed = tokens if encoder.packed else sum(count for count, _ in groups) * texts.lengths.longest
-    counts = torch.tensor([tokens, computed], dtype=torch.float64, device=out.loss.device)
-    return torch.cat([out.loss.detach().double()[None], out.masked.double(), out.candidates.double(), counts])
+    counts = torch.tensor([tokens, computed], dtype=torch.float32, device=out.loss.device)
+    return torch.cat([out.loss.detach().float()[None], out.masked.float(), out.candidates.float(), counts])
 
 
 def _tell_non_finite(step: int, loss: float, grad_norm: float, corpus: Corpus, batch: Batch) -> str:

@@ -26,8 +26,10 @@ class RunLog:
     def __init__(self, run: Path | None, name: str, tracking: TrackingConfig, config: dict[str, Any], progress: Progress):
         self._path = run / METRICS if run else None
         self._every = tracking.log_every
-        self._loss_sum, self._loss_steps = progress.loss_sum, progress.loss_steps
-        self._tokens = self._computed = self._flops = 0
+        self._since = progress
+        """Sums over the steps since the last row, those before a resume included."""
+        # What the clock measures counts from the start of this process.
+        self._timed_tokens = self._flops = 0
         self._seconds = 0.0
         self._tracker: Any = None
         if self._path is None:
@@ -62,10 +64,15 @@ class RunLog:
             flops: floating-point operations of the step, over all processes.
             peak_flops: the most per second that all processes' devices could do.
         """
-        self._loss_sum += record.loss
-        self._loss_steps += 1
-        self._tokens += record.tokens
-        self._computed += record.computed_tokens
+        since = self._since
+        self._since = Progress(
+            record.step,
+            since.loss_sum + record.loss,
+            since.loss_steps + 1,
+            since.tokens + record.tokens,
+            since.computed_tokens + record.computed_tokens,
+        )
+        self._timed_tokens += record.tokens
         self._flops += flops
         self._seconds += record.seconds
         if record.step % self._every:
@@ -75,15 +82,16 @@ class RunLog:
             "time": time.time(),
             "epoch": record.epoch,
             "loss": record.loss,
-            "loss_mean": self._loss_sum / self._loss_steps,
+            "loss_mean": self._since.loss_sum / self._since.loss_steps,
             "lr": record.lr,
             "grad_norm": record.grad_norm,
             **{f"masked_{block}": share for block, share in record.masked.items()},
-            "tokens_per_second": self._tokens / self._seconds,
-            "padding_share": 1 - self._tokens / self._computed,
+            "tokens_per_second": self._timed_tokens / self._seconds,
+            "padding_share": 1 - self._since.tokens / self._since.computed_tokens,
             "mfu": self._flops / self._seconds / peak_flops,
         }
-        self._loss_sum, self._loss_steps, self._tokens, self._computed, self._flops, self._seconds = 0.0, 0, 0, 0, 0, 0.0
+        self._since = Progress(record.step, 0.0, 0, 0, 0)
+        self._timed_tokens, self._flops, self._seconds = 0, 0, 0.0
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -91,9 +99,10 @@ class RunLog:
             self._tracker.log(row, step=record.step)
         return row
 
-    def progress(self, step: int) -> Progress:
-        """What a checkpoint of `step` must hold."""
-        return Progress(step, self._loss_sum, self._loss_steps)
+    @property
+    def progress(self) -> Progress:
+        """What a checkpoint after the last step taken in must hold."""
+        return self._since
 
 
 def _cut(path: Path, step: int) -> None:

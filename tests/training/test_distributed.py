@@ -51,7 +51,9 @@ def trained(path, overrides):
 
 def assert_same_training(found, expected):
     for key in ("loss", "grad_norm", "masked"):
-        assert np.asarray(found[key]) == pytest.approx(np.asarray(expected[key]), rel=1e-5, abs=1e-5), key
+        assert found[key][0] == pytest.approx(expected[key][0], rel=1e-5, abs=1e-5), key
+        # From the second step on the weights are not quite the same, and 1 / temperature is 20.
+        assert np.asarray(found[key]) == pytest.approx(np.asarray(expected[key]), rel=1e-4, abs=1e-4), key
     for key, count in (("gradients", 35), ("weights", 37)):
         assert len(found[key]) == len(expected[key]) >= count
         for name, values in expected[key].items():
@@ -81,7 +83,7 @@ def config_of(write_config, make_model):
             training={"batch_size": batch_size, "max_steps": STEPS, "precision": "float32", "grad_clip": None},
             optimizer=CALM,
             schedule={"type": "constant", "warmup_ratio": 0.0},
-            loss=loss,
+            loss={"temperature": 0.05, **loss},
             **sections,
         )
 
@@ -106,7 +108,7 @@ def test_rows_that_do_not_divide_are_shared_all_the_same(config_of):
 @pytest.mark.parametrize("guide", ["store", None])
 def test_a_rank_without_rows_takes_part(config_of, guide):
     """A batch of 1 leaves rank 0 without a row: if it stayed away from a collective, both would wait for ever."""
-    texts, alone = assert_same_over(2, config_of(1, guide), [])
+    texts, alone = assert_same_over(2, config_of(1, guide, margin=-1.0), [])
     assert texts == [[1, 1, 1], alone]  # rank 0 reads one text of which nothing is used
 
 
@@ -123,7 +125,7 @@ def test_clipping_sees_the_whole_gradient(config_of):
 @pytest.mark.parametrize("batch_size", [7, 1])
 def test_three_processes_are_one(config_of, batch_size):
     """2 + 2 + 3 rows and 0 + 0 + 1: with more than two ranks an offset of one rank is no offset of all before."""
-    assert_same_over(3, config_of(batch_size), [])
+    assert_same_over(3, config_of(batch_size, margin=-0.05), [])
 
 
 def gathered(sizes):
@@ -184,7 +186,8 @@ def test_ranks_stop_at_the_same_step(write_config, tmp_path):
     """A rank that stops by itself leaves the others waiting in a collective, and no checkpoint."""
     path = write_config(training={"batch_size": 8, "max_steps": 12, "precision": "float32"})
     found = in_processes(2, stopped, path)
-    assert found == [(2, 143), (2, 143)]
+    assert [code for _, code in found] == [143, 143]
+    assert json.loads((tmp_path / "runs" / "run" / "run.json").read_text())["processes"] == 2
     assert saved_steps(tmp_path / "runs" / "run") == [4, 5]
 
 

@@ -1,0 +1,378 @@
+"""The guide's store against the live guide: each text once, ever, whatever interrupts it.
+
+Legend: E embeddings in the store, N texts of a corpus, G the guide's width.
+"""
+
+import io
+import itertools
+import multiprocessing
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from sentence_transformers import SentenceTransformer
+
+from gist_train import prepare
+from gist_train.config.errors import UserError
+from gist_train.config.loading import load_config
+from gist_train.config.schema import GuideConfig
+from gist_train.data.corpus import text_hash
+from gist_train.data.files import locked
+from gist_train.model import guide as guide_module
+from gist_train.model.guide import GuideStore, store_folder
+from gist_train.model.pretrained import Pretrained, load_guide, load_student
+
+CPU = torch.device("cpu")
+QUIET = Console(quiet=True)
+PART = 8
+"""Texts between two writes, in tests that interrupt."""
+
+
+def hashes_of(texts: Sequence[str]) -> np.ndarray:
+    return np.frombuffer(b"".join(map(text_hash, texts)), np.uint8).reshape(-1, 16)
+
+
+def filling(folder: Path, guide: Pretrained, config: GuideConfig, texts: Sequence[str]) -> Iterator[int]:
+    """The generator of a store's build, with the texts as a corpus has them."""
+    lengths = np.array([len(text.encode()) for text in texts])
+    return GuideStore(folder).fill(guide, config, hashes_of(texts), lengths, lambda i: texts[i])
+
+
+def stored(folder: Path, texts: Sequence[str]) -> np.ndarray:
+    """(N, G) what the store says of `texts`."""
+    store = GuideStore(folder)
+    positions = store.positions(hashes_of(texts))
+    assert (positions >= 0).all()
+    return store.read(positions)
+
+
+def live(config: GuideConfig, texts: Sequence[str]) -> np.ndarray:
+    """(N, G) of length 1, by sentence-transformers."""
+    model = SentenceTransformer(config.name, device="cpu")
+    if config.max_length:
+        model.max_seq_length = config.max_length
+    return model.encode([(config.prompt or "") + text for text in texts], normalize_embeddings=True)
+
+
+def sizes(folder: Path) -> tuple[int, int]:
+    return (folder / "embeddings.bin").stat().st_size, (folder / "hashes.bin").stat().st_size
+
+
+@pytest.fixture
+def texts(quickstart_texts) -> list[str]:
+    return list(dict.fromkeys(quickstart_texts))[:30]
+
+
+@pytest.fixture
+def guide_folder(make_model) -> Path:
+    return make_model(width=48, layers=1, cased=True, vocabulary=300, seed=1)
+
+
+@pytest.fixture
+def config(guide_folder) -> GuideConfig:
+    return GuideConfig(name=str(guide_folder), dtype="float32", batch_tokens=512)
+
+
+@pytest.fixture
+def guide(config) -> Pretrained:
+    return load_guide(config)
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list[str]:
+    """Every text that goes through any model's tokenizer from here on."""
+    read: list[str] = []
+    real = Pretrained.tokens
+
+    def tokens(self: Pretrained, texts: Sequence[str]) -> Any:
+        read.extend(texts)
+        return real(self, texts)
+
+    monkeypatch.setattr(Pretrained, "tokens", tokens)
+    return read
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 5e-4)])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_store_is_the_live_guide(tmp_path, make_model, texts, dtype, tolerance, normalize):
+    """Cosine is all that is asked of the vectors: they have length 1 whether or not the guide's do. float16 may cost
+    precision in the fourth digit and nothing else."""
+    folder = make_model(width=48, normalize=normalize, seed=1)
+    config = GuideConfig(name=str(folder), dtype=dtype, prompt="Represent: ")
+    done = list(filling(tmp_path / "s", load_guide(config), config, texts))
+    assert done[-1] == len(texts)
+    assert done == sorted(done)
+    vectors = stored(tmp_path / "s", texts)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, live(config, texts), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=tolerance)
+    assert GuideStore(tmp_path / "s").width == 48
+    assert sizes(tmp_path / "s") == (len(texts) * 48 * np.dtype(dtype).itemsize, len(texts) * 16)
+
+
+def test_a_store_that_is_not_there(tmp_path):
+    """The first question to a store comes before its first text."""
+    store = GuideStore(tmp_path / "none")
+    assert len(store) == 0
+    assert store.width == 0
+    assert store.positions(hashes_of(["a", "b"])).tolist() == [-1, -1]
+    assert not (tmp_path / "none").exists()
+
+
+def test_positions_in_any_order(tmp_path, guide, config, texts):
+    """A look-up that is off by one gives a row another text's similarities."""
+    list(filling(tmp_path / "s", guide, config, texts))
+    store = GuideStore(tmp_path / "s")
+    wanted = [*texts[::-1], "not there", texts[3], texts[3]]
+    positions = store.positions(hashes_of(wanted))
+    raw = (tmp_path / "s" / "hashes.bin").read_bytes()
+    assert [raw[p * 16 : p * 16 + 16] if p >= 0 else None for p in positions] == [
+        None if text == "not there" else text_hash(text) for text in wanted
+    ]
+    almost = hashes_of(texts[:1]).copy()
+    almost[0, 15] ^= 1  # the second half of a hash counts too
+    assert store.positions(almost).tolist() == [-1]
+
+
+def test_another_corpus_adds_only_its_new_texts(tmp_path, guide, config, texts, seen):
+    """Forty epochs, and every later run, cost one pass: a text that goes through the guide twice costs GPU days at scale."""
+    list(filling(tmp_path / "s", guide, config, texts[:20]))
+    first = stored(tmp_path / "s", texts[:20])
+    assert sorted(seen) == sorted(texts[:20])
+    seen.clear()
+    assert list(filling(tmp_path / "s", guide, config, texts[10:]))[-1] == 10
+    assert sorted(seen) == sorted(texts[20:])
+    np.testing.assert_array_equal(stored(tmp_path / "s", texts[:20]), first)
+    np.testing.assert_allclose(stored(tmp_path / "s", texts), live(config, texts), rtol=0, atol=1e-6)
+    seen.clear()
+    assert list(filling(tmp_path / "s", guide, config, texts[::-1])) == []
+    assert seen == []
+
+
+@pytest.mark.parametrize("how", ["stopped", "raised", "after the embeddings"])
+def test_an_interrupted_build_goes_on(tmp_path, monkeypatch, guide, config, texts, seen, how):
+    """What is written stays written: after an hour of embedding, Ctrl-C costs one part. Between the two writes of a part
+    its embeddings have no hash yet, and must not be counted with the next."""
+    monkeypatch.setattr(guide_module, "TEXTS_PER_WRITE", PART)
+    build = filling(tmp_path / "s", guide, config, texts)
+    if how == "stopped":
+        assert next(count for count in build if count > 2 * PART) == 3 * PART
+        build.close()
+    else:
+        real, calls = guide_module._append if how == "after the embeddings" else Pretrained.tokens, itertools.count(1)
+
+        def fail(*arguments: Any) -> Any:
+            if next(calls) == (6 if how == "after the embeddings" else 3):
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        target = (guide_module, "_append") if how == "after the embeddings" else (Pretrained, "tokens")
+        with monkeypatch.context() as patch:
+            patch.setattr(*target, fail)
+            with pytest.raises(KeyboardInterrupt):
+                list(build)
+    store = GuideStore(tmp_path / "s")
+    assert len(store) == 2 * PART
+    there = store.positions(hashes_of(texts)) >= 0
+    seen.clear()
+    assert list(filling(tmp_path / "s", guide, config, texts))[-1] == len(texts) - 2 * PART
+    assert sorted(seen) == sorted(text for text, known in zip(texts, there, strict=True) if not known)
+    np.testing.assert_allclose(stored(tmp_path / "s", texts), live(config, texts), rtol=0, atol=1e-6)
+    assert sizes(tmp_path / "s") == (len(texts) * 48 * 4, len(texts) * 16)
+
+
+@pytest.mark.parametrize(("hash_bytes", "embedding_bytes"), [(5, 0), (0, 48 * 4 * 3), (0, 7), (15, 48 * 4 + 1)])
+def test_a_torn_tail_is_tolerated(tmp_path, guide, config, texts, seen, hash_bytes, embedding_bytes):
+    """What a power cut leaves at the ends of the files is cut off before anything is added behind it: else every later
+    embedding stands beside its place."""
+    folder = tmp_path / "s"
+    list(filling(folder, guide, config, texts[:20]))
+    for name, extra in (("hashes.bin", hash_bytes), ("embeddings.bin", embedding_bytes)):
+        with (folder / name).open("ab") as stream:
+            stream.write(b"\xff" * extra)
+    np.testing.assert_allclose(stored(folder, texts[:20]), live(config, texts[:20]), rtol=0, atol=1e-6)
+    seen.clear()
+    list(filling(folder, guide, config, texts))
+    assert sorted(seen) == sorted(texts[20:])
+    np.testing.assert_allclose(stored(folder, texts), live(config, texts), rtol=0, atol=1e-6)
+    assert sizes(folder) == (len(texts) * 48 * 4, len(texts) * 16)
+
+
+@pytest.mark.parametrize("lost", [1, 48 * 4, 48 * 4 * 19])
+def test_lost_embeddings_are_an_error(tmp_path, guide, config, texts, lost):
+    """A copy that broke off: reading beyond the end is a bus error, which names nothing."""
+    folder = tmp_path / "s"
+    list(filling(folder, guide, config, texts[:20]))
+    with (folder / "embeddings.bin").open("r+b") as stream:
+        stream.truncate(20 * 48 * 4 - lost)
+    with pytest.raises(UserError) as caught:
+        GuideStore(folder)
+    (fault,) = caught.value.faults
+    assert str(folder) in fault.where
+    assert f"{20 * 48 * 4:,}" in fault.allowed
+    assert "delete" in fault.mend
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 0.0])
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_an_embedding_that_is_not_finite_is_not_written(tmp_path, guide, config, texts, number):
+    """A NaN is larger than no threshold: it would mask nothing, for ever. A vector of zeros has no direction."""
+    list(filling(tmp_path / "s", guide, config, texts[:5]))
+    norm = guide.encoder.transformer.encoder.layer[-1].output.LayerNorm
+    with torch.no_grad():
+        norm.weight.fill_(number)
+        norm.bias.fill_(0)
+    before = sizes(tmp_path / "s")
+    with pytest.raises(ArithmeticError, match="not finite"):
+        list(filling(tmp_path / "s", guide, config, texts))
+    assert sizes(tmp_path / "s") == before
+    assert len(GuideStore(tmp_path / "s")) == 5
+
+
+# Which store.
+
+
+def test_a_store_for_each_guide(make_model, guide_folder, tmp_path):
+    """Whatever changes an embedding has a store of its own; what changes only its cost has not."""
+    base = {"name": str(guide_folder)}
+    others = [
+        {"dtype": "float32"},
+        {"prompt": "query: "},
+        {"prompt": "passage: "},
+        {"max_length": 32},
+        {"pooling": "cls"},
+        {"name": str(make_model(width=48, layers=1, cased=True, vocabulary=300, seed=2))},
+    ]
+    folders = [store_folder(tmp_path, GuideConfig(**{**base, **other})) for other in [{}, *others]]
+    assert len(set(folders)) == 7
+    assert {folder.parent for folder in folders} == {tmp_path / "guides"}
+    copy = shutil.copytree(guide_folder, tmp_path / "copy")
+    for same in ({}, {"batch_tokens": 512}, {"name": str(copy)}):
+        assert store_folder(tmp_path, GuideConfig(**{**base, **same})) == folders[0]
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\1\1")
+    assert store_folder(tmp_path, GuideConfig(name=str(copy))) not in folders
+
+
+def test_the_guide_reads_the_raw_text(make_model, write_config, write_rows):
+    """With its own tokenizer, casing, prompt and length. Two texts that are one to an uncased student of 8 tokens are two
+    to the guide: a guide that got the student's tokens would take them for duplicates."""
+    long = "how do I top up my card " * 4
+    pairs = [("My Card", "my card"), (long + "today", long + "never")]
+    rows = write_rows("pairs.jsonl", [{"anchor": a, "positive": b, "negative": "exchange rate"} for a, b in pairs])
+    folder = make_model("roberta", width=48, pooling="cls", cased=True, vocabulary=300, seed=1)
+    config = load_config(
+        write_config(
+            model={"name": str(make_model()), "max_length": 8},
+            guide={"name": str(folder), "dtype": "float32", "max_length": 60, "prompt": "query: "},
+            data={"train": [{"source": "jsonl", "path": str(rows), "prompts": {"anchor": "other: "}}]},
+        )
+    )
+    corpus = prepare.prepare_corpus(config, QUIET)
+    student = load_student(config.model)
+    look_up = prepare.prepare_guide(config, corpus, CPU, QUIET)
+    texts = [corpus.text(i) for i in range(corpus.text_count)]
+    vectors = look_up.of(np.arange(len(texts))).numpy()
+    assert vectors.shape == (5, 48)
+    np.testing.assert_allclose(vectors, live(config.guide, texts), rtol=0, atol=1e-6)
+    for pair in pairs:
+        one, other = student.tokens([text.strip() for text in pair])
+        assert one.tolist() == other.tolist()
+        a, b = (vectors[texts.index(text.strip())] for text in pair)
+        assert np.abs(a - b).max() > 5e-5  # the live guide above is met to 1e-6
+
+
+@pytest.mark.parametrize("given", [None, "self"])
+def test_without_a_model_there_is_no_store(write_config, given):
+    """An unguided baseline must not embed anything."""
+    config = load_config(write_config(guide=given))
+    corpus = prepare.prepare_corpus(config, QUIET)
+    assert prepare.prepare_guide(config, corpus, CPU, QUIET) == given
+    assert not (prepare.cache_folder(config) / "guides").exists()
+
+
+# Through `prepare`.
+
+
+def test_prepared_once(write_config, seen):
+    """A second run over the same data builds nothing, loads no guide and reads no text; it says nothing either."""
+    config = load_config(write_config())
+    corpus = prepare.prepare_corpus(config, QUIET)
+    first = prepare.prepare_guide(config, corpus, CPU, QUIET)
+    assert sorted(seen) == sorted(corpus.text(i) for i in range(corpus.text_count))
+    seen.clear()
+    console = Console(file=io.StringIO())
+    again = prepare.prepare_guide(config, prepare.prepare_corpus(config, console), CPU, console)
+    assert seen == []
+    assert console.file.getvalue() == ""
+    every = np.arange(corpus.text_count)
+    assert torch.equal(again.of(every), first.of(every))
+
+
+def prepare_beside(path: str, barrier: Any) -> tuple[list[str], int]:
+    """`prepare_guide` in a process that reaches the lock when the other one does.
+
+    Returns:
+        The texts that it embedded, and how often it loaded the guide.
+    """
+    torch.set_num_threads(1)
+    config = load_config(Path(path))
+    corpus = prepare.prepare_corpus(config, QUIET)
+    embedded: list[str] = []
+    loaded: list[GuideConfig] = []
+    real = Pretrained.tokens
+
+    def load(guide: GuideConfig) -> Pretrained:
+        loaded.append(guide)
+        return load_guide(guide)
+
+    @contextmanager
+    def meet(folder: Path) -> Iterator[None]:
+        barrier.wait(120)  # seconds; importing torch takes most of the wait
+        with locked(folder):
+            yield
+
+    def tokens(self: Pretrained, texts: Sequence[str]) -> Any:
+        embedded.extend(texts)
+        return real(self, texts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "locked", meet)
+        patch.setattr(prepare, "load_guide", load)
+        patch.setattr(Pretrained, "tokens", tokens)
+        prepare.prepare_guide(config, corpus, CPU, QUIET)
+    return embedded, len(loaded)
+
+
+def report_beside(path: str, barrier: Any, answers: Any) -> None:
+    answers.put(prepare_beside(path, barrier))
+
+
+def test_two_processes_embed_each_text_once(write_config):
+    """Two runs, or two ranks, that find the store empty at the same moment: one works, the other waits and finds the work
+    done. Both writing would interleave two stores in one file."""
+    path = write_config()
+    config = load_config(path)
+    corpus = prepare.prepare_corpus(config, QUIET)  # before, so that the barrier is at the guide's lock
+    spawn = multiprocessing.get_context("spawn")
+    barrier, answers = spawn.Barrier(2), spawn.Queue()
+    other = spawn.Process(target=report_beside, args=(str(path), barrier, answers))
+    other.start()
+    try:
+        here, loads_here = prepare_beside(str(path), barrier)
+        there, loads_there = answers.get(timeout=120)
+    finally:
+        other.join(30)
+    assert other.exitcode == 0
+    texts = [corpus.text(i) for i in range(corpus.text_count)]
+    assert sorted(here + there) == sorted(texts)
+    assert loads_here + loads_there == 1  # who waited finds the work done, and needs no guide
+    folder = store_folder(prepare.cache_folder(config), config.guide)
+    assert sizes(folder) == (len(texts) * 48 * 4, len(texts) * 16)
+    np.testing.assert_allclose(stored(folder, texts), live(config.guide, texts), rtol=0, atol=1e-6)

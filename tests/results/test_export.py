@@ -1,0 +1,162 @@
+"""What is handed on: a model that everybody opens, with a card that tells falls as well as rises."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import yaml
+from running import gist
+from sentence_transformers import SentenceTransformer
+
+from gist_train.config.errors import UserError
+from gist_train.model.pretrained import load_finished
+from gist_train.results.export import export_model
+from gist_train.results.figures import append_figures
+from gist_train.training.checkpoint import checkpoint_folder
+
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
+
+@pytest.fixture
+def run(write_config, tmp_path):
+    """A run with checkpoints at 4 and 8, and figures of steps 0 and 8."""
+    ended = gist("train", write_config(training={"batch_size": 8, "max_steps": 8, "precision": "float32"}))
+    assert ended.code == 0, ended.err
+    folder = tmp_path / "runs" / "run"
+    append_figures(folder, 0, {"stsb/spearman": 0.8, "b77/accuracy": 0.5})
+    append_figures(folder, 8, {"stsb/spearman": 0.7512, "b77/accuracy": 0.625, "new/ndcg@10": 0.25})
+    return folder
+
+
+def test_the_folder_is_the_trained_student(run, quickstart_texts):
+    """Vectors of another pooling or of other weights would be measured by everybody but us."""
+    ended = gist("export", run)
+    assert ended.code == 0, ended.err
+    assert ended.out.strip() == str(run / "export")
+    vectors = SentenceTransformer(str(run / "export"), device="cpu").encode(quickstart_texts[:50])
+    student = load_finished(str(checkpoint_folder(run, 8))).encode(quickstart_texts[:50])
+    assert np.abs(vectors - student).max() < 1e-6
+    before = load_finished(str(checkpoint_folder(run, 4))).encode(quickstart_texts[:50])
+    assert np.abs(vectors - before).max() > 1e-4
+
+
+def test_no_training_state_goes_along(run):
+    """The moments are twice the model, and a manifest that names missing files is no help."""
+    export_model(run, None, run / "export")
+    names = {path.name for path in (run / "export").rglob("*")}
+    assert {"modules.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
+    assert not names & {"training_state.safetensors", "manifest.json"}
+    assert [path.name for path in run.iterdir() if path.name.startswith(".export")] == []
+
+
+def test_a_named_step_is_exported(run, tmp_path):
+    """--step N of a run folder, --to DIR; the YAML stands for the run as its folder does."""
+    assert gist("export", tmp_path / "run.yaml", "--step", 4, "--to", tmp_path / "model").code == 0
+    vectors = SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(["a text"])
+    assert np.abs(vectors - load_finished(str(checkpoint_folder(run, 4))).encode(["a text"])).max() < 1e-6
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "4 steps of 8 triplets: 32 triplets seen" in card
+    assert "No task was evaluated at this step." in card
+    ended = gist("export", run, "--step", 5)
+    assert ended.code == 2
+    assert "4, 8" in ended.err
+
+
+def test_the_card_tells_what_it_is_made_of(run, tmp_path, make_model):
+    """A model without its config, data and losses can't be judged or made again."""
+    export_model(run, None, tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    front = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
+    assert front is not None
+    told = yaml.safe_load(front[1])
+    assert told["base_model"] == str(make_model())
+    assert told["library_name"] == "sentence-transformers"
+    assert "sentence-similarity" in told["tags"]
+    assert "8 steps of 8 triplets: 64 triplets seen" in card
+    assert "rows.jsonl (jsonl)" in card
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    block = re.search(r"```yaml\n(.*?)```", card, re.DOTALL)
+    assert block is not None
+    assert yaml.safe_load(block[1]) == config
+    assert json.loads((run / "run.json").read_text())["corpus"] in card
+    assert config["guide"]["name"] in card
+
+
+def test_the_card_tells_falls_as_well_as_rises(run, tmp_path):
+    """A card with rises only is an advertisement."""
+    export_model(run, None, tmp_path / "model")
+    lines = (tmp_path / "model" / "README.md").read_text().splitlines()
+    assert "| stsb/spearman | 0.8000 | 0.7512 | -0.0488 |" in lines
+    assert "| b77/accuracy | 0.5000 | 0.6250 | +0.1250 |" in lines
+    assert [line for line in lines if line.startswith("| new/ndcg@10 | not measured | 0.2500 |")]
+    assert len([line for line in lines if line.startswith("| ") and "/" in line]) == 3
+
+
+@pytest.mark.parametrize("guide", ["self", None])
+def test_the_card_of_a_run_without_a_guide_model(write_config, tmp_path, guide):
+    """guide: null and guide: self have no name to tell."""
+    training = {"batch_size": 8, "max_steps": 1, "precision": "float32"}
+    assert gist("train", write_config("bare", guide=guide, training=training)).code == 0
+    export_model(tmp_path / "runs" / "bare", None, tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert ("guided by its own similarities" if guide else "without a guide") in card
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_foreign_folder_is_left_alone(run, tmp_path, kind):
+    """--to ~/models must not empty ~/models."""
+    to = tmp_path / "mine"
+    kept = to / "thesis.txt" if kind == "folder" else to
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("years of work")
+    ended = gist("export", run, "--to", to)
+    assert ended.code == 2
+    assert str(to) in ended.err
+    assert kept.read_text() == "years of work"
+
+
+def test_an_export_is_replaced_whole(run, tmp_path):
+    """A file that the new export does not have would stay from the old one."""
+    to = tmp_path / "model"
+    export_model(run, 4, to)
+    (to / "left-over.json").write_text("{}")
+    export_model(run, 8, to)
+    assert not (to / "left-over.json").exists()
+    assert "8 steps of 8 triplets" in (to / "README.md").read_text()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".model")] == []
+
+
+def test_an_export_that_fails_leaves_the_old_one(run, tmp_path, monkeypatch):
+    """Half of the new model in place of the old one would be the worst of both."""
+    to = tmp_path / "model"
+    export_model(run, 4, to)
+
+    def fail(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("gist_train.results.export.model_card", fail)
+    with pytest.raises(OSError, match="no space left"):
+        export_model(run, 8, to)
+    assert "4 steps of 8 triplets" in (to / "README.md").read_text()
+    assert SentenceTransformer(str(to), device="cpu").encode(["a text"]).shape == (1, 32)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".model")] == []
+
+
+def test_a_damaged_checkpoint_is_not_exported(run, tmp_path):
+    """safetensors would copy the flipped bit on to everybody."""
+    weights = checkpoint_folder(run, 8) / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-9] ^= 4
+    weights.write_bytes(data)
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        export_model(run, None, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_run_without_a_checkpoint_has_nothing_to_export(write_config, tmp_path):
+    """Said as an error of the user's, not as a missing file."""
+    ended = gist("export", write_config("never"))
+    assert ended.code == 2
+    assert "train first" in ended.err
+    assert not (tmp_path / "runs" / "never").exists()

@@ -1,0 +1,215 @@
+"""End to end through the command line: words in, exit code out, one message and nothing half-written."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from running import gist, metrics
+
+from gist_train.training.checkpoint import saved_steps
+
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
+GOOD = {"anchor": "turn on the light", "positive": "lights on please", "negative": "play a song", "task": "t"}
+
+
+def lines(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+# What is wrong, the file's name and bytes, and what the message must say.
+BAD_FILES = {
+    "no file": ("rows.jsonl", None, ["data.train[0].path", "matches no file"]),
+    "no column": ("rows.jsonl", lines({"question": "a", "answer": "b"}) * 20, ["question", "anchor"]),
+    "an empty text": ("rows.jsonl", lines(GOOD) * 20 + lines({**GOOD, "positive": " "}), ["row 21", "positive", "empty"]),
+    "a text that is a number": (
+        "rows.jsonl",
+        lines({**GOOD, "anchor": 5}) + lines(GOOD) * 20,
+        ["row 1", "anchor", "not a string"],
+    ),
+    "invalid UTF-8": ("rows.jsonl", lines(GOOD) * 20 + b'{"anchor": "\xff\xfe"}\n', ["row 21", "UTF-8"]),
+    "invalid UTF-8 in CSV": ("rows.csv", b"anchor,positive\na,b\n\xff,d\n", ["rows.csv", "UTF-8"]),
+    "a cut gzip": ("rows.jsonl.gz", gzip.compress(lines(GOOD) * 2000)[:-30], ["rows.jsonl.gz", "cannot be read to its end"]),
+    "no rows": ("rows.jsonl", b"", ["rows.jsonl", "no rows"]),
+    "a header alone": ("rows.csv", b"anchor,positive\n", ["rows.csv", "no rows"]),
+    "fewer rows than a batch": ("rows.jsonl", lines(GOOD) * 5, ["training.batch_size", "5 rows", "batch of 8"]),
+    "a folder": ("rows", "folder", ["data.train[0].path", "a folder"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_data_ends_with_2_and_a_message(write_config, tmp_path, case):
+    """The user's file is wrong: a traceback or exit code 1 would say that we are."""
+    name, content, told = BAD_FILES[case]
+    path = tmp_path / "in" / name
+    path.parent.mkdir()
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    source = "csv" if ".csv" in name else "jsonl"
+    config = write_config(data={"train": [{"source": source, "path": str(path)}]})
+    ended = gist("train", config)
+    assert ended.code == 2
+    assert "Traceback" not in ended.err
+    for part in [*told, "found", "allowed", "mend"]:
+        assert part in ended.err, part
+    assert ended.err.count("  mend  ") <= 2  # the fault, and what may be done about all of its kind
+    assert ended.out == ""
+    assert not (tmp_path / "runs" / "run").exists()
+    if case != "fewer rows than a batch":
+        left = [path.name for path in (tmp_path / "runs").rglob("*") if path.is_file() and path.name != ".lock"]
+        assert left == []
+
+
+BAD_CONFIGS = {
+    "an unknown key": ({"lerning_rate": 1}, ["lerning_rate"]),
+    "an unknown key below": ({"training": {"batch_sise": 8}}, ["training.batch_sise", "batch_size"]),
+    "a wrong type": ({"optimizer": {"lr": "fast"}}, ["optimizer.lr", "fast"]),
+    "both lengths": ({"training": {"epochs": 1, "max_steps": 2}}, ["training.max_steps", "not both"]),
+    "no such model": ({"model": {"name": "./nowhere"}}, ["model.name", "./nowhere"]),
+    "no such guide": ({"guide": {"name": "./nowhere"}}, ["guide.name", "./nowhere"]),
+    "a layer too many": ({"layers": [0, 7]}, ["model.layers", "layers 0 to 1"]),
+    "a task without its file": (
+        {"evaluation": {"tasks": [{"type": "sts", "name": "s", "path": "./nowhere.tsv"}]}},
+        ["evaluation.tasks[0]", "nowhere.tsv"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_a_bad_config_ends_with_2_and_a_message(write_config, make_model, tmp_path, case):
+    """Each fault has its path; nothing is written before the config is known to be good."""
+    sections, told = BAD_CONFIGS[case]
+    if "layers" in sections:
+        sections = {"model": {"name": str(make_model()), **sections}}
+    ended = gist("train", write_config(**sections))
+    assert ended.code == 2
+    assert "Traceback" not in ended.err
+    for part in [*told, "found", "allowed", "mend"]:
+        assert part in ended.err, part
+    assert not (tmp_path / "runs" / "run").exists()
+
+
+def test_all_faults_of_a_config_are_told_at_once(write_config):
+    """One at a time, a user starts the command once per slip."""
+    ended = gist("train", write_config(lerning_rate=1, optimizer={"lr": "fast"}), "--set", "training.seed=x")
+    assert ended.code == 2
+    assert all(path in ended.err for path in ("lerning_rate", "optimizer.lr", "training.seed"))
+
+
+@pytest.mark.parametrize("command", ["prepare", "train", "evaluate", "export"])
+def test_a_config_that_is_not_there(command, tmp_path, monkeypatch):
+    """Every command says so in the same way."""
+    monkeypatch.chdir(tmp_path)
+    ended = gist(command, "no.yaml")
+    assert ended.code == 2
+    assert "no.yaml" in ended.err
+    assert "no such file" in ended.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_word_ends_with_2():
+    """Typer's own errors have the same code as ours."""
+    assert gist("trian", "a.yaml").code == 2
+    assert gist("train").code == 2
+    assert gist("train", "a.yaml", "--resume").code == 2
+    assert gist("--help").code == 0
+
+
+def test_train_tells_where_it_runs_first(write_config, tmp_path):
+    """Whoever starts two processes by mistake, or one, reads it in the first line."""
+    ended = gist("train", write_config(), "--set", "training.max_steps=2", "--set", "checkpoint.every=1")
+    assert ended.code == 0, ended.err
+    first = ended.err.splitlines()[0]
+    assert first.startswith("gist-train ")
+    assert ": 1 process on cpu, 1 threads each, float32" in first
+    assert ended.out == ""
+    run = tmp_path / "runs" / "run"
+    assert saved_steps(run) == [1, 2]
+    assert [row["step"] for row in metrics(run)] == [1, 2]
+    described = json.loads((run / "run.json").read_text())
+    assert described["processes"] == 1
+    assert described["packages"].keys() >= {"torch", "transformers", "sentence-transformers"}
+    assert yaml.safe_load((run / "config.yaml").read_text())["training"]["max_steps"] == 2
+    assert gist("evaluate", run).code == 2  # config.yaml loads; there is no task
+
+
+def test_training_embeds_nothing_that_prepare_did(write_config, monkeypatch, tmp_path):
+    """The guide sees each text once, ever: forty epochs, and the runs after this one, cost one pass."""
+    path = write_config()
+    ended = gist("prepare", path)
+    assert ended.code == 0, ended.err
+    assert "96 rows over 3 tasks" in ended.err
+    assert not (tmp_path / "runs" / "run").exists()
+
+    def refuse(*_):
+        raise AssertionError("read, tokenised or embedded again")
+
+    for name in ("load_guide", "build_corpus"):
+        monkeypatch.setattr(f"gist_train.prepare.{name}", refuse)
+    monkeypatch.setattr("gist_train.data.corpus.Corpus.add_tokens", refuse)
+    assert gist("prepare", path).code == 0
+    assert gist("train", path, "--set", "training.max_steps=2").code == 0
+    assert gist("train", write_config("other", optimizer={"lr": 1e-5}), "--set", "training.max_steps=2").code == 0
+
+
+@pytest.fixture
+def measured(write_config, triplets, tmp_path):
+    """The config of a run with one STS task, evaluated every 2 steps."""
+    texts = [row["anchor"] for row in triplets]
+    pairs = [f"{a}\t{b}\t{i % 6}\n" for i, (a, b) in enumerate(zip(texts[:30], texts[30:60], strict=True))]
+    (tmp_path / "pairs.tsv").write_text("sentence1\tsentence2\tscore\n" + "".join(pairs))
+    tasks = [{"type": "sts", "name": "pairs", "path": str(tmp_path / "pairs.tsv")}]
+    return write_config(
+        evaluation={"every": 2, "tasks": tasks},
+        training={"batch_size": 8, "max_steps": 4, "precision": "float32"},
+        checkpoint={"every": 2, "keep_last": 10},
+    )
+
+
+def test_evaluate_prints_one_json_object(measured, tmp_path):
+    """`gist-train evaluate --json | jq` breaks on one line more."""
+    assert gist("train", measured).code == 0
+    run = tmp_path / "runs" / "run"
+    rows = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    during = {(row["step"], f"{row['task']}/{row['metric']}"): row["value"] for row in rows}
+    assert {step for step, _ in during} >= {2, 4}
+
+    ended = gist("evaluate", measured, "--json")
+    assert ended.code == 0, ended.err
+    figures = json.loads(ended.out)
+    assert list(figures) == ["base", "tuned", "guide"]
+    assert all(list(values) == ["pairs/spearman", "pairs/pearson"] for values in figures.values())
+    assert figures["tuned"]["pairs/spearman"] == pytest.approx(during[4, "pairs/spearman"], abs=1e-6)
+
+    steps = json.loads(gist("evaluate", run, "--steps", "all", "--json").out)
+    assert list(steps) == ["step 2", "step 4"]
+    one = gist("evaluate", run, "--model", run / "checkpoints" / "step-000000004", "--json")
+    assert json.loads(one.out) == pytest.approx(steps["step 4"])
+    ended = gist("evaluate", run, "--steps", "3")
+    assert ended.code == 2
+    assert "2, 4" in ended.err
+    assert gist("evaluate", run, "--steps", "newest").code == 2
+    table = gist("evaluate", run)
+    assert table.code == 0
+    assert "tuned - base" in table.out
+
+
+def test_the_module_is_the_command(measured, tmp_path):
+    """`python -m gist_train` as a real process: stdout is the JSON alone, whatever libraries print."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "gist_train", "evaluate", str(measured), "--json"],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert list(json.loads(ended.stdout)) == ["base", "guide"]
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "runs" / "run").exists()

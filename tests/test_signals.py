@@ -1,0 +1,149 @@
+"""Ctrl-C, SIGTERM and a launcher that has gone, sent to real processes: a checkpoint first, and nothing lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from running import PATIENCE, assert_same_run, gist, metrics
+
+from gist_train.training.checkpoint import saved_steps
+from gist_train.training.signals import StopSignal
+
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
+STEPS = 200
+ENDLESS = 1_000_000
+
+
+def rows_written(run):
+    path = run / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_until(condition, process=None):
+    """Polls until `condition()` holds; False when the process ends first, or it takes too long."""
+    ends = time.monotonic() + PATIENCE
+    while time.monotonic() < ends:
+        if condition():
+            return True
+        if process is not None and process.poll() is not None:
+            return False
+        time.sleep(0.01)
+    return False
+
+
+def start(*words, log):
+    """A real process, its output in a file: nobody reads a pipe here."""
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    with log.open("w") as stream:
+        return subprocess.Popen([sys.executable, *map(str, words)], env=environment, stdout=stream, stderr=stream)
+
+
+@pytest.fixture
+def config_of(write_config, tmp_path):
+    """Writes runs of one length with one cache, and few checkpoints."""
+
+    def write(name, steps=STEPS):
+        return write_config(
+            name,
+            cache_dir=str(tmp_path / "cache"),
+            training={"batch_size": 4, "max_steps": steps, "precision": "float32"},
+            checkpoint={"every": ENDLESS, "keep_last": 10},
+        )
+
+    return write
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_a_run_that_goes_on_as_if_nothing_was(config_of, tmp_path, number, code):
+    """A checkpoint of the very step is written first; the same command then gives the same weights, moments and metrics as the
+    run that nobody stopped, dropout on."""
+    path, run, log = config_of("run"), tmp_path / "runs" / "run", tmp_path / "run.log"
+    process = start("-m", "gist_train", "train", path, log=log)
+    try:
+        assert wait_until(lambda: rows_written(run) >= 5, process), log.read_text()
+        process.send_signal(number)
+        assert process.wait(PATIENCE) == code, log.read_text()
+    finally:
+        process.kill()
+    (step,) = saved_steps(run)
+    assert 5 <= step < STEPS
+    assert metrics(run)[-1]["step"] == step
+    assert "the same command goes on from there" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    ended = gist("train", path)
+    assert ended.code == 0, ended.err
+    assert "going on from step" in ended.err
+    assert gist("train", config_of("whole")).code == 0
+    assert_same_run(run, tmp_path / "runs" / "whole", STEPS)
+
+
+def children_of(process):
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def has_ended(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are found through /proc")
+def test_a_process_whose_launcher_has_gone_stops(config_of, tmp_path):
+    """SIGTERM to a one-process `accelerate launch` ends the launcher alone; its child would train on, unseen, for days."""
+    path = config_of("orphan", ENDLESS)
+    run, log = tmp_path / "runs" / "orphan", tmp_path / "orphan.log"
+    options = ["--cpu", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launcher = start("-m", "accelerate.commands.launch", *options, "-m", "gist_train", "train", path, log=log)
+    child = None
+    try:
+        assert wait_until(lambda: rows_written(run) >= 5, launcher), log.read_text()
+        (child,) = children_of(launcher.pid)
+        launcher.terminate()
+        assert launcher.wait(PATIENCE) == -signal.SIGTERM
+        began = time.monotonic()
+        assert wait_until(lambda: has_ended(child)), log.read_text()
+        assert time.monotonic() - began < 30
+        (step,) = saved_steps(run)
+        assert metrics(run)[-1]["step"] == step
+        assert "Traceback" not in log.read_text()
+    finally:
+        launcher.kill()
+        if child is not None and not has_ended(child):
+            os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_acts_as_ever(number):
+    """Who can't wait for the checkpoint presses Ctrl-C twice; and what was there before comes back at the end."""
+    got = []
+    before = signal.signal(number, lambda *_: got.append("outside"))
+    try:
+        with StopSignal() as signals:
+            assert signals.received() == 0
+            signal.raise_signal(number)
+            assert signals.received() == number
+            assert got == []
+            signal.raise_signal(number)
+            assert got == ["outside"]
+        signal.raise_signal(number)
+        assert got == ["outside", "outside"]
+    finally:
+        signal.signal(number, before)
+
+
+def test_ctrl_c_before_the_loop_ends_with_130(config_of, monkeypatch):
+    """While models load there is nothing to save: the exit code is that of Ctrl-C all the same, without a traceback."""
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gist_train.train.train", interrupted)
+    ended = gist("train", config_of("run"))
+    assert ended.code == 130
+    assert "Traceback" not in ended.err

@@ -1,0 +1,269 @@
+"""A run that was cut in two is the run that was not: bit for bit, on one machine and with one thread."""
+
+import json
+import os
+import shutil
+import signal
+from unittest import mock
+
+import pytest
+from running import QUIET, assert_same_run, copied, exit_code_of, gist, metrics, tensors
+
+from gist_train.config.errors import UserError
+from gist_train.config.loading import load_config
+from gist_train.train import train
+from gist_train.training import checkpoint as checkpoints
+from gist_train.training.checkpoint import checkpoint_folder, saved_steps
+from gist_train.training.runlog import RunLog
+
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
+
+def killed(path, moment, step, resume="auto"):
+    """Trains until `kill -9` at a moment of `step`: after its row of metrics, in the middle of its checkpoint, or after it."""
+
+    def kill(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def then_kill(function, of_step):
+        def call(*args, **options):
+            result = function(*args, **options)
+            if of_step(*args) == step:
+                kill()
+            return result
+
+        return call
+
+    def step_of_folder(_, path):
+        return int(path.parent.name.removeprefix(".step-").removesuffix(".partial"))
+
+    patches = {
+        "after its row": (RunLog, "add", then_kill(RunLog.add, lambda _, record, *__: record.step)),
+        "in its checkpoint": (
+            checkpoints,
+            "save_file",
+            then_kill(checkpoints.save_file, step_of_folder),
+        ),
+        "after its checkpoint": (
+            checkpoints,
+            "save_checkpoint",
+            then_kill(checkpoints.save_checkpoint, lambda *args: args[3].step),
+        ),
+    }
+    with mock.patch.object(*patches[moment]):
+        train(load_config(path), resume=resume, timeout=None, console=QUIET)
+
+
+# The moment of the kill, its step, and the checkpoint that the next run finds.
+MOMENTS = [
+    ("after its row", 3, None),
+    ("after its row", 6, 4),
+    ("in its checkpoint", 8, 4),
+    ("after its checkpoint", 8, 8),
+    ("after its row", 11, 8),
+]
+
+
+@pytest.mark.parametrize(("log_every", "moments"), [(1, MOMENTS[1:3]), (3, MOMENTS)])
+def test_kill_minus_9_changes_nothing(write_config, tmp_path, log_every, moments):
+    """Every weight, moment and row of metrics, dropout on: a loss_mean that forgets the steps before the checkpoint, a row that
+    is written twice or a dropout seed that is drawn would show in the first digit. All runs share one cache and one text."""
+    sections = {"tracking": {"log_every": log_every}, "cache_dir": str(tmp_path / "cache")}
+    whole = tmp_path / "runs" / "whole"
+    assert gist("train", write_config("whole", **sections)).code == 0
+    assert [row["step"] for row in metrics(whole)] == list(range(log_every, 13, log_every))
+    for index, (moment, step, found) in enumerate(moments):
+        path = write_config(f"cut{index}", **sections)
+        run = tmp_path / "runs" / f"cut{index}"
+        assert exit_code_of(killed, path, moment, step) == -signal.SIGKILL, moment
+        assert (saved_steps(run) or [None])[-1] == found, moment
+        ended = gist("train", path)
+        assert ended.code == 0, ended.err
+        assert ("going on from step" in ended.err) == (found is not None)
+        assert saved_steps(run) == [4, 8, 12]
+        assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+            f"step-{step:09d}" for step in (4, 8, 12)
+        ]  # nothing half made
+        assert_same_run(run, whole, 12)
+
+
+@pytest.fixture
+def begun(write_config, tmp_path):
+    """A function that writes the config of a run with checkpoints at 4 and 8, stopped at 8; and that run's folder."""
+    first = write_config(training={"batch_size": 8, "max_steps": 12, "precision": "float32", "stop_at_step": 8})
+    assert gist("train", first).code == 0
+    run = tmp_path / "runs" / "run"
+    assert saved_steps(run) == [4, 8]
+
+    def again(**sections):
+        return write_config(**{"training": {"batch_size": 8, "max_steps": 12, "precision": "float32"}, **sections})
+
+    return again, run
+
+
+def test_stop_at_step_leaves_the_schedule_alone(begun, write_config, tmp_path):
+    """The learning rate at a step must not know where the run will be stopped: step 102,000 of 4.5 million is in warm-up."""
+    again, run = begun
+    assert gist("train", write_config("whole")).code == 0
+    whole = tmp_path / "runs" / "whole"
+    assert metrics(run) == metrics(whole)[:8]
+    ended = gist("train", again())
+    assert ended.code == 0
+    assert "12 steps of 8 triplets, going on from step 8" in ended.err
+    assert_same_run(run, whole, 12)
+
+
+def test_a_run_that_is_done_does_nothing(begun):
+    """Started again by a scheduler or by mistake it must neither fail, nor train on, nor touch a file of the model."""
+    again, run = begun
+    assert gist("train", again()).code == 0
+    before = {path: path.stat().st_mtime_ns for path in (run / "checkpoints").rglob("*") if path.is_file()}
+    rows = metrics(run)
+    ended = gist("train", again())
+    assert ended.code == 0
+    assert "done: step 12 of 12" in ended.err
+    assert {path: path.stat().st_mtime_ns for path in (run / "checkpoints").rglob("*") if path.is_file()} == before
+    assert metrics(run) == rows
+
+
+CHANGES = {
+    "training.seed": {"training": {"batch_size": 8, "max_steps": 12, "precision": "float32", "seed": 1}},
+    "optimizer.lr": {"optimizer": {"lr": 2e-3}},
+    "training.batch_size": {"training": {"batch_size": 4, "max_steps": 12, "precision": "float32"}},
+    "training.max_steps": {"training": {"batch_size": 8, "max_steps": 13, "precision": "float32"}},
+    "loss.temperature": {"loss": {"temperature": 0.02}},
+    "loss.margin": {"loss": {"margin": 0.1}},
+    "data.batching": {"data": "mixed"},
+    "guide": {"guide": None},
+    "data.train": {"data": "content"},
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_other_mathematics_is_refused(begun, tmp_path, field):
+    """A run that goes on with another rate or other data is no run of either config, and nobody will ever know."""
+    again, run = begun
+    sections = dict(CHANGES[field])
+    rows = tmp_path / "rows.jsonl"
+    if sections.get("data") == "mixed":
+        sections["data"] = {"train": [{"source": "jsonl", "path": str(rows)}], "batching": "mixed"}
+    elif sections.get("data") == "content":
+        del sections["data"]
+        text = rows.read_text().replace('"task": "c"', '"task": "d"')
+        assert text != rows.read_text()
+        rows.write_text(text)
+    before = metrics(run)
+    ended = gist("train", again(**sections))
+    assert ended.code == 2
+    assert field in ended.err
+    assert "mend" in ended.err
+    assert saved_steps(run) == [4, 8]
+    assert metrics(run) == before
+
+
+def test_all_changed_fields_are_named_at_once(begun):
+    """One at a time, a user would start the run five times."""
+    again, _ = begun
+    path = again(
+        training={"batch_size": 4, "max_steps": 12, "precision": "float32", "seed": 1, "grad_clip": 2.0},
+        optimizer={"lr": 2e-3},
+    )
+    with pytest.raises(UserError) as raised:
+        train(load_config(path), resume="auto", timeout=None, console=QUIET)
+    named = {fault.where for fault in raised.value.faults}
+    assert named == {"training.batch_size", "training.seed", "training.grad_clip", "optimizer.lr"}
+    ended = gist("train", path)
+    assert ended.code == 2
+    assert all(name in ended.err for name in named)
+
+
+def test_another_guide_of_the_same_name_is_refused(begun, make_model, tmp_path):
+    """A guide folder whose weights were replaced masks other negatives under the same config."""
+    again, run = begun
+    guide = tmp_path / "guide"
+    shutil.copytree(make_model(width=48, layers=1, cased=True, vocabulary=300, seed=2), guide)
+    ended = gist("train", again(guide={"name": str(guide), "dtype": "float32"}))
+    assert ended.code == 2
+    assert "guide.name" in ended.err
+    assert saved_steps(run) == [4, 8]
+
+
+def test_what_changes_no_number_may_change(begun, write_config, tmp_path):
+    """Logging, retention, evaluation, speed and where files lie: who needs another row of metrics must not lose the run."""
+    again, run = begun
+    rows = tmp_path / "rows.jsonl"
+    moved = tmp_path / "elsewhere" / "rows.jsonl"
+    moved.parent.mkdir()
+    shutil.copy(rows, moved)
+    assert gist("train", write_config("whole")).code == 0
+    path = again(
+        tracking={"log_every": 2},
+        checkpoint={"every": 3, "keep_last": 2},
+        selection={"around": 4, "window": 0},
+        loss={"block_size": 4},
+        data={"train": [{"source": "jsonl", "path": str(moved)}]},
+    )
+    ended = gist("train", path)
+    assert ended.code == 0, ended.err
+    assert saved_steps(run) == [4, 9, 12]  # 4 for the selection, the newest two
+    assert [row["step"] for row in metrics(run)] == [*range(1, 9), 10, 12]
+    ours, theirs = tensors(run, 12), tensors(tmp_path / "runs" / "whole", 12)
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) < 1e-3  # blocks round otherwise
+    last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
+    assert last["loss_mean"] != last["loss"]
+
+
+def test_a_named_step_goes_back(begun, write_config, tmp_path):
+    """--resume 4 trains steps 5 to 12 again. Killed under way and started anew it goes on from there, and not from the 8 of the
+    first time, which would leave rows 7 and 8 out of the metrics."""
+    again, run = begun
+    assert gist("train", write_config("whole")).code == 0
+    assert exit_code_of(killed, again(), "after its row", 6, "4") == -signal.SIGKILL
+    assert saved_steps(run) == [4]
+    (aside,) = (run / "checkpoints").glob("set-aside-*")
+    assert [path.name for path in aside.iterdir()] == ["step-000000008"]
+    ended = gist("train", again())
+    assert ended.code == 0
+    assert "going on from step 4" in ended.err
+    assert saved_steps(run) == [4, 8, 12]
+    assert_same_run(run, tmp_path / "runs" / "whole", 12)
+
+
+def test_a_step_without_a_checkpoint_names_the_nearest(begun):
+    """ "No such checkpoint" alone sends the user to `ls`."""
+    again, _ = begun
+    ended = gist("train", again(), "--resume", 7)
+    assert ended.code == 2
+    assert "step 7" in ended.err
+    assert "4, 8" in ended.err
+    ended = gist("train", again(), "--resume", "last")
+    assert ended.code == 2
+    assert "auto, never or a step" in ended.err
+
+
+def test_resume_never_refuses_a_folder_with_a_run_in_it(begun, write_config):
+    """Who asks for a fresh start must not go on by mistake, and must not lose the old run either."""
+    again, run = begun
+    ended = gist("train", again(), "--resume", "never")
+    assert ended.code == 2
+    assert "--resume never" in ended.err
+    assert saved_steps(run) == [4, 8]
+    assert gist("train", write_config("fresh"), "--resume", "never", "--set", "training.max_steps=2").code == 0
+
+
+def test_a_damaged_newest_checkpoint_is_told_and_can_be_moved_away(begun, write_config, tmp_path):
+    """safetensors loads a flipped bit without a word; the run would go on from other weights."""
+    again, run = begun
+    spared = copied(run, "spared")
+    weights = checkpoint_folder(run, 8) / "training_state.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 1
+    weights.write_bytes(data)
+    ended = gist("train", again())
+    assert ended.code == 2
+    assert "training_state.safetensors" in ended.err
+    shutil.rmtree(checkpoint_folder(run, 8))
+    assert gist("train", again()).code == 0
+    assert gist("train", write_config("spared")).code == 0
+    assert_same_run(run, tmp_path / "runs" / "spared", 12)
+    assert spared.exists()

@@ -1,0 +1,159 @@
+"""metrics.jsonl and the trackers: a row every `log_every` steps, each step once."""
+
+import importlib.util
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from gist_train.config.schema import TrackingConfig
+from gist_train.training.checkpoint import Progress
+from gist_train.training.loop import StepRecord
+from gist_train.training.runlog import RunLog
+
+START = Progress(0, 0.0, 0, 0, 0)
+ROW = [
+    *("step", "time", "epoch", "loss", "loss_mean", "lr", "grad_norm"),
+    *("masked_ap", "masked_an", "masked_aa", "masked_pp", "tokens_per_second", "padding_share", "mfu"),
+]
+
+
+def record(step, loss=None):
+    return StepRecord(
+        step=step,
+        epoch=step / 10,
+        loss=float(step * step) if loss is None else loss,
+        lr=step * 1e-6,
+        grad_norm=2.0,
+        masked={"ap": 0.1, "an": 0.2, "aa": 0.3, "pp": 0.4},
+        triplets=8,
+        tokens=100 * step,
+        computed_tokens=200 * step,
+        groups=((2, 5),),
+        seconds=0.5,
+    )
+
+
+def log_of(run, progress=START, **tracking):
+    return RunLog(run, "run", TrackingConfig(**tracking), {"name": "run"}, progress)
+
+
+def written(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_row_holds_its_own_loss_and_the_mean_since_the_row_before(tmp_path):
+    """A mean over the steps since the start hides what happens now; the last step's loss alone is noise."""
+    with log_of(tmp_path, log_every=3) as log:
+        rows = [log.add(record(step), flops=10, peak_flops=40.0) for step in range(1, 9)]
+    assert [row is not None for row in rows] == [False, False, True, False, False, True, False, False]
+    assert written(tmp_path) == [rows[2], rows[5]]
+    first, second = written(tmp_path)
+    assert list(first) == ROW
+    assert (first["step"], first["loss"], first["loss_mean"]) == (3, 9.0, pytest.approx((1 + 4 + 9) / 3))
+    assert (second["step"], second["loss"], second["loss_mean"]) == (6, 36.0, pytest.approx((16 + 25 + 36) / 3))
+    assert (first["lr"], first["epoch"], first["masked_pp"]) == (3e-6, 0.3, 0.4)
+    assert first["tokens_per_second"] == pytest.approx(600 / 1.5)
+    assert first["padding_share"] == pytest.approx(0.5)
+    assert first["mfu"] == pytest.approx(30 / 1.5 / 40)
+    assert first["time"] <= second["time"]
+
+
+def test_a_resumed_log_goes_on_with_its_sums(tmp_path):
+    """A checkpoint at step 4 with rows at 3 and 6: step 4's loss is part of row 6."""
+    with log_of(tmp_path, log_every=3) as log:
+        for step in range(1, 5):
+            log.add(record(step), 10, 40.0)
+        progress = log.progress
+    assert progress == Progress(4, 16.0, 1, 400, 800)
+    with log_of(tmp_path, progress, log_every=3) as log:
+        for step in (5, 6):
+            log.add(record(step), 10, 40.0)
+    assert [row["step"] for row in written(tmp_path)] == [3, 6]
+    assert written(tmp_path)[1]["loss_mean"] == pytest.approx((16 + 25 + 36) / 3)
+    assert written(tmp_path)[1]["padding_share"] == pytest.approx(0.5)
+    # What the clock measures is this process' own: its tokens over its seconds.
+    assert written(tmp_path)[1]["tokens_per_second"] == pytest.approx((500 + 600) / 1.0)
+
+
+@pytest.mark.parametrize("torn", ["", '{"step": 9, "lo', '{"step": 9, "loss": 1.0}\n{"st'])
+def test_rows_after_the_checkpoint_are_cut(tmp_path, torn):
+    """The steps after the checkpoint are trained again: their rows would stand twice, and a torn line would stop every reader."""
+    with log_of(tmp_path, log_every=1) as log:
+        for step in range(1, 9):
+            log.add(record(step), 10, 40.0)
+    lines = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text(lines + torn)
+    with log_of(tmp_path, Progress(6, 0.0, 0, 0, 0), log_every=1) as log:
+        assert [row["step"] for row in written(tmp_path)] == [1, 2, 3, 4, 5, 6]
+        log.add(record(7), 10, 40.0)
+    assert [row["step"] for row in written(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines()[:6] == lines.splitlines()[:6]
+
+
+def test_other_ranks_write_nothing(tmp_path, monkeypatch):
+    """Every rank would write the same row."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "wandb", None)  # whoever imports it fails
+    with log_of(None, log_every=1, wandb={"project": "p"}) as log:
+        row = log.add(record(1), 10, 40.0)
+    assert row is not None
+    assert row["loss_mean"] == 1.0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A stand-in that notes its calls."""
+    calls = []
+
+    def init(**options):
+        calls.append(("init", options))
+        return SimpleNamespace(
+            log=lambda row, step: calls.append(("log", step, row)), finish=lambda exit_code: calls.append(("finish", exit_code))
+        )
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    return calls
+
+
+def test_wandb_gets_every_row_and_the_same_run_after_a_resume(tmp_path, wandb):
+    """An id that is drawn anew makes a second run of every resume."""
+    tracking = {"log_every": 2, "wandb": {"project": "gist", "mode": "offline", "entity": "us"}}
+    with log_of(tmp_path, **tracking) as log:
+        for step in range(1, 5):
+            log.add(record(step), 10, 40.0)
+
+    def fail():
+        with log_of(tmp_path, Progress(4, 0.0, 0, 0, 0), **tracking):
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        fail()
+    assert [call[0] for call in wandb] == ["init", "log", "log", "finish", "init", "finish"]
+    first, again = wandb[0][1], wandb[4][1]
+    assert (first["project"], first["mode"], first["entity"], first["name"]) == ("gist", "offline", "us", "run")
+    assert (first["resume"], first["dir"], first["config"]) == ("allow", str(tmp_path), {"name": "run"})
+    assert first["id"] == again["id"] == (tmp_path / "wandb-id.txt").read_text().strip()
+    assert [call[1] for call in wandb if call[0] == "log"] == [2, 4]
+    assert [call[2] for call in wandb if call[0] == "log"] == written(tmp_path)
+    assert [call[1] for call in wandb if call[0] == "finish"] == [0, 1]
+
+
+@pytest.mark.parametrize("options", [{}, {"wandb": {"project": "gist", "mode": "disabled"}}])
+def test_wandb_is_not_imported_unless_asked_for(tmp_path, wandb, options):
+    """It is an extra, slow to import, and tells the world."""
+    with log_of(tmp_path, log_every=1, **options) as log:
+        log.add(record(1), 10, 40.0)
+    assert wandb == []
+    assert not (tmp_path / "wandb-id.txt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+def test_wandb_offline_writes_a_folder(tmp_path):
+    """The real one takes the arguments that we give it."""
+    with log_of(tmp_path, log_every=1, wandb={"project": "gist", "mode": "offline"}) as log:
+        log.add(record(1), 10, 40.0)
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
