@@ -15,14 +15,15 @@ import torch
 from rich.console import Console
 
 from gist_train.config.loading import load_config
-from gist_train.model.loss import BLOCKS
+from gist_train.model.loss import BLOCKS, similarity_tolerance
 from gist_train.prepare import batch_plan, prepare_corpus, prepare_guide
 from gist_train.training.loop import GuideLookup
 
 
 def decisions(anchor: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor) -> list[torch.Tensor]:
     """Which candidates leave, for each of `BLOCKS`: (B, B), (B, M), (B, B), (B, B) bool."""
-    threshold = (anchor * positive).sum(dim=1, keepdim=True)
+    own = (anchor * positive).sum(dim=1, keepdim=True)
+    threshold = own + similarity_tolerance(own)
     looks = ((anchor, positive), (anchor, negative), (anchor, anchor), (positive, positive))
     return [a @ b.T > threshold for a, b in looks]
 

@@ -207,7 +207,7 @@ def _block_of_rows(
         score = from_side.student @ to_side.student.T
         leaves = _leaves(from_side, to_side, a.ids, p.ids, threshold, device)
         if options.hard_only:
-            leaves |= score.detach() < own_score.detach()[:, None] - _rounding(own_score)
+            leaves |= score.detach() < own_score.detach()[:, None] - similarity_tolerance(own_score)
         index = BLOCKS.index(block)
         candidates[index] = leaves.numel()
         if has_own_column:
@@ -224,10 +224,10 @@ def _block_of_rows(
 def _threshold(own: Tensor, options: _Options) -> Tensor:
     """(R, 1): the guide's similarity above which a candidate leaves."""
     margin = options.margin if options.margin_strategy == "absolute" else own.abs() * options.margin
-    return (own - margin + _rounding(own))[:, None]
+    return (own - margin + similarity_tolerance(own))[:, None]
 
 
-def _rounding(similarities: Tensor) -> float:
+def similarity_tolerance(similarities: Tensor) -> float:
     """How far two roundings of one similarity may lie apart.
 
     An exact duplicate of the positive has the similarity of the threshold, and stays (where ids are given, its id removes it).
