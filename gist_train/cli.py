@@ -120,6 +120,14 @@ def _steps(told: str | None, run: Path) -> list[int] | None:
     return [int(part) for part in told.split(",")]
 
 
+def _tell(error: Exception) -> None:
+    """Says what went wrong: whole on the first process, in a line on the others, which mostly meet the same."""
+    rank, told = os.environ.get("RANK", "0"), str(error)
+    if rank != "0":
+        told = f"process {rank}: {told.splitlines()[0] if told else type(error).__name__}"
+    Console(stderr=True).print(told, markup=False, highlight=False, soft_wrap=True)
+
+
 def main() -> None:
     """Runs the command line and exits."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
@@ -132,10 +140,10 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        _tell(error)
         sys.exit(2)
     except (ArithmeticError, OSError) as error:
-        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        _tell(error)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

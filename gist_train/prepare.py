@@ -51,7 +51,7 @@ def prepare_tokens(corpus: Corpus, student: Pretrained, console: Console) -> Tok
     if not corpus.has_tokens(fingerprint):
         with locked(corpus.folder):
             if not corpus.has_tokens(fingerprint):
-                counts = corpus.add_tokens(student.tokens, len(student.tokenizer), fingerprint)
+                counts = corpus.add_tokens(student.tokens, student.vocabulary_size(), fingerprint)
                 _follow(counts, "tokenising texts", corpus.view_count, console)
     return corpus.tokens(fingerprint)
 
@@ -100,7 +100,7 @@ def batch_plan(config: Config, corpus: Corpus) -> BatchPlan:
         raise UserError(
             Fault(
                 "training.batch_size",
-                f"{config.training.batch_size}; {error}",
+                f"{config.training.batch_size}; {error} from {', '.join(source.path for source in config.data.train)}",
                 "a size of which the data has one whole batch at least",
                 "lower training.batch_size or add rows",
             )
@@ -108,7 +108,11 @@ def batch_plan(config: Config, corpus: Corpus) -> BatchPlan:
 
 
 def _follow(counts: Iterator[int], what: str, total: int | None, console: Console) -> None:
-    """Runs `counts` to its end behind a progress bar, or between two lines where there is no terminal to draw one on."""
+    """Runs `counts` to its end behind a progress bar, or between two lines where there is no terminal to draw one on.
+
+    Also on a process whose console is quiet: whoever got the lock and works is the only one that can show it.
+    """
+    quiet, console.quiet = console.quiet, False
     if not console.is_terminal:
         console.print(what if total is None else f"{what}: {total:,} to do")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -120,3 +124,4 @@ def _follow(counts: Iterator[int], what: str, total: int | None, console: Consol
         bar.update(task, total=done, completed=done)
     if not console.is_terminal:
         console.print(f"{what}: {done:,} done", highlight=False)
+    console.quiet = quiet

@@ -1,10 +1,10 @@
 """Joins loop, checkpoints, run log and evaluation: what happens when the loop yields."""
 
-import hashlib
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,10 +17,10 @@ from rich.console import Console
 from torch import nn
 
 from gist_train import __version__
-from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.errors import Fault, UserError
 from gist_train.config.loading import resolved_yaml
-from gist_train.config.schema import Config, GuideConfig, OptimizerConfig, mathematics
-from gist_train.data.files import read_json, write_json, write_text
+from gist_train.config.schema import Config, GuideConfig, OptimizerConfig
+from gist_train.data.files import held, read_json, write_json, write_text
 from gist_train.model.pretrained import Pretrained, load_student
 from gist_train.prepare import batch_plan, prepare_corpus, prepare_guide, prepare_tokens
 from gist_train.results.evaluation import LoadedTask, evaluate, load_tasks
@@ -28,8 +28,9 @@ from gist_train.results.figures import append_figures
 from gist_train.training import checkpoint as checkpoints
 from gist_train.training.checkpoint import Progress
 from gist_train.training.display import Display
-from gist_train.training.distributed import largest_over_ranks, make_accelerator
-from gist_train.training.loop import GuideLookup, Training, steps
+from gist_train.training.distributed import largest_over_ranks, make_accelerator, same_on_all_ranks
+from gist_train.training.loop import Training, steps
+from gist_train.training.resume import checkpoint_to_start_from, facts_of, refuse_other_content, verified_for
 from gist_train.training.runlog import RunLog
 from gist_train.training.schedule import make_schedule
 from gist_train.training.signals import StopSignal
@@ -37,7 +38,8 @@ from gist_train.training.throughput import matmul_rate, training_flops
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "tokenizers", "safetensors", "numpy")
 
-MEND_CHANGE = "set it back, or give this training a name of its own"
+EVALUATION_TIMEOUT = 4 * 3600.0
+"""Seconds that ranks wait for the one that evaluates: backends would give up after 10 or 30 minutes."""
 
 
 def run_folder(config: Config) -> Path:
@@ -56,34 +58,46 @@ def train(config: Config, *, resume: str, timeout: float | None, console: Consol
         UserError: the data, the models or the run folder are not what the config says.
         NonFiniteError: loss or gradient is not finite.
     """
+    signals = StopSignal()  # before the guide's pass: a launcher may go while it runs
+    if timeout is None and config.evaluation.every and config.evaluation.tasks:
+        timeout = EVALUATION_TIMEOUT
     accelerator, note = make_accelerator(config.training.precision, timeout)
     console.quiet = console.quiet or not accelerator.is_main_process
     console.print(_first_line(accelerator))
     if note:
         console.print(note)
     run = run_folder(config)
+    with _only_writer(run) if accelerator.is_main_process else nullcontext():
+        signal_number = _train_alone(config, accelerator, run, resume, signals, console)
+    accelerator.end_training()
+    return 128 + signal_number if signal_number else 0
+
+
+def _train_alone(config: Config, accelerator: Accelerator, run: Path, resume: str, signals: StopSignal, console: Console) -> int:
+    """`train`, in a run folder that nobody else writes to. Returns the signal that stopped it, or 0."""
     _refuse_missing_tracker(config)
-    origin = _checkpoint_to_start_from(run, resume)
+    origin = checkpoint_to_start_from(run, resume)
     tasks = load_tasks(config.evaluation.tasks)
-    manifest = _verified(origin, config) if origin is not None else None  # before the guide is put to work
+    manifest = verified_for(origin, config) if origin is not None else None  # before the guide is put to work
     job = _open(config, accelerator, console)
     progress = Progress(0, 0.0, 0, 0, 0)
     if origin is not None and manifest is not None:
-        _verify_content(origin, manifest, job.facts)
+        refuse_other_content(origin, manifest, job.facts)
         checkpoints.load_checkpoint(origin, job.student, job.adamw)
         progress = checkpoints.progress_of(manifest)
+    _refuse_unlike_ranks(accelerator, progress.step, job.facts)
     console.print(_plan_lines(config, job, progress.step), soft_wrap=True)
     if accelerator.is_main_process:
+        checkpoints.sweep(run)
         if aside := checkpoints.set_aside_later(run, progress.step):
             console.print(f"going back to step {progress.step:,}: the checkpoints after it are now in {aside}", soft_wrap=True)
         _describe(run, config, accelerator, job.facts)
-    signal_number = _drive(config, job, run, progress, tasks, console)
-    accelerator.end_training()
+    signal_number = _drive(config, job, run, progress, tasks, signals, console)
     if signal_number:
         console.print("stopped with a checkpoint written; the same command goes on from there")
-        return 128 + signal_number
-    console.print(f"done: step {job.stop:,} of {job.training.schedule.total_steps:,}: {run}", soft_wrap=True)
-    return 0
+    else:
+        console.print(f"done: step {job.stop:,} of {job.training.schedule.total_steps:,}: {run}", soft_wrap=True)
+    return signal_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +117,7 @@ class _Job:
 def _open(config: Config, accelerator: Accelerator, console: Console) -> _Job:
     """Models, corpus, guide store, plan and optimizer, prepared where no run has prepared them yet."""
     student = load_student(config.model)
+    student.with_max_length(config.evaluation.max_length)  # refuses what the model can't read, before the guide is put to work
     corpus = prepare_corpus(config, console)
     tokens = prepare_tokens(corpus, student, console)
     guide = prepare_guide(config, corpus, accelerator.device, console)
@@ -132,10 +147,19 @@ def _open(config: Config, accelerator: Accelerator, console: Console) -> _Job:
         seed=config.training.seed,
     )
     stop = min(schedule.total_steps, config.training.stop_at_step or schedule.total_steps)
-    return _Job(student, adamw, training, stop, _facts(config, corpus.fingerprint, guide, accelerator.num_processes))
+    facts = facts_of(config, student, corpus.fingerprint, guide, accelerator.mixed_precision, accelerator.num_processes)
+    return _Job(student, adamw, training, stop, facts)
 
 
-def _drive(config: Config, job: _Job, run: Path, progress: Progress, tasks: Sequence[LoadedTask], console: Console) -> int:
+def _drive(
+    config: Config,
+    job: _Job,
+    run: Path,
+    progress: Progress,
+    tasks: Sequence[LoadedTask],
+    signals: StopSignal,
+    console: Console,
+) -> int:
     """Takes the steps that are left; logs, saves and evaluates when they are due. Returns the signal that stopped it, or 0."""
     accelerator, student = job.training.accelerator, job.student
     main, processes = accelerator.is_main_process, accelerator.num_processes
@@ -143,6 +167,7 @@ def _drive(config: Config, job: _Job, run: Path, progress: Progress, tasks: Sequ
 
     def save() -> None:
         if main:
+            log.sync()
             checkpoints.save_checkpoint(run, student, job.adamw, log.progress, job.facts)
             _retire(run, config)
         accelerator.wait_for_everyone()
@@ -154,7 +179,7 @@ def _drive(config: Config, job: _Job, run: Path, progress: Progress, tasks: Sequ
 
     with (
         RunLog(run if main else None, config.name, config.tracking, config.model_dump(mode="json"), progress) as log,
-        StopSignal() as signals,
+        signals,
         Display(console, progress.step, job.stop) as display,
     ):
         if config.evaluation.every and progress.step == 0:
@@ -170,6 +195,33 @@ def _drive(config: Config, job: _Job, run: Path, progress: Progress, tasks: Sequ
             if signal_number:
                 return signal_number
     return 0
+
+
+@contextmanager
+def _only_writer(run: Path) -> Iterator[None]:
+    """Raises UserError where another process trains in the run folder: two writers would tear each other's checkpoints."""
+    with held(run.parent / f".{run.name}.lock") as alone:
+        if not alone:
+            mend = "wait for it, stop it, or give this training a name of its own"
+            raise UserError(Fault(f"run folder {run}", "another process that trains in it", "one at a time", mend))
+        yield
+
+
+def _refuse_unlike_ranks(accelerator: Accelerator, step: int, facts: dict[str, Any]) -> None:
+    """Raises UserError on all ranks where they would not start from one checkpoint over one corpus."""
+    corpus = int(facts["corpus"][:15], 16)
+    # Both are asked on every rank: a question that one rank leaves out would keep the others waiting.
+    alike = [same_on_all_ranks(value, accelerator.device) for value in (step, corpus)]
+    if not all(alike):
+        found = "checkpoints of different steps" if not alike[0] else "data of different content"
+        raise UserError(
+            Fault(
+                "the processes of this run",
+                found,
+                "one run folder and one corpus",
+                "put output_dir and data on a shared disk",
+            )
+        )
 
 
 def _first_line(accelerator: Accelerator) -> str:
@@ -204,65 +256,9 @@ def _optimizer(student: Pretrained, config: OptimizerConfig) -> torch.optim.Adam
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)
 
 
-def _facts(config: Config, corpus: str, guide: GuideLookup | str | None, processes: int) -> dict[str, Any]:
-    """What a checkpoint must say so that a resume can tell whether it is the same mathematics."""
-    return {
-        "config_sha256": hashlib.sha256(resolved_yaml(config).encode()).hexdigest(),
-        "mathematics": mathematics(config),
-        "corpus": corpus,
-        "guide": guide.store.fingerprint if isinstance(guide, GuideLookup) else guide,
-        "processes": processes,
-    }
-
-
-def _checkpoint_to_start_from(run: Path, resume: str) -> Path | None:
-    if resume == "never":
-        if run.exists() and any(run.iterdir()):
-            raise UserError(
-                Fault(
-                    "--resume never",
-                    f"{run}, which has files in it",
-                    "an empty run folder, or none",
-                    "give the run another name, or leave --resume out to go on with it",
-                )
-            )
-        return None
-    if resume != "auto" and not resume.isdecimal():
-        raise UserError(Fault("--resume", shown(resume), "auto, never or a step", "name one of these"))
-    return checkpoints.checkpoint_to_resume(run, None if resume == "auto" else int(resume))
-
-
-def _verified(origin: Path, config: Config) -> dict[str, Any]:
-    """The manifest of a checkpoint that is whole and was made by the same mathematics.
-
-    Raises:
-        UserError: it is damaged, or the config changed since; every field is named.
-    """
-    manifest = checkpoints.verified_manifest(origin)
-    was, now = manifest["mathematics"], mathematics(config)
-    faults = [
-        Fault(key, shown(now.get(key, "nothing")), f"{shown(was.get(key, 'nothing'))}, as in {origin}", MEND_CHANGE)
-        for key in sorted(was.keys() | now.keys())
-        if was.get(key) != now.get(key)
-    ]
-    if faults:
-        raise UserError(*faults)
-    return manifest
-
-
-def _verify_content(origin: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Raises UserError where the same config names other data or another guide than the checkpoint was made with."""
-    faults = [
-        Fault(name, f"other content, of fingerprint {facts[key]}", f"{manifest[key]}, as in {origin}", MEND_CHANGE)
-        for key, name in (("corpus", "data.train"), ("guide", "guide.name"))
-        if manifest[key] != facts[key]
-    ]
-    if faults:
-        raise UserError(*faults)
-
-
 def _refuse_missing_tracker(config: Config) -> None:
-    if config.tracking.wandb is not None and find_spec("wandb") is None:
+    wandb = config.tracking.wandb
+    if wandb is not None and wandb.mode != "disabled" and find_spec("wandb") is None:
         mend = 'pip install "gist-train[wandb]", or take tracking.wandb out'
         raise UserError(Fault("tracking.wandb", "no package wandb", "the package, which is an extra", mend))
 

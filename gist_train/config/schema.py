@@ -263,7 +263,7 @@ class Config(Section):
 _FREE_ON_RESUME = {
     *("name", "output_dir", "cache_dir", "checkpoint", "evaluation", "selection", "tracking"),
     *("model.trust_remote_code", "guide.trust_remote_code", "guide.batch_tokens"),
-    *("data.train", "data.on_bad_row", "loss.block_size", "training.stop_at_step"),
+    *("data.train", "loss.block_size", "training.stop_at_step"),
 }
 
 

@@ -5,6 +5,7 @@ opened last is kept, but only to save doing it again.
 """
 
 import random
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 SWAP_TRIES = 16
 """Partners that are tried for a row that shares a text with another row of its batch. Measured: 16 parts what can be parted."""
+
+SWAP_BUDGET = 100_000
+"""Tries in one epoch, about a second's worth: opening an epoch must not hold the training up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,8 @@ class EpochCounts:
 
 
 class BatchPlan:
-    """Rows of any step of any epoch. `batch(step)` costs the same at step 1 and at step 102,000.
+    """Rows of any step of any epoch. `batch(step)` costs the same at step 1 and at step 102,000,
+    once the epoch is open.
 
     Args:
         task: (R,) task id of each row.
@@ -141,13 +146,13 @@ def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _conflicts(batches: Ints, keys: NDArray[np.int32]) -> Ints:
-    """(C, 2) flat positions in `batches` of two rows of one batch that share a text, the earlier first."""
+    """(C, 3) flat positions in `batches` of two rows of one batch that share a text, the earlier first, and that text's id."""
     texts = keys[batches.ravel()].astype(np.int64)
     batch = np.repeat(np.arange(len(batches)), batches.shape[1])
     code = (batch[:, None] * (int(keys.max()) + 1) + texts).ravel()
     order = np.argsort(code, kind="stable")
     same = code[order][1:] == code[order][:-1]
-    pairs = np.stack([order[:-1][same], order[1:][same]], axis=1) // 2
+    pairs = np.stack([order[:-1][same] // 2, order[1:][same] // 2, texts.ravel()[order[1:][same]]], axis=1)
     between_rows: Ints = pairs[pairs[:, 0] != pairs[:, 1]]
     return between_rows
 
@@ -155,41 +160,56 @@ def _conflicts(batches: Ints, keys: NDArray[np.int32]) -> Ints:
 def _part(batches: Ints, keys: NDArray[np.int32], task: NDArray[np.int32], rng: np.random.Generator) -> None:
     """Swaps rows that share a text with another row of their batch, in place, for rows of the same task elsewhere.
 
-    A swap leaves both batches with the tasks that they had.
+    A swap leaves both batches with the tasks that they had. What can't be parted costs no time: a text that stands in more rows
+    than there are batches is left where it is, and `SWAP_BUDGET` tries are made at most.
     """
+    flat, size = batches.reshape(-1), batches.shape[1]
+    rows_with = np.bincount(keys.ravel()) - np.bincount(keys[keys[:, 0] == keys[:, 1], 0], minlength=int(keys.max()) + 1)
     conflicts = _conflicts(batches, keys)
+    conflicts = conflicts[rows_with[conflicts[:, 2]] <= len(batches)]
     if not len(conflicts):
         return
-    flat, size = batches.reshape(-1), batches.shape[1]
     of_task = task[flat]
     by_task = np.argsort(of_task, kind="stable")
     bounds = np.searchsorted(of_task[by_task], np.arange(int(task.max()) + 2))
-    texts: dict[int, list[set[int]]] = {}
+    held: dict[int, Counter[int]] = {}
+    tries = 0
 
     def texts_of(position: int) -> set[int]:
         return set(keys[flat[position]].tolist())
 
-    def texts_beside(position: int) -> set[int]:
-        """Texts of the other rows of the batch."""
+    def texts_in_batch(position: int) -> Counter[int]:
+        """How many rows of the batch have each text."""
         batch = position // size
-        if batch not in texts:
-            texts[batch] = [set(keys[row].tolist()) for row in batches[batch]]
-        return set().union(*(held for slot, held in enumerate(texts[batch]) if slot != position % size))
+        if batch not in held:
+            held[batch] = Counter(text for row in batches[batch] for text in set(keys[row].tolist()))
+        return held[batch]
+
+    def fits(texts: set[int], position: int, leaving: set[int]) -> bool:
+        """Whether a row with `texts` shares none of them with the batch at `position`, once the row there has left."""
+        counts = texts_in_batch(position)
+        return all(counts[text] == (text in leaving) for text in texts)
 
     def moved(position: int) -> bool:
-        """Whether the row there shares no text with its batch any more."""
-        here, mine = texts_beside(position), texts_of(position)
-        if not here & mine:
+        """Whether the row there shares no text with its batch any more, by a swap of now or of before."""
+        nonlocal tries
+        mine = texts_of(position)
+        if fits(mine, position, mine):
             return True  # an earlier swap took the other row away
         first, last = bounds[of_task[position]], bounds[of_task[position] + 1]
         for other in by_task[rng.integers(first, last, SWAP_TRIES)].tolist():
+            tries += 1
             theirs = texts_of(other)
-            if other // size != position // size and not here & theirs and not texts_beside(other) & mine:
+            if other // size != position // size and fits(theirs, position, mine) and fits(mine, other, theirs):
+                for place, came, left in ((position, theirs, mine), (other, mine, theirs)):
+                    texts_in_batch(place).update(came)
+                    texts_in_batch(place).subtract(left)
                 flat[position], flat[other] = flat[other], flat[position]
-                texts[position // size][position % size], texts[other // size][other % size] = theirs, mine
                 return True
         return False
 
-    for earlier, later in conflicts.tolist():
+    for earlier, later, _ in conflicts.tolist():
+        if tries > SWAP_BUDGET:
+            return
         if not moved(later):
             moved(earlier)

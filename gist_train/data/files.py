@@ -82,6 +82,19 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """Holds the lock file at `path` if nobody else does, without waiting; yields whether it does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+@contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds `folder`'s lock, waiting for whoever has it. The system lets go of it when a process dies, however it dies."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ def packed_attention(
     if attention_mask is not None:
         raise ValueError("packed attention takes no attention mask: the lengths of the texts are its mask")
     q, k, v = (x.transpose(1, 2)[0] for x in (query, key, value))  # (T, H, W)
-    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
+    if _flash_runs(q):
         return _flash(q, k, v, packed, dropout, scaling)[None], None
     sizes = packed.sizes
     parts = []
@@ -84,6 +84,13 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, dropout: float, scaling: float | Non
     # Torch's attention with dropout falls back to these very operations on a CPU, and draws its dropout on one thread.
     scores = (q * (q.shape[-1] ** -0.5 if scaling is None else scaling)) @ k.transpose(-1, -2)
     return cheap_dropout(torch.softmax(scores, dim=-1), dropout) @ v
+
+
+def _flash_runs(q: Tensor) -> bool:
+    """Whether torch's variable-length flash attention takes (T, H, W) like these: the bare operator pads no W."""
+    if not q.is_cuda or q.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return torch.cuda.get_device_capability(q.device) >= (8, 0) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, packed: PackedLengths, dropout: float, scaling: float | None) -> Tensor:

@@ -1,7 +1,7 @@
 """Dropout that costs a tenth of torch's on a CPU, where `bernoulli_` draws one number at a time on one thread.
 
 One 64-bit draw decides four elements: an element stays where its 16 bits reach a threshold. The rate is right to 1/65,536 / 2,
-and the kept elements are scaled by the rate that the threshold has, so that the expectation is exact.
+and the kept elements are scaled by the rate that the threshold has, so that in float32 the expectation is exact.
 """
 
 import torch

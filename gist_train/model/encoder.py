@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from transformers import BertModel, CamembertModel, RobertaModel, XLMRobertaModel
 
 from gist_train.model.attention import PACKED, PackedLengths
 
@@ -22,14 +23,10 @@ logger = logging.getLogger(__name__)
 Tokens = NDArray[np.integer[Any]]
 """(L,) token ids of one text, special tokens included."""
 
-# Families whose tokens know each other only through attention and their position, so that they run packed.
-# The value says where positions begin: RoBERTa's count from its padding id + 1.
-_FIRST_POSITION = {
-    "bert": "zero",
-    "roberta": "after padding id",
-    "xlm-roberta": "after padding id",
-    "camembert": "after padding id",
-}
+# Models whose tokens know each other only through attention and their position, so that they run packed. Classes and not the
+# config's model_type: code from a model's repository may call itself bert and attend in ways of its own.
+_POSITIONS_FROM_ZERO = (BertModel,)
+_POSITIONS_AFTER_PADDING_ID = (RobertaModel, XLMRobertaModel, CamembertModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +81,16 @@ class Encoder(nn.Module):
         super().__init__()
         self.transformer = transformer
         self.pooling, self.normalized = pooling, normalized
-        family = transformer.config.model_type
-        self.packed = family in _FIRST_POSITION and not transformer.config.is_decoder
-        self._first_position = transformer.config.pad_token_id + 1 if _FIRST_POSITION.get(family) == "after padding id" else 0
+        kind = type(transformer)
+        self.packed = kind in _POSITIONS_FROM_ZERO + _POSITIONS_AFTER_PADDING_ID and not transformer.config.is_decoder
+        self._first_position = transformer.config.pad_token_id + 1 if kind in _POSITIONS_AFTER_PADDING_ID else 0
         self._padding_id = transformer.config.pad_token_id or 0
         if self.packed:
             transformer.set_attn_implementation(PACKED)
         else:
-            logger.warning("%s models do not run packed yet: texts are padded to the longest of a forward", family)
+            logger.warning(
+                "%s models do not run packed yet: texts are padded to the longest of a forward", transformer.config.model_type
+            )
 
     @property
     def device(self) -> torch.device:

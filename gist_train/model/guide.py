@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gist_train.config.errors import Fault, UserError
+from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.schema import GuideConfig
 from gist_train.data.files import read_json, write_json
 from gist_train.model.encoder import embed
@@ -129,11 +129,14 @@ class GuideStore:
                 rows = np.empty((len(ids), guide.width), np.float32)
                 done = 0
                 for at, vectors in embed(guide.encoder, tokens, config.batch_tokens):
-                    rows[at] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+                    with np.errstate(invalid="ignore"):  # told below, with the text
+                        rows[at] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
                     done += len(at)
                     yield first + done
-                if not np.isfinite(rows).all():
-                    raise FloatingPointError(f"the guide {config.name} gave an embedding that is not finite")
+                finite = np.isfinite(rows).all(axis=1)
+                if not finite.all():
+                    told = shown(text(int(ids[int(np.argmin(finite))])))
+                    raise FloatingPointError(f"the guide {config.name} gives no finite embedding of length 1 to the text {told}")
                 _append(embeddings.fileno(), rows.astype(config.dtype).tobytes())
                 _append(written.fileno(), np.ascontiguousarray(hashes[ids]).tobytes())
         self._map(meta)

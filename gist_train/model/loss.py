@@ -29,7 +29,7 @@ class LossOutput:
     row_losses: Tensor
     """(R,) cross entropy of each row computed here, detached."""
     masked: Tensor
-    """(4,) int64: candidates of each of `BLOCKS` that left the partition function for being too similar or a duplicate."""
+    """(4,) int64: candidates of each of `BLOCKS` that left the partition function: too similar, a duplicate, or not hard."""
     candidates: Tensor
     """(4,) int64: candidates of each of `BLOCKS` before masking, a row's own column not counted."""
 

@@ -5,7 +5,10 @@ sentence-transformers reads and writes the folders, so that what we save is what
 
 import hashlib
 import json
-from collections.abc import Sequence
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,9 @@ from gist_train.config.schema import GuideConfig, ModelConfig
 from gist_train.model.dropout import use_cheap_dropout
 from gist_train.model.encoder import Encoder, Tokens, embed
 
+NO_LIMIT = 1 << 20
+"""Tokens that a model without a limit of its own may read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pretrained:
@@ -34,6 +40,8 @@ class Pretrained:
     tokenizer: PreTrainedTokenizerFast
     max_length: int
     """Tokens after which a text is cut, special tokens included."""
+    positions: int
+    """The most tokens that the model can read."""
 
     @property
     def width(self) -> int:
@@ -60,8 +68,21 @@ class Pretrained:
         return out
 
     def with_max_length(self, max_length: int | None) -> "Pretrained":
-        """The same model, cutting texts at `max_length` tokens; None for as it stands."""
-        return self if max_length is None else replace(self, max_length=max_length)
+        """The same model, cutting texts at `max_length` tokens; None for as it stands.
+
+        Raises:
+            UserError: the model has fewer positions.
+        """
+        if max_length is None:
+            return self
+        if max_length > self.positions:
+            allowed = f"at most {self.positions} tokens, the positions of {self.encoder.transformer.name_or_path}"
+            raise UserError(Fault("evaluation.max_length", shown(max_length), allowed, "lower it"))
+        return replace(self, max_length=max_length)
+
+    def vocabulary_size(self) -> int:
+        """One more than the largest token id. A tokenizer may have gaps, so that it is not the number of tokens."""
+        return max(self.tokenizer.get_vocab().values()) + 1
 
     def tokenizer_fingerprint(self) -> str:
         """32 hex digits over all that decides the token ids of a text."""
@@ -136,15 +157,21 @@ def identity(name: str, revision: str | None) -> str:
 def _load(where: str, config: ModelConfig | GuideConfig) -> Pretrained:
     try:
         # float32 whatever the folder says: master weights for the student, exact similarities for the guide.
-        model = SentenceTransformer(
-            config.name,
-            revision=config.revision,
-            trust_remote_code=config.trust_remote_code,
-            device="cpu",
-            model_kwargs={"dtype": torch.float32},
-        )
+        with _load_reports() as reports:
+            model = SentenceTransformer(
+                config.name,
+                revision=config.revision,
+                trust_remote_code=config.trust_remote_code,
+                device="cpu",
+                model_kwargs={"dtype": torch.float32},
+            )
     except (OSError, ValueError, ImportError) as error:
         raise _not_found(where, config.name, error) from None
+    if missing := _missing_weights(reports):
+        found = f"no weights for {', '.join(missing[:5])}{' and others' if len(missing) > 5 else ''}"
+        raise _unfit(
+            where, config.name, found, "weights for every layer: random ones would take their place", "get the whole model"
+        )
     modules: list[Any] = list(model)
     kinds = [type(module) for module in modules]
     if kinds[:2] != [Transformer, Pooling] or kinds[2:] not in ([], [Normalize]):
@@ -174,14 +201,41 @@ def _load(where: str, config: ModelConfig | GuideConfig) -> Pretrained:
         raise _unfit(where, config.name, f"max_length {max_length}", f"at most {longest} tokens", f"lower {where}.max_length")
     model.max_seq_length = max_length
     encoder = Encoder(transformer.auto_model, pooling=pooling.pooling_mode, normalized=len(modules) == 3)
-    return Pretrained(model, encoder, model.tokenizer, max_length)
+    return Pretrained(model, encoder, model.tokenizer, max_length, longest)
+
+
+@contextmanager
+def _load_reports() -> Iterator[list[str]]:
+    """What transformers reports about weights while it loads a model: it goes on with random ones where some are missing."""
+    reports: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: reports.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("transformers.modeling_utils")
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    try:
+        yield reports
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
+
+
+def _missing_weights(reports: Sequence[str]) -> list[str]:
+    """Names of weights that were not in the files, the pooler's left out: it has no part in an embedding."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for report in reports for line in report.splitlines()]
+    names = [line.split("|")[0].strip() for line in lines if "|" in line and "MISSING" in line.split("|")[1]]
+    return [name for name in names if not name.startswith("pooler.")]
 
 
 def _longest(config: Any) -> int:
     """Positions that the model has, in tokens."""
     # The first position of these is their padding id + 1, so that many can't be used.
     unused = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
-    return int(config.max_position_embeddings) - unused
+    # Models with relative positions alone (T5) have no such limit.
+    positions = config.to_dict().get("max_position_embeddings", NO_LIMIT)
+    return int(positions) - unused
 
 
 def _keep_layers(transformer: Any, keep: Sequence[int]) -> None:

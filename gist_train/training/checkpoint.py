@@ -80,6 +80,8 @@ def _moments(student: Pretrained, optimizer: torch.optim.Optimizer) -> dict[str,
     """AdamW's two moments by the name of their weight. Its step count is the manifest's step."""
     moments = {}
     for name, parameter in _trained(student):
+        if parameter not in optimizer.state:  # no loss ever reached it: some models have such weights
+            continue
         for moment in ("exp_avg", "exp_avg_sq"):
             moments[f"{moment}.{name}"] = optimizer.state[parameter][moment].detach().cpu().contiguous()
     return moments
@@ -130,6 +132,9 @@ def verified_manifest(folder: Path) -> dict[str, Any]:
         raise _damaged(folder, "a manifest.json that can't be read", "the one that was written") from None
     if own != _own_hash(manifest):
         raise _damaged(folder, "a manifest.json that was altered", "the one that was written")
+    if manifest["format"] != FORMAT:
+        mend = "go on with the version of gist-train that wrote it"
+        raise UserError(Fault(f"checkpoint {folder}", f"format {manifest['format']}", f"format {FORMAT}", mend))
     for name, expected in files.items():
         file = folder / name
         if not file.is_file():
@@ -170,7 +175,10 @@ def load_checkpoint(folder: Path, student: Pretrained, optimizer: torch.optim.Op
             tensor.copy_(loaded[name])
     step = torch.tensor(float(read_json(folder / MANIFEST)["step"]))
     with safe_open(folder / STATE, framework="pt") as moments:
+        saved_names = set(moments.keys())
         for name, parameter in _trained(student):
+            if f"exp_avg.{name}" not in saved_names:
+                continue
             state = {key: moments.get_tensor(f"{key}.{name}").to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
             # Fused AdamW counts steps on the device of the weight.
             optimizer.state[parameter] = {"step": step.to(parameter.device, copy=True), **state}
@@ -194,6 +202,12 @@ def retire_checkpoints(run: Path, *, keep_last: int, keep_every: int | None, kep
         folder.rename(going)
         shutil.rmtree(going)
     return retired
+
+
+def sweep(run: Path) -> None:
+    """Deletes what processes that were killed left half written or half deleted. The caller is the run's only writer."""
+    for leftover in (run / "checkpoints").glob(".step-*"):
+        shutil.rmtree(leftover)
 
 
 def set_aside_later(run: Path, step: int) -> Path | None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
 from torch import Tensor
+
+from gist_train.config.errors import Fault, UserError
 
 
 def make_accelerator(precision: str, timeout: float | None) -> tuple[Accelerator, str | None]:
@@ -21,16 +23,29 @@ def make_accelerator(precision: str, timeout: float | None) -> tuple[Accelerator
     Args:
         precision: "auto" (bf16 on a GPU that has it, else float32), "float32" or "bf16".
         timeout: seconds that a rank waits for the others; None for the backend's own.
+
+    Raises:
+        UserError: accelerate was set up to shard or compile the model.
     """
+    waits = {} if timeout is None else {"timeout": timedelta(seconds=timeout)}
+    device = PartialState(**waits).device  # sets this process' GPU, before anything else asks for one
     mixed = {"float32": "no", "bf16": "bf16"}.get(precision)
     if mixed is None:
-        mixed = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    handlers: list[Any] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
-    if timeout is not None:
-        handlers.append(InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)))
+        # Not in emulation, as a T4 has it: that is slower than float32.
+        mixed = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", mixed)
     note = f"training.precision is {precision}: {mixed} is used, not accelerate's {told}" if told != mixed else None
-    return Accelerator(mixed_precision=mixed, kwargs_handlers=handlers), note
+    accelerator = Accelerator(
+        mixed_precision=mixed,
+        # Given here, it rules over the environment: backward would divide the loss by a number that no step accumulates.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    kind = accelerator.distributed_type
+    if kind not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+        mend = "run `accelerate config` anew, or launch with torchrun"
+        raise UserError(Fault("accelerate's configuration", str(kind.value), "one process, or plain data parallelism", mend))
+    return accelerator, note
 
 
 def share(count: int, rank: int, processes: int) -> tuple[int, int]:
@@ -83,3 +98,9 @@ def largest_over_ranks(value: int, device: torch.device) -> int:
     agreed = torch.tensor([value], device=device)
     dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
     return int(agreed.item())
+
+
+def same_on_all_ranks(value: int, device: torch.device) -> bool:
+    """Whether all ranks have the same `value`."""
+    largest, smallest = largest_over_ranks(value, device), -largest_over_ranks(-value, device)
+    return largest == smallest

@@ -75,8 +75,6 @@ class StepRecord:
     """Before clipping."""
     masked: dict[str, float]
     """Share of candidates that left the partition function, by block."""
-    triplets: int
-    """Rows in the batch."""
     tokens: int
     """Real tokens that the student read."""
     computed_tokens: int
@@ -132,7 +130,6 @@ def steps(training: Training, start: int, stop: int) -> Iterator[StepRecord]:
             lr=training.schedule.learning_rate(step),
             grad_norm=grad_norm,
             masked=dict(zip(BLOCKS, (totals[1:5] / totals[5:9].clamp(min=1)).tolist(), strict=True)),
-            triplets=len(rows),
             tokens=int(totals[9]),
             computed_tokens=int(totals[10]),
             groups=texts.lengths.groups,

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from gist_train.config.schema import TrackingConfig
-from gist_train.data.files import write_text
+from gist_train.data.files import sync, write_text
 from gist_train.training.checkpoint import Progress
 from gist_train.training.loop import StepRecord
 
@@ -98,6 +98,11 @@ class RunLog:
         if self._tracker is not None:
             self._tracker.log(row, step=record.step)
         return row
+
+    def sync(self) -> None:
+        """Has the rows so far put on the disk: a checkpoint that vouches for them must not outlive them."""
+        if self._path is not None and self._path.exists():
+            sync(self._path)
 
     @property
     def progress(self) -> Progress:

@@ -25,17 +25,17 @@ def training_flops(encoder: Encoder, groups: Sequence[tuple[int, int]]) -> int:
 
 
 def matmul_rate(encoder: Encoder, tokens: int, dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """FLOP/s of multiplying (tokens, hidden) by (hidden, intermediate), as the encoder's largest layers do, on its device."""
-    config, device = encoder.transformer.config, encoder.device
-    x = torch.randn(tokens, config.hidden_size, device=device, dtype=dtype)
-    w = torch.randn(config.hidden_size, config.intermediate_size, device=device, dtype=dtype)
+    """FLOP/s of multiplying (tokens, hidden) by the encoder's largest linear layer, on its device."""
+    layers = [module.weight for module in encoder.transformer.modules() if isinstance(module, torch.nn.Linear)]
+    w = torch.randn_like(max(layers, key=torch.numel), dtype=dtype)
+    x = torch.randn(tokens, w.shape[1], device=w.device, dtype=dtype)
     best = 0.0
     ends = time.perf_counter() + seconds
     while True:
         began = time.perf_counter()
-        y = x @ w
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        y = x @ w.T
+        if w.device.type != "cpu":
+            torch.accelerator.synchronize(w.device)
         took = time.perf_counter() - began
         best = max(best, 2.0 * x.numel() * y.shape[1] / took)
         if time.perf_counter() > ends:

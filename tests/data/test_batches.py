@@ -7,10 +7,12 @@ import os
 import random
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
+from gist_train.data import batches
 from gist_train.data.batches import BatchPlan
 
 DATA = Path(os.environ.get("GIST_TRAIN_DATA", "../shared/data"))
@@ -392,3 +394,27 @@ def test_parting_looks_at_the_positives_of_the_epoch():
         assert all(sharing(batch, list(range(rows)), drawn) == 0 for batch in epoch_of(plan, epoch))
         before += sum(sharing(batch, list(range(rows)), drawn) for batch in epoch_of(unparted, epoch))
     assert before > 0
+
+
+def test_texts_that_can_not_be_parted_cost_no_time():
+    """Yes and no as positives of 20,000 rows: 40,000 tries a batch would hold the training up for minutes each epoch."""
+    rows = 20_000
+    plan = BatchPlan(
+        task=np.zeros(rows, np.int32),
+        anchor=np.arange(rows, dtype=np.int32),
+        positive=np.tile(np.array([rows, rows + 1], np.int32), rows // 2),
+        positive_offsets=np.arange(rows + 1),
+        batching="task",
+        batch_size=16,
+        seed=0,
+    )
+    tries = 0
+
+    def counted(*args, **kwargs):
+        nonlocal tries
+        tries += 1
+        return Counter(*args, **kwargs)
+
+    with mock.patch.object(batches, "Counter", counted):
+        assert plan.counts(0).shared_text >= rows - 2 * plan.steps_per_epoch - rows % 16
+    assert tries == 0

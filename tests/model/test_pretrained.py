@@ -347,3 +347,31 @@ def test_a_finished_model_is_in_eval_mode(make_model):
     with pytest.raises(UserError) as caught:
         load_finished("nobody/no-such-model")
     assert caught.value.faults[0].where == "--model"
+
+
+def test_weights_that_are_missing_are_told_and_not_drawn_at_random(make_model, tmp_path):
+    """transformers fills what a file lacks with random numbers and goes on: such a guide would fill the store for good."""
+    folder = tmp_path / "torn"
+    shutil.copytree(make_model(), folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: tensor for name, tensor in weights.items() if "layer.1" not in name},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    with pytest.raises(UserError, match=r"encoder\.layer\.1"):
+        load_guide(GuideConfig(name=str(folder)))
+    save_file(
+        {name: tensor for name, tensor in weights.items() if not name.startswith("pooler.")},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    load_guide(GuideConfig(name=str(folder)))
+
+
+def test_a_longer_cut_than_the_model_has_positions_is_refused(make_model):
+    """The position table ends there: an index error at the first long text, in the middle of a run."""
+    model = load_finished(str(make_model()))
+    assert model.with_max_length(80).max_length == 80
+    with pytest.raises(UserError, match="at most 80 tokens"):
+        model.with_max_length(81)

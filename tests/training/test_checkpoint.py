@@ -23,6 +23,7 @@ from gist_train.training.checkpoint import (
     save_checkpoint,
     saved_steps,
     set_aside_later,
+    sweep,
     verified_manifest,
 )
 
@@ -187,6 +188,25 @@ def test_a_save_that_fails_leaves_the_older_ones(make_model, tmp_path, monkeypat
     assert saved_steps(tmp_path) == [4]
     assert verified_manifest(folder)["loss_sum"] == 1.5
     assert checkpoint_to_resume(tmp_path, None) == folder
+
+
+def test_what_a_killed_process_left_is_swept_away(make_model, tmp_path):
+    """A save or a retention that was killed leaves gigabytes that no later step touches."""
+    folder, _, _ = saved(tmp_path, make_model(), step=4)
+    for name in (".step-000000005.partial", ".step-000000003.going"):
+        shutil.copytree(folder, folder.with_name(name))
+    sweep(tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [folder.name]
+
+
+def test_a_checkpoint_of_another_format_is_refused(make_model, tmp_path):
+    """An old reader would meet a KeyError, or read a field that means something else."""
+    folder, _, _ = saved(tmp_path, make_model())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    other = {**manifest, "format": 99}
+    (folder / "manifest.json").write_text(json.dumps({**other, "sha256": checkpoints._own_hash(other)}))
+    with pytest.raises(UserError, match="format 99"):
+        verified_manifest(folder)
 
 
 def test_going_back_sets_the_later_ones_aside(make_model, tmp_path):

@@ -183,7 +183,6 @@ def test_records_count_epochs_and_rows(config_of):
     training, _, _ = training_of(config_of(max_steps=14))
     records = list(steps(training, 11, 14))
     assert [record.epoch for record in records] == pytest.approx([1.0, 13 / 12, 14 / 12])
-    assert [record.triplets for record in records] == [8, 8, 8]
     assert all(sum(count * length for count, length in record.groups) == record.tokens for record in records)
     assert all(record.seconds > 0 for record in records)
 

@@ -11,6 +11,7 @@ from running import QUIET, assert_same_run, copied, exit_code_of, gist, metrics,
 
 from gist_train.config.errors import UserError
 from gist_train.config.loading import load_config
+from gist_train.data.files import held
 from gist_train.train import train
 from gist_train.training import checkpoint as checkpoints
 from gist_train.training.checkpoint import checkpoint_folder, saved_steps
@@ -267,3 +268,28 @@ def test_a_damaged_newest_checkpoint_is_told_and_can_be_moved_away(begun, write_
     assert gist("train", write_config("spared")).code == 0
     assert_same_run(run, tmp_path / "runs" / "spared", 12)
     assert spared.exists()
+
+
+def test_a_run_has_one_writer(write_config, tmp_path):
+    """The command typed twice, or a restart beside an orphan: two writers would tear each other's checkpoints."""
+    path = write_config()
+    with held(tmp_path / "runs" / ".run.lock") as alone:
+        assert alone
+        ended = gist("train", path)
+    assert ended.code == 2
+    assert "another process" in ended.err
+    assert not (tmp_path / "runs" / "run").exists()
+    assert gist("train", path).code == 0
+
+
+def test_another_tokenizer_under_the_same_name_is_refused(begun):
+    """The checkpoint's weights were trained on other token ids; the config's fields alone would not show it."""
+    again, run = begun
+    manifest = checkpoint_folder(run, 8) / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    facts["student"][0] = "0" * 32
+    facts["sha256"] = checkpoints._own_hash(facts)
+    manifest.write_text(json.dumps(facts))
+    ended = gist("train", again())
+    assert ended.code == 2
+    assert "model.name" in ended.err

@@ -27,7 +27,6 @@ def record(step, loss=None):
         lr=step * 1e-6,
         grad_norm=2.0,
         masked={"ap": 0.1, "an": 0.2, "aa": 0.3, "pp": 0.4},
-        triplets=8,
         tokens=100 * step,
         computed_tokens=200 * step,
         groups=((2, 5),),
