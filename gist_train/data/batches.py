@@ -160,13 +160,13 @@ def _conflicts(batches: Ints, keys: NDArray[np.int32]) -> Ints:
 def _part(batches: Ints, keys: NDArray[np.int32], task: NDArray[np.int32], rng: np.random.Generator) -> None:
     """Swaps rows that share a text with another row of their batch, in place, for rows of the same task elsewhere.
 
-    A swap leaves both batches with the tasks that they had. What can't be parted costs no time: a text that stands in more rows
-    than there are batches is left where it is, and `SWAP_BUDGET` tries are made at most.
+    A swap leaves both batches with the tasks that they had. What can't be parted costs little time: a text in more than twice as
+    many rows as there are batches is left where it is, and `SWAP_BUDGET` tries are made at most.
     """
     flat, size = batches.reshape(-1), batches.shape[1]
     rows_with = np.bincount(keys.ravel()) - np.bincount(keys[keys[:, 0] == keys[:, 1], 0], minlength=int(keys.max()) + 1)
     conflicts = _conflicts(batches, keys)
-    conflicts = conflicts[rows_with[conflicts[:, 2]] <= len(batches)]
+    conflicts = conflicts[rows_with[conflicts[:, 2]] <= 2 * len(batches)]
     if not len(conflicts):
         return
     of_task = task[flat]

@@ -83,15 +83,22 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def held(path: Path) -> Iterator[bool]:
-    """Holds the lock file at `path` if nobody else does, without waiting; yields whether it does."""
+    """Holds the lock file at `path` if nobody else does, without waiting; yields whether it does. The file goes in the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
-        else:
+            return
+        # Whoever held it before may have removed the file between our opening and our locking of it: then it locks nobody out.
+        if not path.exists() or path.stat().st_ino != os.fstat(stream.fileno()).st_ino:
+            yield False
+            return
+        try:
             yield True
+        finally:
+            path.unlink()
 
 
 @contextmanager

@@ -231,8 +231,9 @@ def _missing_weights(reports: Sequence[str]) -> list[str]:
 
 def _longest(config: Any) -> int:
     """Positions that the model has, in tokens."""
-    # The first position of these is their padding id + 1, so that many can't be used.
-    unused = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
+    # Positions of these begin after the padding id, which MPNet has fixed at 1: so many can't be used.
+    after_padding = config.model_type in ("roberta", "xlm-roberta", "camembert")
+    unused = 2 if config.model_type == "mpnet" else config.pad_token_id + 1 if after_padding else 0
     # Models with relative positions alone (T5) have no such limit.
     positions = config.to_dict().get("max_position_embeddings", NO_LIMIT)
     return int(positions) - unused

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin, parse_flag_from_env
 from torch import Tensor
 
 from gist_train.config.errors import Fault, UserError
@@ -28,7 +28,9 @@ def make_accelerator(precision: str, timeout: float | None) -> tuple[Accelerator
         UserError: accelerate was set up to shard or compile the model.
     """
     waits = {} if timeout is None else {"timeout": timedelta(seconds=timeout)}
-    device = PartialState(**waits).device  # sets this process' GPU, before anything else asks for one
+    # accelerate starts gloo only where it is told that this is for CPUs: else each of torchrun's processes would train alone.
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    device = PartialState(cpu, **waits).device  # sets this process' GPU, before anything else asks for one
     mixed = {"float32": "no", "bf16": "bf16"}.get(precision)
     if mixed is None:
         # Not in emulation, as a T4 has it: that is slower than float32.
@@ -36,6 +38,7 @@ def make_accelerator(precision: str, timeout: float | None) -> tuple[Accelerator
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", mixed)
     note = f"training.precision is {precision}: {mixed} is used, not accelerate's {told}" if told != mixed else None
     accelerator = Accelerator(
+        cpu=cpu,
         mixed_precision=mixed,
         # Given here, it rules over the environment: backward would divide the loss by a number that no step accumulates.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),

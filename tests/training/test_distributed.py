@@ -191,16 +191,23 @@ def test_ranks_stop_at_the_same_step(write_config, tmp_path):
     assert saved_steps(tmp_path / "runs" / "run") == [4, 5]
 
 
-def test_accelerate_launch_starts_two(write_config, make_model, tmp_path):
-    """`accelerate launch --cpu` starts one process and says nothing: what was started is told first, and written down."""
+ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="torchrun would start two on the accelerator")
+@pytest.mark.parametrize(("launch", "told_cpu"), [(ACCELERATE, "true"), (TORCHRUN, None)], ids=["accelerate", "torchrun"])
+def test_a_launcher_starts_two(write_config, make_model, tmp_path, launch, told_cpu):
+    """`accelerate launch --cpu` starts one process and says nothing, and accelerate under torchrun makes two that know nothing of
+    each other unless it is told that they are on CPUs: what was started is told first, and written down."""
     model = {"name": str(make_model()), "dropout": 0.0}
     training = {"batch_size": 16, "max_steps": 8, "precision": "float32"}
     two = write_config("two", model=model, training=training, optimizer=CALM)
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    ports = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    environment = {key: value for key, value in os.environ.items() if key != "ACCELERATE_USE_CPU"}
     ended = subprocess.run(
-        [sys.executable, *launch, *ports, "-m", "gist_train", "train", str(two)],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        [sys.executable, *launch, "-m", "gist_train", "train", str(two)],
+        env={**environment, "OMP_NUM_THREADS": "1", **({"ACCELERATE_USE_CPU": told_cpu} if told_cpu else {})},
         capture_output=True,
         text=True,
         timeout=240,
