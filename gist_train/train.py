@@ -28,7 +28,7 @@ from gist_train.results.figures import append_figures
 from gist_train.training import checkpoint as checkpoints
 from gist_train.training.checkpoint import Progress
 from gist_train.training.display import Display
-from gist_train.training.distributed import largest_over_ranks, make_accelerator, same_on_all_ranks
+from gist_train.training.distributed import largest_over_ranks, make_accelerator, precision_of, same_on_all_ranks
 from gist_train.training.loop import Training, steps
 from gist_train.training.resume import checkpoint_to_start_from, facts_of, refuse_other_content, verified_for
 from gist_train.training.runlog import RunLog
@@ -147,7 +147,7 @@ def _open(config: Config, accelerator: Accelerator, console: Console) -> _Job:
         seed=config.training.seed,
     )
     stop = min(schedule.total_steps, config.training.stop_at_step or schedule.total_steps)
-    facts = facts_of(config, student, corpus.fingerprint, guide, accelerator.mixed_precision, accelerator.num_processes)
+    facts = facts_of(config, student, corpus.fingerprint, guide, precision_of(accelerator), accelerator.num_processes)
     return _Job(student, adamw, training, stop, facts)
 
 
@@ -163,7 +163,7 @@ def _drive(
     """Takes the steps that are left; logs, saves and evaluates when they are due. Returns the signal that stopped it, or 0."""
     accelerator, student = job.training.accelerator, job.student
     main, processes = accelerator.is_main_process, accelerator.num_processes
-    rate = matmul_rate(student.encoder, 2048, torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32)
+    rate = matmul_rate(student.encoder, 2048, torch.bfloat16 if precision_of(accelerator) == "bf16" else torch.float32)
 
     def save() -> None:
         if main:
@@ -226,11 +226,9 @@ def _refuse_unlike_ranks(accelerator: Accelerator, step: int, facts: dict[str, A
 
 def _first_line(accelerator: Accelerator) -> str:
     count = accelerator.num_processes
-    precision = "bf16" if accelerator.mixed_precision == "bf16" else "float32"
     processes = f"{count} process{'es' if count > 1 else ''}"
-    return (
-        f"gist-train {__version__}: {processes} on {accelerator.device.type}, {torch.get_num_threads()} threads each, {precision}"
-    )
+    where = f"{accelerator.device.type}, {torch.get_num_threads()} threads each, {precision_of(accelerator)}"
+    return f"gist-train {__version__}: {processes} on {where}"
 
 
 def _plan_lines(config: Config, job: _Job, done: int) -> str:
@@ -276,7 +274,7 @@ def _describe(run: Path, config: Config, accelerator: Accelerator, facts: dict[s
         "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type,
         "threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
-        "precision": accelerator.mixed_precision,
+        "precision": precision_of(accelerator),
         "corpus": facts["corpus"],
         "guide": facts["guide"],
         "started": time.time(),

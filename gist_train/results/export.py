@@ -47,6 +47,9 @@ def model_card(run: Path, manifest: dict[str, Any]) -> str:
     )
     return environment.get_template("card.md.jinja").render(
         name=config["name"],
+        base=config["model"]["name"],
+        # A folder of this machine means nothing to the hub, which links a base_model.
+        base_on_hub=not Path(config["model"]["name"]).exists(),
         config=config,
         config_text=config_text.strip(),
         step=step,

@@ -51,6 +51,11 @@ def make_accelerator(precision: str, timeout: float | None) -> tuple[Accelerator
     return accelerator, note
 
 
+def precision_of(accelerator: Accelerator) -> str:
+    """bf16 or float32: accelerate calls the latter "no"."""
+    return "bf16" if accelerator.mixed_precision == "bf16" else "float32"
+
+
 def share(count: int, rank: int, processes: int) -> tuple[int, int]:
     """(start, stop) of the `count` rows that `rank` computes: contiguous, in rank order, as even as can be."""
     return count * rank // processes, count * (rank + 1) // processes

@@ -70,7 +70,8 @@ def test_the_card_tells_what_it_is_made_of(run, tmp_path, make_model):
     front = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
     assert front is not None
     told = yaml.safe_load(front[1])
-    assert told["base_model"] == str(make_model())
+    assert "base_model" not in told  # a folder of this machine, which the hub could not link
+    assert f"Fine-tuned from `{make_model()}`" in card
     assert told["library_name"] == "sentence-transformers"
     assert "sentence-similarity" in told["tags"]
     assert "8 steps of 8 triplets: 64 triplets seen" in card
