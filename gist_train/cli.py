@@ -37,13 +37,14 @@ def prepare(config: ConfigPath, set_: Set = None) -> None:
     from accelerate import PartialState
 
     from gist_train.model.pretrained import load_student
-    from gist_train.prepare import batch_plan, prepare_corpus, prepare_guide, prepare_tokens
+    from gist_train.prepare import batch_plan, check_folders, prepare_corpus, prepare_guide, prepare_tokens
 
     loaded = load_config(config, set_ or [])
+    check_folders(loaded)
     corpus = prepare_corpus(loaded, err)
+    plan = batch_plan(loaded, corpus)
     prepare_tokens(corpus, load_student(loaded.model), err)
     prepare_guide(loaded, corpus, PartialState().device, err)
-    plan = batch_plan(loaded, corpus)
     told = f"{corpus.row_count:,} rows over {len(corpus.tasks):,} tasks, {corpus.text_count:,} unique texts"
     err.print(f"{told}, {plan.steps_per_epoch:,} steps per epoch: {corpus.folder}")
 
@@ -136,6 +137,7 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from transformers.utils import logging as transformers_logging
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each retry of each request, twice
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         app()

@@ -4,6 +4,7 @@ Any number of processes may call these functions at the same time: one holds the
 the work done. So no process waits in a collective operation, however long the guide takes.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,25 @@ from gist_train.training.loop import GuideLookup
 def cache_folder(config: Config) -> Path:
     """Where corpora and guide stores are."""
     return Path(config.cache_dir) if config.cache_dir is not None else Path(config.output_dir) / ".cache"
+
+
+def check_folders(config: Config) -> None:
+    """Makes the folders that a run writes to.
+
+    Raises:
+        UserError: they can't be made or written to.
+    """
+    for key, folder in (("output_dir", Path(config.output_dir)), ("cache_dir", cache_folder(config))):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            writable = os.access(folder, os.W_OK)
+        except OSError as error:
+            found = f'"{folder}": {error.strerror}'
+        else:
+            found = f'"{folder}", which can\'t be written to'
+            if writable:
+                continue
+        raise UserError(Fault(key, found, "a folder that can be made and written to", f"name another folder in {key}"))
 
 
 def prepare_corpus(config: Config, console: Console) -> Corpus:

@@ -22,7 +22,7 @@ from gist_train.config.loading import resolved_yaml
 from gist_train.config.schema import Config, GuideConfig, OptimizerConfig
 from gist_train.data.files import held, read_json, write_json, write_text
 from gist_train.model.pretrained import Pretrained, load_student
-from gist_train.prepare import batch_plan, prepare_corpus, prepare_guide, prepare_tokens
+from gist_train.prepare import batch_plan, check_folders, prepare_corpus, prepare_guide, prepare_tokens
 from gist_train.results.evaluation import LoadedTask, evaluate, load_tasks
 from gist_train.results.figures import append_figures
 from gist_train.training import checkpoint as checkpoints
@@ -67,6 +67,7 @@ def train(config: Config, *, resume: str, timeout: float | None, console: Consol
     if note:
         console.print(note)
     run = run_folder(config)
+    check_folders(config)
     with _only_writer(run) if accelerator.is_main_process else nullcontext():
         signal_number = _train_alone(config, accelerator, run, resume, signals, console)
     accelerator.end_training()
@@ -97,6 +98,7 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Path, resume: st
         console.print("stopped with a checkpoint written; the same command goes on from there")
     else:
         console.print(f"done: step {job.stop:,} of {job.training.schedule.total_steps:,}: {run}", soft_wrap=True)
+        console.print(f"next: gist-train evaluate {run}, gist-train export {run}", soft_wrap=True, highlight=False)
     return signal_number
 
 
@@ -119,9 +121,9 @@ def _open(config: Config, accelerator: Accelerator, console: Console) -> _Job:
     student = load_student(config.model)
     student.with_max_length(config.evaluation.max_length)  # refuses what the model can't read, before the guide is put to work
     corpus = prepare_corpus(config, console)
+    plan = batch_plan(config, corpus)  # refuses too few rows, before the guide is put to work
     tokens = prepare_tokens(corpus, student, console)
     guide = prepare_guide(config, corpus, accelerator.device, console)
-    plan = batch_plan(config, corpus)
     schedule = make_schedule(
         config.schedule.type,
         config.optimizer.lr,

@@ -226,6 +226,11 @@ def build_corpus(folder: Path, data: DataConfig, fingerprint: str) -> Iterator[i
                         builder.add(row)
                     if read % 4096 == 0:
                         yield read
+        if not builder.anchor:
+            mend = "look at source: and columns: of data.train: are the files what they say?"
+            raise UserError(
+                *faults[:1], Fault("data.train", f"{read:,} rows, none of them usable", "at least one usable row", mend)
+            )
         if bad and data.on_bad_row == "fail":
             told = f"{bad:,} of {read:,} rows"
             more = Fault(
@@ -235,15 +240,6 @@ def build_corpus(folder: Path, data: DataConfig, fingerprint: str) -> Iterator[i
                 f"mend them, or set skip: {told} are left out",
             )
             raise UserError(*faults, more)
-        if not builder.anchor:
-            raise UserError(
-                Fault(
-                    "data.train",
-                    f"{read:,} rows, none of them usable",
-                    "at least one usable row",
-                    "look at the sources' files and columns",
-                )
-            )
         if not bad:
             (partial / "skipped.jsonl").unlink()
         builder.save(

@@ -141,11 +141,7 @@ def identity(name: str, revision: str | None) -> str:
     """
     folder = Path(name)
     if not folder.is_dir():
-        try:
-            config = hf_hub_download(name, "config.json", revision=revision)
-        except (OSError, ValueError) as error:
-            raise _not_found("guide", name, error) from None
-        return f"{name}@{Path(config).parent.name}"
+        return f"{name}@{_commit('guide', name, revision)}"
     digest = hashlib.blake2b(digest_size=16)
     for file in sorted(p for p in folder.rglob("*") if p.suffix in {".json", ".safetensors", ".bin", ".txt", ".model"}):
         digest.update(str(file.relative_to(folder)).encode())
@@ -154,7 +150,22 @@ def identity(name: str, revision: str | None) -> str:
     return digest.hexdigest()
 
 
+def _commit(where: str, name: str, revision: str | None) -> str:
+    """The commit of a model of the hub that `revision` stands for now.
+
+    Raises:
+        UserError: there is no such model, or no network and no copy of it in the cache.
+    """
+    try:
+        return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
+    except (OSError, ValueError) as error:
+        raise _not_found(where, name, error) from None
+
+
 def _load(where: str, config: ModelConfig | GuideConfig) -> Pretrained:
+    if not Path(config.name).is_dir():
+        # Asked once: a misspelt name or a missing network shows here, and not after a dozen requests with retries each.
+        _commit(where, config.name, config.revision)
     try:
         # float32 whatever the folder says: master weights for the student, exact similarities for the guide.
         with _load_reports() as reports:
@@ -257,12 +268,15 @@ def _keep_layers(transformer: Any, keep: Sequence[int]) -> None:
 
 def _not_found(where: str, name: str, error: Exception) -> UserError:
     reason = next(iter(str(error).splitlines()), type(error).__name__)
+    mend = "check the spelling, the network and, for a private model, your login"
+    if Path(name).is_dir():
+        mend = "name a folder that holds a model: config.json, weights and tokenizer"
     return UserError(
         Fault(
             f"{where}.name" if not where.startswith("--") else where,
             f"{shown(name)}, which could not be loaded: {reason}",
             "a local model folder or a model of the Hugging Face hub",
-            "check the spelling, the network and, for a private model, your login",
+            mend,
         )
     )
 

@@ -9,7 +9,7 @@ from gist_train.training.loop import StepRecord
 
 
 class Display:
-    """A bar on a terminal, a line per row of metrics elsewhere."""
+    """A bar on a terminal; elsewhere a line for the first step, the last and each row of metrics."""
 
     def __init__(self, console: Console, start: int, stop: int):
         self._console, self._stop = console, stop
@@ -34,8 +34,7 @@ class Display:
         """Takes a step in, and the row of metrics that was due after it."""
         speed = record.tokens / record.seconds
         self._bar.update(self._task, completed=record.step, loss=f"{record.loss:.4f}", speed=f"{speed:,.0f}")
-        if row is not None and not self._console.is_terminal:
-            self._console.print(
-                f"step {record.step:,}/{self._stop:,}  loss {row['loss_mean']:.4f}  {row['tokens_per_second']:,.0f} tokens/s",
-                highlight=False,
-            )
+        if self._console.is_terminal or (row is None and record.step not in (1, self._stop)):
+            return
+        loss, speed = (row["loss_mean"], row["tokens_per_second"]) if row else (record.loss, speed)
+        self._console.print(f"step {record.step:,}/{self._stop:,}  loss {loss:.4f}  {speed:,.0f} tokens/s", highlight=False)

@@ -35,6 +35,7 @@ class RunLog:
         if self._path is None:
             return
         _cut(self._path, progress.step)
+        self._path.touch()
         if run and tracking.wandb is not None and tracking.wandb.mode != "disabled":
             import wandb  # an extra, and slow to import
 

@@ -320,8 +320,8 @@ def test_bad_rows_are_skipped_and_said(tmp_path, write_rows):
 def test_no_usable_row(tmp_path, write_rows):
     """A training on nothing must not start."""
     error = refused(tmp_path, data_of(write_rows("rows.jsonl", [{"anchor": "", "positive": "p"}]), on_bad_row="skip"))
-    assert error.faults[0].where == "data.train"
-    assert "1 rows, none of them usable" in error.faults[0].found
+    assert error.faults[-1].where == "data.train"
+    assert "1 rows, none of them usable" in error.faults[-1].found
 
 
 def test_a_broken_second_source_leaves_nothing(tmp_path, write_rows):
