@@ -19,17 +19,15 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from gist_train import cli
 from gist_train.config.schema import Config
-from gist_train.model.pretrained import Pretrained, load_student
-from gist_train.prepare import batch_plan, prepare_corpus, prepare_guide, prepare_tokens
-from gist_train.train import _optimizer
+from gist_train.model.pretrained import Pretrained
+from gist_train.train import _open
 from gist_train.training.checkpoint import STATE, checkpoint_folder
 from gist_train.training.distributed import make_accelerator
 from gist_train.training.loop import Training
-from gist_train.training.schedule import make_schedule
 
 QUIET = Console(quiet=True)
 MEASURED = ("time", "tokens_per_second", "mfu")
@@ -87,27 +85,8 @@ def assert_same_run(found: Path, expected: Path, step: int) -> None:
 def training_of(config: Config) -> tuple[Training, Pretrained, torch.optim.AdamW]:
     """What `train` hands to the loop, the student and its optimizer, at step 0."""
     accelerator, _ = make_accelerator(config.training.precision, 60.0)
-    student = load_student(config.model)
-    corpus = prepare_corpus(config, QUIET)
-    tokens = prepare_tokens(corpus, student, QUIET)
-    guide = prepare_guide(config, corpus, accelerator.device, QUIET)
-    plan = batch_plan(config, corpus)
-    schedule = make_schedule(
-        config.schedule.type,
-        config.optimizer.lr,
-        config.schedule.warmup_ratio,
-        steps_per_epoch=plan.steps_per_epoch,
-        epochs=config.training.epochs,
-        max_steps=config.training.max_steps,
-    )
-    adamw = _optimizer(student, config.optimizer)
-    model, optimizer = accelerator.prepare(nn.Sequential(student.encoder), adamw)
-    seed, clip = config.training.seed, config.training.grad_clip
-    return (
-        Training(accelerator, model, optimizer, schedule, plan, corpus, tokens, guide, config.loss, clip, seed),
-        student,
-        adamw,
-    )
+    job = _open(config, accelerator, QUIET)
+    return job.training, job.student, job.adamw
 
 
 def in_processes(count: int, function: Callable[..., Any], *args: Any) -> list[tuple[int, Any]]:
