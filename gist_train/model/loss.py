@@ -36,19 +36,22 @@ class LossOutput:
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """One kind of candidate: unit vectors of student (N, D) and guide (N, G) or None, text ids (N,) or None."""
+    """One kind of candidate: unit vectors of student (N, D), and what else is known of them, or None."""
 
     student: Tensor
     guide: Tensor | None
+    """(N, G) unit vectors."""
     ids: Tensor | None
+    """(N,) text ids."""
+    labels: Tensor | None
+    """(N,), -1 for none."""
+    rows: Tensor | None
+    """(N,) the row of the batch that a candidate belongs to."""
 
-    def rows(self, first: int, last: int) -> "_Side":
-        rows = slice(first, last)
-        return _Side(
-            self.student[rows],
-            None if self.guide is None else self.guide[rows],
-            None if self.ids is None else self.ids[rows],
-        )
+    def between(self, first: int, last: int) -> "_Side":
+        """Those of rows first to last, of a side that has one a row."""
+        guide, ids, labels, rows = (None if x is None else x[first:last] for x in (self.guide, self.ids, self.labels, self.rows))
+        return _Side(self.student[first:last], guide, ids, labels, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,8 @@ class _Options:
     contrast_anchors: bool
     contrast_positives: bool
     hard_only: bool
+    own_only: Tensor | None
+    """(B,) bool: rows that contrast with their own negatives alone."""
 
 
 def guided_contrastive_loss(
@@ -79,6 +84,10 @@ def guided_contrastive_loss(
     anchor_ids: Tensor | None = None,
     positive_ids: Tensor | None = None,
     negative_ids: Tensor | None = None,
+    labels: Tensor | None = None,
+    negative_labels: Tensor | None = None,
+    own_negatives_only: Tensor | None = None,
+    negative_rows: Tensor | None = None,
     rows: tuple[int, int] | None = None,
 ) -> LossOutput:
     """Cross entropy of s / temperature against each row's own positive, over the candidates that the guide lets stand.
@@ -95,6 +104,10 @@ def guided_contrastive_loss(
         block_size: rows whose similarities are in memory at a time, forward and backward; None for all at once.
         anchor_ids, positive_ids, negative_ids: (B,), (B,), (M,) text ids; given, candidates that are the same text as the
             row's anchor or positive leave.
+        labels, negative_labels: (B,) of anchor and positive, (M,), -1 for none; given, candidates with the anchor's label leave,
+            guide or no guide.
+        own_negatives_only: (B,) bool: rows that keep their own positive and negatives as candidates and nothing else of the
+            batch (FlagEmbedding's `no_in_batch_neg`, by row); `negative_rows` (M,), the row of each negative, comes with it.
         rows: (start, stop) of the rows to compute where several processes share the batch; None for all B. The sum of
             `.loss` over processes that share all rows among them is the loss of the whole batch.
 
@@ -108,11 +121,18 @@ def guided_contrastive_loss(
     these diagonals leave only because guide(x, x) is the largest similarity there is, which rounding or a negative margin undoes.
     """
     _check_options(temperature, margin_strategy, negatives, block_size)
-    anchors, positives, pool = _sides(
-        (anchor, positive, negative), (guide_anchor, guide_positive, guide_negative), (anchor_ids, positive_ids, negative_ids)
-    )
-    options = _Options(temperature, margin, margin_strategy, contrast_anchors, contrast_positives, negatives == "hard")
     batch = len(anchor)
+    own = None if own_negatives_only is None else torch.arange(batch, device=anchor.device)
+    anchors, positives, pool = _sides(
+        student=(anchor, positive, negative),
+        guide=(guide_anchor, guide_positive, guide_negative),
+        ids=(anchor_ids, positive_ids, negative_ids),
+        labels=(labels, labels, negative_labels),
+        rows=(own, own, negative_rows),
+    )
+    options = _Options(
+        temperature, margin, margin_strategy, contrast_anchors, contrast_positives, negatives == "hard", own_negatives_only
+    )
     start, stop = rows or (0, batch)
     if not 0 <= start <= stop <= batch:
         raise ValueError(f"rows must be (start, stop) within the {batch} rows, not {rows}")
@@ -156,27 +176,36 @@ def _row_blocks(start: int, stop: int, block_size: int | None) -> Iterator[tuple
         yield first, min(first + size, stop)
 
 
-def _sides(
-    students: tuple[Tensor, Tensor, Tensor | None],
-    guides: tuple[Tensor | None, Tensor | None, Tensor | None],
-    ids: tuple[Tensor | None, Tensor | None, Tensor | None],
-) -> tuple[_Side, _Side, _Side]:
-    """Anchors, positives and negatives, checked against one another; absent negatives become a pool of none."""
-    anchor = students[0]
-    guided, identified = guides[0] is not None, ids[0] is not None
+def _sides(**given: tuple[Tensor | None, Tensor | None, Tensor | None]) -> tuple[_Side, _Side, _Side]:
+    """Anchors, positives and negatives, checked against one another; absent negatives become a pool of none.
+
+    Args:
+        given: by field of `_Side`, what is given of anchors, positives and negatives.
+    """
+    anchor, _, negative = given["student"]
+    assert anchor is not None
+    for field, of in given.items():
+        if of[0] is None and any(value is not None for value in of):
+            raise ValueError(f"{field} must be given for anchor, positive and negative, or for none: anchor differs")
     sides = []
-    for name, student, guide, text_ids in zip(("anchor", "positive", "negative"), students, guides, ids, strict=True):
-        if student is None:
-            student, guide, text_ids = (None if x is None else x[:0] for x in (anchor, guides[0], ids[0]))
-            assert student is not None
+    for at, name in enumerate(("anchor", "positive", "negative")):
+        # For absent negatives, an empty part of what the anchors have.
+        values = {
+            field: None if of[0] is None else of[0][:0] if at == 2 and negative is None else of[at] for field, of in given.items()
+        }
+        student = values["student"]
+        assert student is not None
         if student.ndim != 2 or student.shape[1] != anchor.shape[1] or (name == "positive" and len(student) != len(anchor)):
             raise ValueError(f"{name} is {tuple(student.shape)}, but anchor is {tuple(anchor.shape)}")
-        for kind, given, expected in (("guide", guide, guided), ("ids", text_ids, identified)):
-            if (given is not None) != expected:
-                raise ValueError(f"{kind} must be given for anchor, positive and negative, or for none: {name} differs")
-            if given is not None and len(given) != len(student):
-                raise ValueError(f"{kind} of {name} has {len(given)} rows, the student's embeddings have {len(student)}")
-        sides.append(_Side(_unit(student), None if guide is None else _unit(guide), text_ids))
+        for field, value in values.items():
+            if (value is not None) != (given[field][0] is not None):
+                raise ValueError(f"{field} must be given for anchor, positive and negative, or for none: {name} differs")
+            if value is not None and len(value) != len(student):
+                raise ValueError(f"{field} of {name} has {len(value)} rows, the student's embeddings have {len(student)}")
+        guide = values["guide"]
+        sides.append(
+            _Side(_unit(student), None if guide is None else _unit(guide), values["ids"], values["labels"], values["rows"])
+        )
     return sides[0], sides[1], sides[2]
 
 
@@ -188,7 +217,7 @@ def _block_of_rows(
     anchors: _Side, positives: _Side, pool: _Side, first: int, last: int, options: _Options
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses (R,), masked (4,) and candidates (4,) of rows first to last."""
-    a, p = anchors.rows(first, last), positives.rows(first, last)
+    a, p = anchors.between(first, last), positives.between(first, last)
     device = a.student.device
     own = torch.arange(first, last, device=device)
     here = torch.arange(last - first, device=device)
@@ -202,23 +231,23 @@ def _block_of_rows(
     if options.contrast_positives:
         looks.append(("pp", p, positives, True))
 
-    scores, masked, candidates = [], torch.zeros(4, dtype=torch.int64, device=device), torch.zeros(4, dtype=torch.int64)
+    scores, masked, candidates = [], *torch.zeros(2, 4, dtype=torch.int64, device=device)
     for block, from_side, to_side, has_own_column in looks:
         score = from_side.student @ to_side.student.T
-        leaves = _leaves(from_side, to_side, a.ids, p.ids, threshold, device)
+        leaves = _leaves(from_side, to_side, a, p, threshold, device)
         if options.hard_only:
             leaves |= score.detach() < own_score.detach()[:, None] - similarity_tolerance(own_score)
-        index = BLOCKS.index(block)
-        candidates[index] = leaves.numel()
+        stands = _stands(a, to_side, options)  # what is no candidate at all counts neither as one nor as masked
         if has_own_column:
+            stands[here, own] = False
+        index = BLOCKS.index(block)
+        candidates[index], masked[index] = stands.sum(), (leaves & stands).sum()
+        leaves |= ~stands
+        if block == "ap":
             leaves[here, own] = False
-            candidates[index] -= len(here)
-        masked[index] = leaves.sum()
-        if has_own_column and block != "ap":
-            leaves[here, own] = True
         scores.append(score.masked_fill(leaves, -torch.inf))
     logits = torch.cat(scores, dim=1) / options.temperature
-    return cross_entropy(logits, own, reduction="none"), masked, candidates.to(device)
+    return cross_entropy(logits, own, reduction="none"), masked, candidates
 
 
 def _threshold(own: Tensor, options: _Options) -> Tensor:
@@ -236,19 +265,24 @@ def similarity_tolerance(similarities: Tensor) -> float:
     return 8 * torch.finfo(similarities.dtype).eps
 
 
+def _stands(from_side: _Side, to_side: _Side, options: _Options) -> Tensor:
+    """(R, N) bool: what is a candidate at all, before anything leaves."""
+    shape = len(from_side.student), len(to_side.student)
+    if options.own_only is None or from_side.rows is None or to_side.rows is None:
+        return torch.ones(shape, dtype=torch.bool, device=to_side.student.device)
+    return ~options.own_only[from_side.rows, None] | (to_side.rows[None, :] == from_side.rows[:, None])
+
+
 def _leaves(
-    from_side: _Side,
-    to_side: _Side,
-    anchor_ids: Tensor | None,
-    positive_ids: Tensor | None,
-    threshold: Tensor | None,
-    device: torch.device,
+    from_side: _Side, to_side: _Side, anchors: _Side, positives: _Side, threshold: Tensor | None, device: torch.device
 ) -> Tensor:
-    """(R, N) bool: candidates that the guide or their text id removes."""
+    """(R, N) bool: candidates that the guide, their text id or their label removes."""
     leaves = torch.zeros(len(from_side.student), len(to_side.student), dtype=torch.bool, device=device)
     if threshold is not None and from_side.guide is not None and to_side.guide is not None:
         leaves |= from_side.guide @ to_side.guide.T > threshold
-    if to_side.ids is not None and anchor_ids is not None and positive_ids is not None:
-        leaves |= to_side.ids[None, :] == anchor_ids[:, None]
-        leaves |= to_side.ids[None, :] == positive_ids[:, None]
+    if to_side.ids is not None and anchors.ids is not None and positives.ids is not None:
+        leaves |= to_side.ids[None, :] == anchors.ids[:, None]
+        leaves |= to_side.ids[None, :] == positives.ids[:, None]
+    if to_side.labels is not None and anchors.labels is not None:
+        leaves |= (to_side.labels[None, :] == anchors.labels[:, None]) & (anchors.labels >= 0)[:, None]
     return leaves

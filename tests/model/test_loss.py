@@ -39,10 +39,16 @@ class Batch:
     students: tuple[Tensor, Tensor, Tensor | None]
     guides: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
     ids: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
+    labels: tuple[Tensor | None, Tensor | None] = (None, None)
+    """Of rows and of negatives, -1 for none."""
+    alone: tuple[Tensor | None, Tensor | None] = (None, None)
+    """Which rows keep to their own negatives, and the row of each negative."""
 
     def loss(self, **options: Any) -> LossOutput:
         names = ("guide_anchor", "guide_positive", "guide_negative", "anchor_ids", "positive_ids", "negative_ids")
-        return guided_contrastive_loss(*self.students, **dict(zip(names, (*self.guides, *self.ids), strict=True)), **options)
+        names += ("labels", "negative_labels", "own_negatives_only", "negative_rows")
+        given = dict(zip(names, (*self.guides, *self.ids, *self.labels, *self.alone), strict=True))
+        return guided_contrastive_loss(*self.students, **given, **options)
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -104,6 +110,8 @@ def double_loop(
     a, p, n = ([] if x is None else [row / row.norm() for row in x.unbind()] for x in batch.students)
     guide_a, guide_p, guide_n = ([] if x is None else x.tolist() for x in batch.guides)
     id_a, id_p, id_n = ([] if x is None else x.tolist() for x in batch.ids)
+    labels, label_n = ([] if x is None else x.tolist() for x in batch.labels)
+    alone, row_n = ([] if x is None else x.tolist() for x in batch.alone)
     masked, candidates = dict.fromkeys(BLOCKS, 0), dict.fromkeys(BLOCKS, 0)
     losses = []
     for i in range(len(a)):
@@ -111,19 +119,22 @@ def double_loop(
         if guide_a:
             own_guide = cosine(guide_a[i], guide_p[i])
             threshold = own_guide - (margin if margin_strategy == "absolute" else abs(own_guide) * margin)
-        # block, what looks and what it looks at, for the student and for the guide, texts, columns
-        looks = [("ap", a, p, guide_a, guide_p, id_p, [j for j in range(len(p)) if j != i])]
-        looks += [("an", a, n, guide_a, guide_n, id_n, list(range(len(n))))]
+        others = [j for j in range(len(a)) if j != i and not (alone and alone[i])]
+        pool = [k for k in range(len(n)) if not (alone and alone[i]) or row_n[k] == i]
+        # block, what looks and what it looks at, for the student and for the guide, texts, labels, columns
+        looks = [("ap", a, p, guide_a, guide_p, id_p, labels, others)]
+        looks += [("an", a, n, guide_a, guide_n, id_n, label_n, pool)]
         if contrast_anchors:
-            looks += [("aa", a, a, guide_a, guide_a, id_a, [j for j in range(len(a)) if j != i])]
+            looks += [("aa", a, a, guide_a, guide_a, id_a, labels, others)]
         if contrast_positives:
-            looks += [("pp", p, p, guide_p, guide_p, id_p, [j for j in range(len(p)) if j != i])]
+            looks += [("pp", p, p, guide_p, guide_p, id_p, labels, others)]
         stay = [own / temperature]
-        for block, x, y, guide_x, guide_y, ids, columns in looks:
+        for block, x, y, guide_x, guide_y, ids, labels_y, columns in looks:
             for j in columns:
                 score = torch.dot(x[i], y[j])
                 leaves = bool(guide_a) and cosine(guide_x[i], guide_y[j]) > threshold
                 leaves = leaves or (bool(id_a) and ids[j] in (id_a[i], id_p[i]))
+                leaves = leaves or (bool(labels) and labels[i] >= 0 and labels_y[j] == labels[i])
                 leaves = leaves or (negatives == "hard" and score.item() < own.item())
                 candidates[block] += 1
                 masked[block] += leaves
@@ -213,6 +224,82 @@ def test_negatives_are_one_flat_pool():
     found = assert_equals_loop(batch)
     assert by_block(found.candidates)["an"] == 3 * 7
     torch.testing.assert_close(turned.loss().loss, found.loss)
+
+
+# Labels, and rows that keep to their own negatives
+
+
+def labelled(batch: Batch, *, some_without: bool = True) -> Batch:
+    """Three labels over rows and negatives, and every fourth without one."""
+
+    def of(count: int) -> Tensor:
+        numbers = torch.arange(count)
+        return torch.where((numbers % 4 == 3) & some_without, -1, numbers % 3)
+
+    return replace(batch, labels=(of(len(batch.students[0])), None if batch.students[2] is None else of(len(batch.students[2]))))
+
+
+def with_own_negatives(batch: Batch, *, all_rows: bool = False) -> Batch:
+    """Every second row, or every row, keeps to its own negatives, of which some rows have none."""
+    rows, pool = len(batch.students[0]), batch.students[2]
+    alone = torch.arange(rows) % 2 == 0 if not all_rows else torch.ones(rows, dtype=torch.bool)
+    return replace(batch, alone=(alone, None if pool is None else torch.arange(len(pool)) * 2 % (rows - 1)))
+
+
+@pytest.mark.parametrize("block_size", [None, 2])
+@pytest.mark.parametrize("pool", [None, 7], ids=["M=0", "M=7"])
+@pytest.mark.parametrize("guide", [False, True], ids=["unguided", "guided"])
+@pytest.mark.parametrize("change", [labelled, with_own_negatives], ids=["labels", "own negatives"])
+def test_labels_and_own_negatives_equal_a_double_loop(change, guide, pool, block_size):
+    """A label of the wrong side, or a negative of the wrong row, masks what should teach and keeps what should not."""
+    batch = change(draw(6, pool, guide=guide, ids=True, seed=7))
+    plain = replace(batch, labels=(None, None), alone=(None, None))
+    expected, masked, candidates = double_loop(batch, 0.1)
+    found = batch.loss(temperature=0.1, block_size=block_size)
+    gradients = batch.gradients(expected, materialize_grads=True)
+    assert_same((found.loss, batch.gradients(found.loss)), (expected, gradients), to=1e-9)
+    assert (by_block(found.masked), by_block(found.candidates)) == (masked, candidates)
+    assert (masked, candidates) != double_loop(plain, 0.1)[1:]
+
+
+def test_a_candidate_with_the_anchors_label_leaves_guide_or_no_guide():
+    """Three rows of one class: all that is left of a row is its own pair and the negative of another class."""
+    batch = draw(3, 3, guide=False)
+    batch = replace(batch, labels=(torch.tensor([0, 0, 0]), torch.tensor([0, 1, 0])))
+    found = assert_equals_loop(batch, temperature=0.1)
+    assert by_block(found.masked) == {"ap": 6, "an": 6, "aa": 6, "pp": 6}
+    assert by_block(found.candidates) == {"ap": 6, "an": 9, "aa": 6, "pp": 6}
+
+
+def test_rows_without_a_label_mask_nothing():
+    """-1 is no label: taken for one, all rows of unlabelled sources would lose each other as negatives."""
+    batch = draw(4, 4)
+    unlabelled = replace(batch, labels=(torch.full((4,), -1), torch.full((4,), -1)))
+    assert torch.equal(unlabelled.loss().loss, batch.loss().loss)
+    assert torch.equal(unlabelled.loss().masked, batch.loss().masked)
+
+
+def test_rows_that_keep_to_themselves_are_a_loss_each():
+    """`in_batch_negatives: false` for all rows is the mean of losses over one row at a time."""
+    batch = with_own_negatives(draw(6, 9, seed=3), all_rows=True)
+    a, p, n = batch.students
+    rows = batch.alone[1]
+    singly = []
+    for i in range(6):
+        own = (a[i : i + 1], p[i : i + 1], n[rows == i])
+        guides = (batch.guides[0][i : i + 1], batch.guides[1][i : i + 1], batch.guides[2][rows == i])
+        singly.append(Batch(own, guides).loss(temperature=0.1).loss)
+    torch.testing.assert_close(batch.loss(temperature=0.1).loss, torch.stack(singly).mean())
+
+
+@pytest.mark.parametrize("given", ["labels", "alone"])
+def test_labels_or_rows_of_some_texts_only_are_refused(given):
+    """Negatives without a label would be taken for negatives of another class."""
+    batch = labelled(with_own_negatives(draw(4, 4)))
+    with pytest.raises(ValueError, match="labels" if given == "labels" else "rows"):
+        replace(batch, **{given: (getattr(batch, given)[0], None)}).loss()
+    with pytest.raises(ValueError, match="labels" if given == "labels" else "rows"):
+        replace(batch, **{given: (None, getattr(batch, given)[1])}).loss()
 
 
 # Against sentence-transformers
