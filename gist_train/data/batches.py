@@ -6,6 +6,7 @@ opened last is kept, but only to save doing it again.
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,6 +46,9 @@ class BatchPlan:
             "task" (shuffled within tasks, remainders pooled) or "mixed" (shuffled over all tasks).
         batch_size: rows per step over all processes.
         seed: of every draw.
+        source: (R,) source of each row, ascending; None for one source.
+        weights: of each source, times that a row of it stands in an epoch; what is left of a whole number is a share of the
+            rows, others each epoch, until all have had their turn. Not for "reference". None for 1 each.
 
     Raises:
         ValueError: there is no whole batch.
@@ -60,13 +64,21 @@ class BatchPlan:
         batching: Literal["reference", "task", "mixed"],
         batch_size: int,
         seed: int,
+        source: NDArray[np.int32] | None = None,
+        weights: Sequence[float] | None = None,
     ):
         self._task, self._anchor, self._positive, self._offsets = task, anchor, positive, positive_offsets
         self._batching, self._size, self._seed = batching, batch_size, seed
+        rows_of_source = [len(task)] if source is None else np.bincount(source, minlength=len(weights or [])).tolist()
+        self._shares = [_share(rows, weight) for rows, weight in zip(rows_of_source, weights or [1.0], strict=True)]
+        self._weighted = any(share != (rows, 1, 0) for share, rows in zip(self._shares, rows_of_source, strict=True))
+        if self._weighted and batching == "reference":
+            raise ValueError("reference batching takes each row once: weights must be 1")
         self._windows = _reference_windows(task, batch_size, seed) if batching == "reference" else None
-        self.steps_per_epoch = len(task) // batch_size if self._windows is None else len(self._windows)
+        rows = sum(rows * copies + extra for rows, copies, extra in self._shares)
+        self.steps_per_epoch = rows // batch_size if self._windows is None else len(self._windows)
         if self.steps_per_epoch == 0:
-            raise ValueError(f"{len(task)} rows give no whole batch of {batch_size} with batching: {batching}")
+            raise ValueError(f"{rows} rows give no whole batch of {batch_size} with batching: {batching}")
         self._opened: tuple[int, Ints, EpochCounts] | None = None
 
     def epoch_of(self, step: int) -> int:
@@ -95,7 +107,8 @@ class BatchPlan:
             if self._windows is None:  # the reference keeps its windows as they are, whatever they share
                 _part(batches, keys, self._task, self._rng(epoch, 1))
             shared = len(np.unique(_conflicts(batches, keys)[:, 1]))
-            counts = EpochCounts(len(self._task), len(self._task) - batches.size, shared)
+            taken = len(np.unique(batches)) if self._weighted else batches.size
+            counts = EpochCounts(len(self._task), len(self._task) - taken, shared)
             self._opened = (epoch, batches, counts)
         return self._opened[1:]
 
@@ -106,20 +119,39 @@ class BatchPlan:
         """(R, 2) the text ids that no two rows of a batch should share: anchor and this epoch's positive."""
         return np.stack([self._anchor, self.positives(np.arange(len(self._anchor)), epoch)], axis=1)
 
+    def _rows_of(self, epoch: int) -> Ints:
+        """(E,) the rows of an epoch, one of a source of weight 2 twice."""
+        if not self._weighted:
+            return np.arange(len(self._task))
+        parts: list[Ints] = []
+        first = 0
+        for source, (rows, copies, extra) in enumerate(self._shares):
+            parts += [np.arange(first, first + rows)] * copies
+            # One order for all epochs, gone through in turn: all rows come up before one comes up again.
+            turns = np.random.Generator(np.random.PCG64([self._seed, source, 2])).permutation(rows)
+            parts.append(first + turns[(np.arange(extra) + epoch * extra) % max(rows, 1)])
+            first += rows
+        return np.concatenate(parts)
+
     def _shuffled(self, epoch: int) -> Ints:
         """(steps, B) rows of an epoch, before rows that share a text are parted."""
         rng = self._rng(epoch, 0)
-        rows = rng.permutation(len(self._task))
+        rows = rng.permutation(self._rows_of(epoch))
         if self._batching == "mixed":
             return rows[: self.steps_per_epoch * self._size].reshape(-1, self._size)
         by_task = rows[np.argsort(self._task[rows], kind="stable")]
-        sizes = np.bincount(self._task)
+        sizes = np.bincount(self._task[rows])
         starts = np.cumsum(sizes) - sizes
         rank_in_task = np.arange(len(rows)) - np.repeat(starts, sizes)
         in_whole_batch = rank_in_task < np.repeat(sizes // self._size * self._size, sizes)
         pooled = rng.permutation(by_task[~in_whole_batch])
         whole = np.concatenate([by_task[in_whole_batch], pooled[: len(pooled) // self._size * self._size]])
         return rng.permutation(whole.reshape(-1, self._size))
+
+
+def _share(rows: int, weight: float) -> tuple[int, int, int]:
+    """(rows of a source, times that all of them stand in an epoch, further rows that stand there once more)."""
+    return rows, int(weight), round((weight - int(weight)) * rows)
 
 
 def _reference_windows(task: NDArray[np.int32], size: int, seed: int) -> Ints:
@@ -164,7 +196,9 @@ def _part(batches: Ints, keys: NDArray[np.int32], task: NDArray[np.int32], rng: 
     many rows as there are batches is left where it is, and `SWAP_BUDGET` tries are made at most.
     """
     flat, size = batches.reshape(-1), batches.shape[1]
-    rows_with = np.bincount(keys.ravel()) - np.bincount(keys[keys[:, 0] == keys[:, 1], 0], minlength=int(keys.max()) + 1)
+    texts = keys[flat]
+    rows_with = np.bincount(texts.ravel(), minlength=int(keys.max()) + 1)
+    rows_with -= np.bincount(texts[texts[:, 0] == texts[:, 1], 0], minlength=len(rows_with))
     conflicts = _conflicts(batches, keys)
     conflicts = conflicts[rows_with[conflicts[:, 2]] <= 2 * len(batches)]
     if not len(conflicts):

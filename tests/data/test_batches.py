@@ -22,7 +22,7 @@ SIZES = (37, 64, 5, 90, 1)
 """Rows per task: with remainders, without, and less than a batch of 8."""
 
 
-def plan_of(tasks, batching="task", *, size=8, seed=42, anchors=None, positives=None) -> BatchPlan:
+def plan_of(tasks, batching="task", *, size=8, seed=42, anchors=None, positives=None, sources=None, weights=None) -> BatchPlan:
     """A plan over rows whose texts all differ, unless anchors (an id a row) or positives (a list of ids a row) are given."""
     rows = len(tasks)
     anchors = range(rows) if anchors is None else anchors
@@ -35,6 +35,8 @@ def plan_of(tasks, batching="task", *, size=8, seed=42, anchors=None, positives=
         batching=batching,
         batch_size=size,
         seed=seed,
+        source=None if sources is None else np.asarray(sources, np.int32),
+        weights=weights,
     )
 
 
@@ -418,3 +420,52 @@ def test_texts_that_can_not_be_parted_cost_no_time():
     with mock.patch.object(batches, "Counter", counted):
         assert plan.counts(0).shared_text >= rows - 2 * plan.steps_per_epoch - rows % 16
     assert tries == 0
+
+
+# Weights of sources
+
+
+@pytest.mark.parametrize("batching", SHUFFLED)
+@pytest.mark.parametrize(("weight", "copies"), [(1.0, {1}), (2.0, {2}), (2.5, {2, 3}), (0.25, {0, 1})])
+def test_a_row_stands_in_an_epoch_as_often_as_its_sources_weight_says(batching, weight, copies):
+    """A weight that multiplied the loss, or the wrong source's rows, would train all the same."""
+    sources = [0] * 40 + [1] * 80
+    plan = plan_of([0] * 120, batching, size=4, sources=sources, weights=[1.0, weight])
+    assert plan.steps_per_epoch == (40 + 80 * weight) // 4
+    for epoch in range(3):
+        stands = Counter(joined(epoch_of(plan, epoch)))
+        assert {stands[row] for row in range(40)} == {1}
+        assert {stands[row] for row in range(40, 120)} == copies
+        assert sum(stands.values()) == 40 + 80 * weight
+        assert plan.counts(epoch).left_out == sum(stands[row] == 0 for row in range(120))
+
+
+def test_all_rows_of_a_light_source_have_their_turn():
+    """With weight 0.3 each row comes up 3 times in 10 epochs: an independent draw an epoch would leave some out for long."""
+    plan = plan_of([0] * 100, "mixed", size=1, sources=[0] * 100, weights=[0.3])
+    counts = Counter(row for epoch in range(10) for row in joined(epoch_of(plan, epoch)))
+    assert [counts[row] for row in range(100)] == [3] * 100
+
+
+@pytest.mark.parametrize("batching", SHUFFLED)
+def test_weights_of_one_change_nothing(batching):
+    """Whoever writes the default out must get the run that leaves it out."""
+    tasks = scattered(*SIZES)
+    plain = plan_of(tasks, batching)
+    written = plan_of(tasks, batching, sources=[0] * 30 + [1] * (len(tasks) - 30), weights=[1.0, 1.0])
+    assert epoch_of(plain, 1) == epoch_of(written, 1)
+
+
+@pytest.mark.parametrize("batching", SHUFFLED)
+def test_copies_of_a_row_are_parted(batching):
+    """A row beside its own copy is the worst of false negatives."""
+    plan = plan_of([0] * 64, batching, sources=[0] * 64, weights=[2.0])
+    for epoch in range(3):
+        assert plan.counts(epoch).shared_text == 0
+        assert all(len(set(batch)) == len(batch) for batch in epoch_of(plan, epoch))
+
+
+def test_reference_takes_each_row_once():
+    """The authors' windows know no weights."""
+    with pytest.raises(ValueError, match="weights must be 1"):
+        plan_of([0] * 16, "reference", sources=[0] * 16, weights=[2.0])
