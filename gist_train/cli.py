@@ -41,10 +41,11 @@ def prepare(config: ConfigPath, set_: Set = None) -> None:
 
     loaded = load_config(config, set_ or [])
     check_folders(loaded)
-    corpus = prepare_corpus(loaded, err)
+    device = PartialState().device
+    corpus = prepare_corpus(loaded, device, err)
     plan = batch_plan(loaded, corpus)
     prepare_tokens(corpus, load_student(loaded.model), err)
-    prepare_guide(loaded, corpus, PartialState().device, err)
+    prepare_guide(loaded, corpus, device, err)
     told = f"{corpus.row_count:,} rows over {len(corpus.tasks):,} tasks, {corpus.text_count:,} unique texts"
     err.print(f"{told}, {plan.steps_per_epoch:,} steps per epoch: {corpus.folder}")
 

@@ -1,25 +1,31 @@
-"""Sources -> corpus, tokens and guide store: what every command does of this by itself, each part once.
+"""Sources (and embeddings, for mining) -> corpus, tokens and guide store: what every command does of this, each part once.
 
 Any number of processes may call these functions at the same time: one holds the lock and works, the others wait for it and find
 the work done. So no process waits in a collective operation, however long the guide takes.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gist_train.config.errors import Fault, UserError
-from gist_train.config.schema import Config, GuideConfig
+from gist_train.config.models import GuideConfig
+from gist_train.config.schema import Config, DataConfig
+from gist_train.config.sources import ClassificationSource
 from gist_train.data.batches import BatchPlan
-from gist_train.data.corpus import Corpus, TokenTable, build_corpus, corpus_fingerprint
+from gist_train.data.building import SHOWN_FAULTS, build_corpus, labelled_texts, refuse_bad
+from gist_train.data.corpus import Corpus, TokenTable, text_hashes
 from gist_train.data.files import locked
+from gist_train.data.fingerprints import ContentHashes, corpus_fingerprint
 from gist_train.model.guide import GuideStore, store_folder
 from gist_train.model.pretrained import Pretrained, load_guide
-from gist_train.training.loop import GuideLookup
+from gist_train.training.lookups import GuideLookup
 
 
 def cache_folder(config: Config) -> Path:
@@ -46,23 +52,55 @@ def check_folders(config: Config) -> None:
         raise UserError(Fault(key, found, "a folder that can be made and written to", f"name another folder in {key}"))
 
 
-def prepare_corpus(config: Config, console: Console) -> Corpus:
-    """The corpus of `config.data`, built if no other run has.
+def prepare_corpus(config: Config, device: torch.device, console: Console) -> Corpus:
+    """The corpus of `config.data`, built if no other run has; texts that triplets are mined of are embedded on `device`.
 
     Raises:
-        UserError: the sources can't be read, or a row is bad.
+        UserError: the sources can't be read, a row is bad, or the model for mining can't be loaded.
     """
-    fingerprint = corpus_fingerprint(config.data)
+    folders = {index: store_folder(cache_folder(config), model, where) for index, model, where in _mining_models(config)}
+    hashes = ContentHashes(cache_folder(config) / "content-hashes.json")
+    fingerprint = corpus_fingerprint(config.data, hashes, {index: folder.name for index, folder in folders.items()})
     corpora = cache_folder(config) / "corpora"
     folder = corpora / fingerprint
     if not folder.exists():
         with locked(corpora):
             if not folder.exists():
-                _follow(build_corpus(folder, config.data, fingerprint), "reading rows", None, console)
+                for index, model, where in _mining_models(config):
+                    _embed_labelled(config.data, index, model, where, folders[index], device, console)
+
+                def embeddings(index: int, texts: Sequence[str]) -> NDArray[np.float32]:
+                    store = GuideStore(folders[index])
+                    return store.read(store.positions(text_hashes(texts)))
+
+                _follow(build_corpus(folder, config.data, fingerprint, embeddings), "reading rows", None, console)
     corpus = Corpus(folder)
     if skipped := corpus.meta["skipped_rows"]:
         console.print(f"{skipped:,} rows were skipped: {folder / 'skipped.jsonl'} says which and why")
     return corpus
+
+
+def _mining_models(config: Config) -> Iterator[tuple[int, GuideConfig, str]]:
+    """Of each source of labelled texts: its index, the model that triplets are mined with, and where the YAML names it."""
+    for index, source in enumerate(config.data.train):
+        if isinstance(source, ClassificationSource):
+            named = source.mining.model
+            model = config.guide if named is None else named
+            assert isinstance(model, GuideConfig)  # the schema refuses a source without a model
+            yield index, model, "guide" if named is None else f"data.train[{index}].mining.model"
+
+
+def _embed_labelled(
+    data: DataConfig, index: int, model: GuideConfig, where: str, folder: Path, device: torch.device, console: Console
+) -> None:
+    """Has the texts of a source of labelled texts in the store at `folder`; refuses bad rows before the model is put to work."""
+    source = data.train[index]
+    assert isinstance(source, ClassificationSource)
+    rows, faults = labelled_texts(source, f"data.train[{index}]")
+    refuse_bad(data, faults[:SHOWN_FAULTS], len(rows) + len(faults), len(faults), len(rows))
+    texts = list(dict.fromkeys(row.text for row in rows))
+    lengths = np.array([len(text.encode()) for text in texts])
+    _embedded(folder, model, where, text_hashes(texts), lengths, texts.__getitem__, device, console)
 
 
 def prepare_tokens(corpus: Corpus, student: Pretrained, console: Console) -> TokenTable:
@@ -84,20 +122,35 @@ def prepare_guide(config: Config, corpus: Corpus, device: torch.device, console:
     """
     if not isinstance(config.guide, GuideConfig):
         return config.guide
-    folder = store_folder(cache_folder(config), config.guide)
+    folder = store_folder(cache_folder(config), config.guide, "guide")
+    texts = corpus.hashes, corpus.text_lengths(), corpus.text
+    return GuideLookup(*_embedded(folder, config.guide, "guide", *texts, device, console))
+
+
+def _embedded(
+    folder: Path,
+    model: GuideConfig,
+    where: str,
+    hashes: NDArray[np.uint8],
+    lengths: NDArray[np.int64],
+    text: Callable[[int], str],
+    device: torch.device,
+    console: Console,
+) -> tuple[GuideStore, NDArray[np.int64]]:
+    """The store at `folder` and (N,) where each text stands in it; those that no run has embedded yet are embedded."""
     store = GuideStore(folder)
-    positions = store.positions(corpus.hashes)
+    positions = store.positions(hashes)
     if (positions < 0).any():
         with locked(folder):
             store = GuideStore(folder)  # somebody else may have filled it while this process waited
-            missing = int((store.positions(corpus.hashes) < 0).sum())
+            missing = int((store.positions(hashes) < 0).sum())
             if missing:
-                guide = load_guide(config.guide)
-                guide.encoder.to(device)
-                counts = store.fill(guide, config.guide, corpus.hashes, corpus.text_lengths(), corpus.text)
-                _follow(counts, "embedding with the guide", missing, console)
-        positions = store.positions(corpus.hashes)
-    return GuideLookup(store, positions)
+                loaded = load_guide(model, where)
+                loaded.encoder.to(device)
+                what = "embedding with the guide" if where == "guide" else f"embedding with {model.name}"
+                _follow(store.fill(loaded, model, hashes, lengths, text), what, missing, console)
+        positions = store.positions(hashes)
+    return store, positions
 
 
 def batch_plan(config: Config, corpus: Corpus) -> BatchPlan:
@@ -106,6 +159,7 @@ def batch_plan(config: Config, corpus: Corpus) -> BatchPlan:
     Raises:
         UserError: the rows give no whole batch.
     """
+    _refuse_rows_without_candidates(config, corpus)
     try:
         return BatchPlan(
             task=corpus.task,
@@ -115,6 +169,8 @@ def batch_plan(config: Config, corpus: Corpus) -> BatchPlan:
             batching=config.data.batching,
             batch_size=config.training.batch_size,
             seed=config.training.seed,
+            source=corpus.source,
+            weights=[source.weight for source in config.data.train],
         )
     except ValueError as error:
         raise UserError(
@@ -125,6 +181,23 @@ def batch_plan(config: Config, corpus: Corpus) -> BatchPlan:
                 "lower training.batch_size or add rows",
             )
         ) from None
+
+
+def _refuse_rows_without_candidates(config: Config, corpus: Corpus) -> None:
+    """UserError where rows that keep to their own negatives have none: they would contrast with nothing, and teach nothing."""
+    bare = np.bincount(corpus.source[np.diff(corpus.negative_offsets) == 0], minlength=len(config.data.train))
+    faults = [
+        Fault(
+            f"data.train[{index}].in_batch_negatives",
+            f"false, and {count:,} rows of {source.path} without a negative",
+            "false where every row has a negative of its own",
+            "set it to true, or give these rows negatives",
+        )
+        for index, (source, count) in enumerate(zip(config.data.train, bare.tolist(), strict=True))
+        if count and not source.in_batch_negatives
+    ]
+    if faults:
+        raise UserError(*faults)
 
 
 def _follow(counts: Iterator[int], what: str, total: int | None, console: Console) -> None:

@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,14 +13,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from rich.console import Console
-from torch import nn
 
 from gist_train import __version__
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.loading import resolved_yaml
-from gist_train.config.schema import Config, GuideConfig, OptimizerConfig
+from gist_train.config.models import GuideConfig
+from gist_train.config.schema import Config
 from gist_train.data.files import held, read_json, write_json, write_text
-from gist_train.model.pretrained import Pretrained, load_student
+from gist_train.model.pretrained import load_student
 from gist_train.prepare import batch_plan, check_folders, prepare_corpus, prepare_guide, prepare_tokens
 from gist_train.results.evaluation import LoadedTask, evaluate, load_tasks
 from gist_train.results.figures import append_figures
@@ -29,10 +28,10 @@ from gist_train.training import checkpoint as checkpoints
 from gist_train.training.checkpoint import Progress
 from gist_train.training.display import Display
 from gist_train.training.distributed import largest_over_ranks, make_accelerator, precision_of, same_on_all_ranks
-from gist_train.training.loop import Training, steps
-from gist_train.training.resume import checkpoint_to_start_from, facts_of, refuse_other_content, verified_for
+from gist_train.training.loop import steps
+from gist_train.training.opening import Job, open_training
+from gist_train.training.resume import checkpoint_to_start_from, refuse_other_content, verified_for
 from gist_train.training.runlog import RunLog
-from gist_train.training.schedule import make_schedule
 from gist_train.training.signals import StopSignal
 from gist_train.training.throughput import matmul_rate, training_flops
 
@@ -80,7 +79,7 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Path, resume: st
     origin = checkpoint_to_start_from(run, resume)
     tasks = load_tasks(config.evaluation.tasks)
     manifest = verified_for(origin, config) if origin is not None else None  # before the guide is put to work
-    job = _open(config, accelerator, console)
+    job = open_job(config, accelerator, console)
     progress = Progress(0, 0.0, 0, 0, 0)
     if origin is not None and manifest is not None:
         refuse_other_content(origin, manifest, job.facts)
@@ -102,60 +101,24 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Path, resume: st
     return signal_number
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A config, opened."""
+def open_job(config: Config, accelerator: Accelerator, console: Console) -> Job:
+    """Models, corpus, guide store, plan and optimizer, prepared where no run has prepared them yet.
 
-    student: Pretrained
-    adamw: torch.optim.AdamW
-    """The optimizer inside `training.optimizer`, whose moments a checkpoint holds."""
-    training: Training
-    stop: int
-    """Step after which the run ends."""
-    facts: dict[str, Any]
-    """What a resume compares."""
-
-
-def _open(config: Config, accelerator: Accelerator, console: Console) -> _Job:
-    """Models, corpus, guide store, plan and optimizer, prepared where no run has prepared them yet."""
+    Raises:
+        UserError: data or models are not what the config says.
+    """
     student = load_student(config.model)
     student.with_max_length(config.evaluation.max_length)  # refuses what the model can't read, before the guide is put to work
-    corpus = prepare_corpus(config, console)
+    corpus = prepare_corpus(config, accelerator.device, console)
     plan = batch_plan(config, corpus)  # refuses too few rows, before the guide is put to work
     tokens = prepare_tokens(corpus, student, console)
     guide = prepare_guide(config, corpus, accelerator.device, console)
-    schedule = make_schedule(
-        config.schedule.type,
-        config.optimizer.lr,
-        config.schedule.warmup_ratio,
-        steps_per_epoch=plan.steps_per_epoch,
-        epochs=config.training.epochs,
-        max_steps=config.training.max_steps,
-    )
-    adamw = _optimizer(student, config.optimizer)
-    # Wrapped once more, so that accelerate's patches (autocast) stay off the encoder that is evaluated and saved.
-    model, optimizer = accelerator.prepare(nn.Sequential(student.encoder), adamw)
-    training = Training(
-        accelerator=accelerator,
-        model=model,
-        optimizer=optimizer,
-        schedule=schedule,
-        plan=plan,
-        corpus=corpus,
-        tokens=tokens,
-        guide=guide,
-        loss=config.loss,
-        grad_clip=config.training.grad_clip,
-        seed=config.training.seed,
-    )
-    stop = min(schedule.total_steps, config.training.stop_at_step or schedule.total_steps)
-    facts = facts_of(config, student, corpus.fingerprint, guide, precision_of(accelerator), accelerator.num_processes)
-    return _Job(student, adamw, training, stop, facts)
+    return open_training(config, accelerator, student, corpus, plan, tokens, guide)
 
 
 def _drive(
     config: Config,
-    job: _Job,
+    job: Job,
     run: Path,
     progress: Progress,
     tasks: Sequence[LoadedTask],
@@ -233,7 +196,7 @@ def _first_line(accelerator: Accelerator) -> str:
     return f"gist-train {__version__}: {processes} on {where}"
 
 
-def _plan_lines(config: Config, job: _Job, done: int) -> str:
+def _plan_lines(config: Config, job: Job, done: int) -> str:
     counts = job.training.plan.counts(job.training.plan.epoch_of(done + 1))
     total = job.training.schedule.total_steps
     guide = config.guide.name if isinstance(config.guide, GuideConfig) else config.guide or "none"
@@ -244,16 +207,6 @@ def _plan_lines(config: Config, job: _Job, done: int) -> str:
         f"{counts.rows:,} rows, {counts.left_out:,} of them in no batch of this epoch{shared}; guide: {guide}\n"
         f"{total:,} steps of {config.training.batch_size} triplets{going}{ends}"
     )
-
-
-def _optimizer(student: Pretrained, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the weights that are trained; biases and norms are not decayed, as transformers' Trainer has it."""
-    trained = [p for p in student.encoder.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)
 
 
 def _refuse_missing_tracker(config: Config) -> None:
@@ -286,7 +239,6 @@ def _describe(run: Path, config: Config, accelerator: Accelerator, facts: dict[s
 
 
 def _retire(run: Path, config: Config) -> None:
-    around, window = config.selection.around, config.selection.window
     selected = read_json(run / "selected.json")["step"] if (run / "selected.json").exists() else None
-    kept: Callable[[int], bool] = lambda step: step == selected or (around is not None and abs(step - around) <= window)  # noqa: E731
+    kept: Callable[[int], bool] = lambda step: step == selected or checkpoints.in_window(config.selection, step)  # noqa: E731
     checkpoints.retire_checkpoints(run, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every, kept=kept)

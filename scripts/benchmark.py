@@ -32,7 +32,7 @@ from rich.table import Table
 from sentence_transformers import SentenceTransformer
 
 from gist_train.config.errors import UserError
-from gist_train.config.schema import ModelConfig
+from gist_train.config.models import ModelConfig
 from gist_train.model.pretrained import load_student
 from gist_train.training.throughput import matmul_rate, training_flops
 

@@ -23,7 +23,8 @@ from torch.utils.data import SequentialSampler
 from transformers import AutoTokenizer, BertConfig, BertModel, PrinterCallback, TrainerCallback
 
 from gist_train.config.errors import Fault, UserError
-from gist_train.config.schema import Config, GuideConfig, LossConfig, ModelConfig
+from gist_train.config.models import GuideConfig, ModelConfig
+from gist_train.config.schema import Config, LossConfig
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Batch, Corpus, TokenTable
 from gist_train.model.encoder import Pack
@@ -31,7 +32,8 @@ from gist_train.model.guide import GuideStore
 from gist_train.model.pretrained import load_guide, load_student
 from gist_train.prepare import batch_plan, prepare_corpus, prepare_tokens
 from gist_train.training.distributed import make_accelerator
-from gist_train.training.loop import GuideLookup, StepRecord, Training, steps
+from gist_train.training.lookups import GuideLookup, SourceRules
+from gist_train.training.loop import StepRecord, Training, steps
 from gist_train.training.schedule import Schedule
 
 BATCH_SIZE, LEARNING_RATE, GRAD_CLIP, MAX_LENGTH, TEMPERATURE = 16, 5e-6, 1.0, 512, 0.01
@@ -143,7 +145,7 @@ def open_bench(
         "training": {"batch_size": BATCH_SIZE},
     }
     config = Config.model_validate(settings)
-    corpus = prepare_corpus(config, console)
+    corpus = prepare_corpus(config, device, console)
     tokens = prepare_tokens(corpus, load_student(config.model), console)
     plan = batch_plan(config, corpus)
     chosen: list[int] = []
@@ -199,6 +201,7 @@ def run_ours(bench: Bench, count: int, seen: Seen | None = None) -> tuple[float,
         bench.tokens,
         bench.guide,
         loss,
+        SourceRules(np.zeros(1, bool), np.zeros(1, bool)),
         GRAD_CLIP,
         0,  # type: ignore[arg-type]
     )

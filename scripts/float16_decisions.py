@@ -17,7 +17,7 @@ from rich.console import Console
 from gist_train.config.loading import load_config
 from gist_train.model.loss import BLOCKS, similarity_tolerance
 from gist_train.prepare import batch_plan, prepare_corpus, prepare_guide
-from gist_train.training.loop import GuideLookup
+from gist_train.training.lookups import GuideLookup
 
 
 def decisions(anchor: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor) -> list[torch.Tensor]:
@@ -37,7 +37,7 @@ def main() -> None:
     told = parser.parse_args()
     config = load_config(told.config, [*told.set, "guide.dtype=float32"])
     console = Console(stderr=True)
-    corpus = prepare_corpus(config, console)
+    corpus = prepare_corpus(config, torch.device("cpu"), console)
     guide = prepare_guide(config, corpus, torch.device("cpu"), console)
     if not isinstance(guide, GuideLookup):
         parser.error("the config has no guide")

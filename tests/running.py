@@ -24,7 +24,7 @@ from torch import Tensor
 from gist_train import cli
 from gist_train.config.schema import Config
 from gist_train.model.pretrained import Pretrained
-from gist_train.train import _open
+from gist_train.train import open_job
 from gist_train.training.checkpoint import STATE, checkpoint_folder
 from gist_train.training.distributed import make_accelerator
 from gist_train.training.loop import Training
@@ -85,7 +85,7 @@ def assert_same_run(found: Path, expected: Path, step: int) -> None:
 def training_of(config: Config) -> tuple[Training, Pretrained, torch.optim.AdamW]:
     """What `train` hands to the loop, the student and its optimizer, at step 0."""
     accelerator, _ = make_accelerator(config.training.precision, 60.0)
-    job = _open(config, accelerator, QUIET)
+    job = open_job(config, accelerator, QUIET)
     return job.training, job.student, job.adamw
 
 

@@ -10,14 +10,10 @@ from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator,
 
 from gist_train.config.evaluation import EvaluationConfig
 from gist_train.config.fields import (
-    BatchTokens,
-    BelowOne,
     Betas,
     Count,
     CountOrZero,
     FolderName,
-    Layers,
-    MaxLength,
     Positive,
     PositiveOrZero,
     Section,
@@ -25,47 +21,8 @@ from gist_train.config.fields import (
     Share,
     Text,
 )
-from gist_train.config.sources import Source
-
-
-class ModelConfig(Section):
-    """The student: the model that is trained."""
-
-    name: Text
-    """Hub id or local folder of the model to train."""
-    revision: Text | None = None
-    """Commit, tag or branch on the hub; null = the newest."""
-    pooling: Literal["cls", "mean"] | None = None
-    """How token vectors become one text vector; null = as the model says."""
-    max_length: MaxLength | None = None
-    """Tokens a text is cut to; null = as the model says."""
-    layers: Layers | None = None
-    """Encoder layers to keep, counted from 0; null = all."""
-    dropout: BelowOne | None = None
-    """Probability that replaces hidden and attention dropout; null = as the model says."""
-    trust_remote_code: bool = False
-    """Whether Python code from the model's repository may run."""
-
-
-class GuideConfig(Section):
-    """The guide: a frozen model that decides which candidates may serve as negatives."""
-
-    name: Text
-    """Hub id or local folder of the guide."""
-    revision: Text | None = None
-    """Commit, tag or branch on the hub; null = the newest."""
-    pooling: Literal["cls", "mean"] | None = None
-    """How token vectors become one text vector; null = as the model says."""
-    max_length: MaxLength | None = None
-    """Tokens a text is cut to; null = as the model says."""
-    prompt: str | None = None
-    """Text the guide reads before every text; null = none."""
-    dtype: Literal["float32", "float16"] = "float16"
-    """Number format of the guide's store on disk."""
-    batch_tokens: BatchTokens = 16384
-    """Tokens the guide embeds at a time; changes speed and memory only."""
-    trust_remote_code: bool = False
-    """Whether Python code from the guide's repository may run."""
+from gist_train.config.models import GuideConfig, ModelConfig
+from gist_train.config.sources import OUTSIDE_CORPUS, ClassificationSource, Source
 
 
 class DataConfig(Section):
@@ -79,6 +36,15 @@ class DataConfig(Section):
     """Whether MEDI's instructions become the rows' prompts (else they are dropped)."""
     on_bad_row: Literal["fail", "skip"] = "fail"
     """What to do with a row that can't be used."""
+
+    @field_validator("batching")
+    @classmethod
+    def _reference_has_no_weights(cls, batching: str, info: ValidationInfo) -> str:
+        weighted = [index for index, source in enumerate(info.data.get("train", [])) if source.weight != 1.0]
+        if batching == "reference" and weighted:
+            places = ", ".join(f"data.train[{index}].weight" for index in weighted)
+            raise ValueError(f"reference takes each row once, in file order: use task or mixed, or leave out {places}")
+        return batching
 
 
 class LossConfig(Section):
@@ -188,6 +154,8 @@ class SelectionConfig(Section):
     """Optimizer step to choose around; null = the whole run."""
     window: CountOrZero = 5000
     """Optimizer steps to either side of `around`."""
+    note: Text | None = None
+    """What a reader should know of that step, shown beside it by `plan`; null = nothing."""
 
 
 class WandbConfig(Section):
@@ -240,6 +208,19 @@ class Config(Section):
     """The guide; null = unguided baseline; self = the student's own similarities."""
     data: DataConfig
     """Training rows and batches."""
+
+    @field_validator("data")
+    @classmethod
+    def _mining_has_a_model(cls, data: DataConfig, info: ValidationInfo) -> DataConfig:
+        without = [
+            f"data.train[{index}].mining.model"
+            for index, source in enumerate(data.train)
+            if isinstance(source, ClassificationSource) and source.mining.model is None
+        ]
+        if without and "guide" in info.data and not isinstance(info.data["guide"], GuideConfig):
+            raise ValueError(f"name a guide, or the model that triplets are mined with: {', '.join(without)}")
+        return data
+
     loss: LossConfig = LossConfig()
     """The loss."""
     training: TrainingConfig = TrainingConfig()
@@ -282,4 +263,6 @@ def mathematics(config: Config) -> dict[str, object]:
                 flat[path] = value
 
     flatten(config.model_dump(), "")
+    for index, source in enumerate(config.data.train):  # what the corpus does not know of its sources
+        flat |= {f"data.train[{index}].{key}": value for key, value in source.model_dump(include=OUTSIDE_CORPUS).items()}
     return flat

@@ -4,11 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gist_train.config.fields import Section, Text
+from gist_train.config.fields import Count, Positive, Section, Seed, Text
+from gist_train.config.models import GuideConfig
 
 
 class Columns(Section):
-    """What the columns of a file are called; null = the usual names are looked for."""
+    """What the columns of a table are called; null = the usual names are looked for."""
 
     anchor: Text | None = None
     """Column of the anchor (the query)."""
@@ -18,6 +19,15 @@ class Columns(Section):
     """Column of the negative: one text or a list of them."""
     task: Text | None = None
     """Column of the task's name."""
+
+
+class LabelColumns(Section):
+    """Columns of a table of labelled texts."""
+
+    text: Text = "text"
+    """Column of the text."""
+    label: Text = "label"
+    """Column of the label."""
 
 
 class Prompts(Section):
@@ -31,17 +41,30 @@ class Prompts(Section):
     """Text before every negative."""
 
 
-class TableSource(Section):
-    """What all sources of rows with named columns share."""
+class AnySource(Section):
+    """What all sources share."""
 
     source: str
     """Format of the source."""
     path: Text
     """File, or a pattern such as data/*.jsonl, relative to the folder where the command runs."""
+    max_rows: Count | None = None
+    """Rows drawn from the source, with a fixed seed; null = all."""
+    max_rows_per_task: Count | None = None
+    """Rows drawn of each task of the source, with a fixed seed; null = all."""
+    weight: Positive = 1.0
+    """Times that a row of the source is trained on in an epoch: 2 = twice, 0.5 = in every other epoch."""
+    in_batch_negatives: bool = True
+    """Whether a row of the source contrasts with other rows of its batch; false = with its own negatives only."""
+
+
+class TableSource(AnySource):
+    """What all sources of rows with named columns share."""
+
     columns: Columns | None = None
     """Names of the columns; null = the usual names are looked for."""
     task: Text | None = None
-    """Task of all rows; null = as the file says, else the file's name."""
+    """Task of all rows; null = as the column says, else the name of file or data set."""
     prompts: Prompts | None = None
     """Text the student reads before the texts; null = none."""
 
@@ -67,17 +90,77 @@ class ParquetSource(TableSource):
     """Format of the source."""
 
 
-class MediSource(Section):
+class HubSource(TableSource):
+    """A data set of the Hugging Face hub, or a local folder of the same shape."""
+
+    source: Literal["hub"] = "hub"
+    """Format of the source."""
+    path: Text
+    """Hub id of the data set, or a local folder of its files."""
+    revision: Text | None = None
+    """Commit, tag or branch on the hub; null = the newest."""
+    subset: Text | None = None
+    """Configuration of the data set; null = its only one, or its default."""
+    split: Text = "train"
+    """Split of the data set."""
+    streaming: bool = False
+    """Whether rows are read over the network as they are needed, in place of a copy of the data set in the hub's cache."""
+
+
+class MediSource(AnySource):
     """A JSON file in MEDI's format: query, pos, neg as [instruction, text], and task_name."""
 
     source: Literal["medi"] = "medi"
     """Format of the source."""
-    path: Text
-    """File, relative to the folder where the command runs."""
 
+
+class MiningConfig(Section):
+    """How labelled texts become triplets. The defaults are those of the MTEB triplets that GIST-small was trained with."""
+
+    model: GuideConfig | None = None
+    """Model whose embeddings say which texts are alike; null = the guide."""
+    seed: Seed = 1029
+    """Seed of the rows' order and of every draw."""
+    positives: Count = 100
+    """The most similar rows of an anchor's class that its positive is drawn from."""
+    temperature: Positive = 0.05
+    """A draw is from softmax(cosine / temperature); no unit."""
+    negatives: Literal["uniform", "least_similar"] = "uniform"
+    """Negative: any row of another class, or softmax(-cosine / temperature) over the least similar of them."""
+    negative_pool: Count = 100
+    """The least similar rows of other classes that a negative is drawn from; read where negatives is least_similar."""
+
+
+class ClassificationSource(AnySource):
+    """Labelled texts, from which triplets are mined: each row is an anchor once."""
+
+    source: Literal["classification"] = "classification"
+    """Format of the source."""
+    path: Text
+    """JSONL, CSV, TSV or Parquet file, a pattern of them, a local folder of a data set, or the hub id of one."""
+    revision: Text | None = None
+    """Commit, tag or branch on the hub; null = the newest."""
+    subset: Text | None = None
+    """Configuration of the hub's data set, e.g. a language; null = its only one, or its default."""
+    split: Text = "train"
+    """Split of the hub's data set; files have none."""
+    columns: LabelColumns = LabelColumns()
+    """Names of the columns."""
+    task: Text | None = None
+    """Task of all rows; null = the name of file or data set."""
+    prompts: Prompts | None = None
+    """Text the student reads before the texts; null = none."""
+    mining: MiningConfig = MiningConfig()
+    """How triplets are mined."""
+    mask_same_label: bool = False
+    """Whether candidates known to carry the anchor's label leave the loss, guide or no guide."""
+
+
+OUTSIDE_CORPUS = {"weight", "in_batch_negatives", "mask_same_label"}
+"""Keys of sources that decide how rows are used and not which rows there are: a corpus does not depend on them."""
 
 Source = Annotated[
-    JsonlSource | CsvSource | ParquetSource | MediSource,
+    HubSource | JsonlSource | CsvSource | ParquetSource | MediSource | ClassificationSource,
     Field(discriminator="source"),
-    "a mapping with a key source: jsonl, csv, parquet or medi",
+    "a mapping with a key source: hub, jsonl, csv, parquet, medi or classification",
 ]

@@ -92,6 +92,10 @@ class BatchPlan:
         rows: Ints = self._open(self.epoch_of(step))[0][(step - 1) % self.steps_per_epoch]
         return rows
 
+    def epoch(self, epoch: int) -> Ints:
+        """(S, B) rows of all of an epoch's steps."""
+        return self._open(epoch)[0]
+
     def positives(self, rows: Ints, epoch: int) -> NDArray[np.int32]:
         """(N,) the text id of the one positive that each of `rows` trains on in `epoch`."""
         return self._positive[_drawn(self._offsets, rows, self._seed, epoch)]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gist_train.config.errors import Fault, UserError, shown
-from gist_train.config.schema import GuideConfig
+from gist_train.config.models import GuideConfig
 from gist_train.data.files import read_json, write_json
 from gist_train.model.encoder import embed
 from gist_train.model.pretrained import Pretrained, identity
@@ -29,13 +29,16 @@ TEXTS_PER_WRITE = 2048
 HASH_BYTES = 16
 
 
-def store_folder(cache: Path, guide: GuideConfig) -> Path:
+def store_folder(cache: Path, guide: GuideConfig, where: str) -> Path:
     """Where the store of this guide is: one folder for each model, revision, pooling, prompt, length and dtype.
+
+    Args:
+        where: the guide's key in the YAML.
 
     Raises:
         UserError: the guide is neither a folder nor a model of the hub.
     """
-    told = [FORMAT, identity(guide.name, guide.revision), guide.pooling, guide.prompt, guide.max_length, guide.dtype]
+    told = [FORMAT, identity(guide.name, guide.revision, where), guide.pooling, guide.prompt, guide.max_length, guide.dtype]
     return cache / "guides" / hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()
 
 

@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from gist_train.config.errors import Fault, UserError, shown
-from gist_train.config.schema import GuideConfig, ModelConfig
+from gist_train.config.models import GuideConfig, ModelConfig
 from gist_train.model.dropout import use_cheap_dropout
 from gist_train.model.encoder import Encoder, Tokens, embed
 
@@ -115,13 +115,16 @@ def load_student(config: ModelConfig) -> Pretrained:
     return student
 
 
-def load_guide(config: GuideConfig) -> Pretrained:
-    """The frozen guide, in eval mode.
+def load_guide(config: GuideConfig, where: str = "guide") -> Pretrained:
+    """A frozen model, in eval mode: the guide, or what triplets are mined with.
+
+    Args:
+        where: its key in the YAML.
 
     Raises:
         UserError: no such model, or one that this package can't run.
     """
-    guide = _load("guide", config)
+    guide = _load(where, config)
     guide.encoder.eval().requires_grad_(False)
     return guide
 
@@ -133,7 +136,7 @@ def load_finished(folder_or_id: str) -> Pretrained:
     return model
 
 
-def identity(name: str, revision: str | None) -> str:
+def identity(name: str, revision: str | None, where: str) -> str:
     """What tells this model's weights from any other's: the hub's commit, or a hash over a local folder's files.
 
     Raises:
@@ -141,7 +144,7 @@ def identity(name: str, revision: str | None) -> str:
     """
     folder = Path(name)
     if not folder.is_dir():
-        return f"{name}@{_commit('guide', name, revision)}"
+        return f"{name}@{_commit(where, name, revision)}"
     digest = hashlib.blake2b(digest_size=16)
     for file in sorted(p for p in folder.rglob("*") if p.suffix in {".json", ".safetensors", ".bin", ".txt", ".model"}):
         digest.update(str(file.relative_to(folder)).encode())

@@ -6,7 +6,8 @@ from pathlib import Path
 from rich.table import Table
 
 from gist_train.config.errors import Fault, UserError
-from gist_train.config.schema import Config, GuideConfig
+from gist_train.config.models import GuideConfig
+from gist_train.config.schema import Config
 from gist_train.model.pretrained import Pretrained, load_finished, load_guide, load_student
 from gist_train.results.evaluation import evaluate, load_tasks
 from gist_train.results.figures import append_figures, read_figures

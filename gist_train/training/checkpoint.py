@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.schema import SelectionConfig
 from gist_train.data.files import read_json, whole_folder, write_json
 from gist_train.model.pretrained import Pretrained
 
@@ -193,7 +194,8 @@ def retire_checkpoints(run: Path, *, keep_last: int, keep_every: int | None, kep
         kept: what else stays: the window around a selection, and what was selected.
     """
     steps = saved_steps(run)
-    retired = [s for s in steps[:-keep_last] if not (keep_every and s % keep_every == 0) and not kept(s)]
+    staying = steps_to_keep(steps, keep_last=keep_last, keep_every=keep_every, kept=kept)
+    retired = [step for step in steps if step not in staying]
     for step in retired:
         # Renamed first: a folder that is half deleted must not look like a checkpoint.
         folder = checkpoint_folder(run, step)
@@ -202,6 +204,17 @@ def retire_checkpoints(run: Path, *, keep_last: int, keep_every: int | None, kep
         folder.rename(going)
         shutil.rmtree(going)
     return retired
+
+
+def steps_to_keep(steps: Sequence[int], *, keep_last: int, keep_every: int | None, kept: Callable[[int], bool]) -> list[int]:
+    """Of the ascending `steps` that have a checkpoint, those that `retire_checkpoints` leaves."""
+    newest = steps[-keep_last:]
+    return [step for step in steps if step in newest or (keep_every and step % keep_every == 0) or kept(step)]
+
+
+def in_window(selection: SelectionConfig, step: int) -> bool:
+    """Whether a checkpoint of this step stands near enough to the step to choose around."""
+    return selection.around is not None and abs(step - selection.around) <= selection.window
 
 
 def sweep(run: Path) -> None:

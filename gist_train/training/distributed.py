@@ -31,10 +31,7 @@ def make_accelerator(precision: str, timeout: float | None) -> tuple[Accelerator
     # accelerate starts gloo only where it is told that this is for CPUs: else each of torchrun's processes would train alone.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     device = PartialState(cpu, **waits).device  # sets this process' GPU, before anything else asks for one
-    mixed = {"float32": "no", "bf16": "bf16"}.get(precision)
-    if mixed is None:
-        # Not in emulation, as a T4 has it: that is slower than float32.
-        mixed = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    mixed = "bf16" if uses_bf16(precision, device) else "no"
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", mixed)
     note = f"training.precision is {precision}: {mixed} is used, not accelerate's {told}" if told != mixed else None
     accelerator = Accelerator(
@@ -49,6 +46,14 @@ def make_accelerator(precision: str, timeout: float | None) -> tuple[Accelerator
         mend = "run `accelerate config` anew, or launch with torchrun"
         raise UserError(Fault("accelerate's configuration", str(kind.value), "one process, or plain data parallelism", mend))
     return accelerator, note
+
+
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Whether the encoder runs in bf16 under `training.precision` on this device."""
+    if precision == "auto":
+        # Not in emulation, as a T4 has it: that is slower than float32.
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision == "bf16"
 
 
 def precision_of(accelerator: Accelerator) -> str:

@@ -8,36 +8,22 @@ Legend: B rows of the whole batch, M negatives, N texts of this rank, D width of
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gist_train.config.schema import LossConfig
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Batch, Corpus, TokenTable
 from gist_train.model.encoder import Pack, pack
-from gist_train.model.guide import GuideStore
 from gist_train.model.loss import BLOCKS, LossOutput, guided_contrastive_loss
 from gist_train.training.distributed import gather_with_gradient, share, sum_over_ranks
+from gist_train.training.lookups import GuideLookup, SourceRules, guide_embeddings, labels_of, own_negatives_of, text_ids
 from gist_train.training.schedule import Schedule
-
-
-@dataclass(frozen=True, slots=True)
-class GuideLookup:
-    """The guide's embeddings of a corpus' texts."""
-
-    store: GuideStore
-    positions: NDArray[np.int64]
-    """(texts of the corpus,) where each text stands in the store."""
-
-    def of(self, text_ids: NDArray[np.int32]) -> Tensor:
-        """(n, G) float32."""
-        return torch.from_numpy(self.store.read(self.positions[text_ids]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +41,7 @@ class Training:
     guide: GuideLookup | str | None
     """A store's embeddings, "self" for the student's own similarities, or None."""
     loss: LossConfig
+    sources: SourceRules
     grad_clip: float | None
     seed: int
 
@@ -164,10 +151,10 @@ def _loss(training: Training, batch: Batch, embeddings: Tensor) -> LossOutput:
     pieces = [torch.split(texts, part) for texts, part in zip(gathered, parts, strict=True)]
     anchor, positive, negative = (torch.cat(column) for column in zip(*pieces, strict=True))
 
-    guides = _guide_embeddings(training.guide, batch, (anchor, positive, negative), accelerator.device)
-    ids = [
-        _on(x, accelerator.device) if options.mask_duplicates else None for x in (batch.anchor, batch.positive, batch.negative)
-    ]
+    guides = guide_embeddings(training.guide, batch, (anchor, positive, negative), accelerator.device)
+    ids = text_ids(batch, accelerator.device) if options.mask_duplicates else (None, None, None)
+    labels = labels_of(training.sources, batch, accelerator.device)
+    own_negatives = own_negatives_of(training.sources, batch, accelerator.device)
     return guided_contrastive_loss(
         anchor,
         positive,
@@ -185,23 +172,12 @@ def _loss(training: Training, batch: Batch, embeddings: Tensor) -> LossOutput:
         anchor_ids=ids[0],
         positive_ids=ids[1],
         negative_ids=ids[2],
+        labels=labels[0],
+        negative_labels=labels[1],
+        own_negatives_only=own_negatives[0],
+        negative_rows=own_negatives[1],
         rows=here,
     )
-
-
-def _guide_embeddings(
-    guide: GuideLookup | str | None, batch: Batch, students: Sequence[Tensor], device: torch.device
-) -> Sequence[Tensor | None]:
-    """(B, G), (B, G) and (M, G), or three times None."""
-    if guide is None:
-        return None, None, None
-    if isinstance(guide, GuideLookup):
-        return [guide.of(ids).to(device, non_blocking=True) for ids in (batch.anchor, batch.positive, batch.negative)]
-    return [student.detach() for student in students]
-
-
-def _on(ids: NDArray[np.int32], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(ids)).to(device, non_blocking=True)
 
 
 def _totals(out: LossOutput, texts: Pack, training: Training) -> Tensor:

@@ -9,7 +9,7 @@ from gist_train.config.loading import resolved_yaml
 from gist_train.config.schema import Config, mathematics
 from gist_train.model.pretrained import Pretrained
 from gist_train.training.checkpoint import checkpoint_to_resume, verified_manifest
-from gist_train.training.loop import GuideLookup
+from gist_train.training.lookups import GuideLookup
 
 CONTENT = {"corpus": "data.train", "guide": "guide.name", "precision": "training.precision", "student": "model.name"}
 """What a resume compares beside the config's fields, and the field that leads to it."""

@@ -7,7 +7,8 @@ import pytest
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.loading import load_config, resolved_yaml
-from gist_train.config.schema import Config, GuideConfig
+from gist_train.config.models import GuideConfig
+from gist_train.config.schema import Config
 
 SMALLEST = "name: run\nmodel: {name: m}\ndata:\n  train:\n    - {source: jsonl, path: a.jsonl}\n"
 
@@ -94,7 +95,7 @@ optimizer: {betas: [0.9, 2]}
         ("loss.margin=.nan", "a finite number", "threshold"),
         ("loss.contrast_anchors=on", "true or false", "anchors"),
         ("data.train=[]", "a list of sources, at least one", "Sources of the training rows"),
-        ("data.train[0].source=hub", "jsonl, csv, parquet or medi", "choose an allowed value"),
+        ("data.train[0].source=xml", "hub, jsonl, csv, parquet, medi or classification", "choose an allowed value"),
         ("evaluation.tasks=[{type: sts, name: a}]", "text that is not empty", "add the key path"),
         ("loss=", "a mapping (keys: temperature", "The loss"),
     ],

@@ -5,9 +5,10 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from gist_train.config import evaluation, schema, sources
+from gist_train.config import evaluation, models, schema, sources
 from gist_train.config.fields import Section
-from gist_train.config.schema import Config, GuideConfig, mathematics
+from gist_train.config.models import GuideConfig
+from gist_train.config.schema import Config, mathematics
 from gist_train.config.sources import JsonlSource
 
 
@@ -48,6 +49,14 @@ def test_smallest_config_has_the_recipes_hyperparameters():
             "data",
             {"train": [{"source": "csv", "path": "a", "columns": {"anchor": "q"}, "task": "t", "prompts": {"anchor": "q: "}}]},
         ),
+        ("data", {"train": [{"source": "hub", "path": "me/set", "revision": "r", "subset": "en", "streaming": True}]}),
+        ("data", {"train": [{"source": "medi", "path": "a", "weight": 0.5, "max_rows": 1, "max_rows_per_task": 1}]}),
+        (
+            "data",
+            {"train": [{"source": "classification", "path": "a", "mining": {"model": {"name": "m"}}, "mask_same_label": True}]},
+        ),
+        ("data", {"train": [{"source": "jsonl", "path": "a", "weight": 1}], "batching": "reference"}),
+        ("selection", {"around": 5, "note": "why"}),
         ("tracking", {"wandb": {"project": "p", "mode": "offline"}}),
     ],
 )
@@ -109,6 +118,28 @@ def test_impossible_lengths(training: dict[str, Any], faults: list[str]):
     assert [fault["loc"][1] for fault in caught.value.errors()] == faults
 
 
+WEIGHTED = {"train": [{"source": "jsonl", "path": "a"}, {"source": "jsonl", "path": "b", "weight": 2.0}]}
+MINED = {"train": [{"source": "classification", "path": "a"}, {"source": "classification", "path": "b"}]}
+
+
+@pytest.mark.parametrize(
+    ("sections", "path", "said"),
+    [
+        ({"data": {**WEIGHTED, "batching": "reference"}}, ("data", "batching"), "data.train[1].weight"),
+        ({"data": MINED}, ("data",), "data.train[0].mining.model, data.train[1].mining.model"),
+        ({"data": MINED, "guide": "self"}, ("data",), "data.train[0].mining.model"),
+    ],
+)
+def test_impossible_sources(sections: dict[str, Any], path: tuple[str, ...], said: str):
+    """Told by the key to mend, before a row is read."""
+    with pytest.raises(ValidationError) as caught:
+        config(**sections)
+    (fault,) = caught.value.errors()
+    assert fault["loc"] == path
+    assert said in str(fault["ctx"]["error"])
+    assert config(data=MINED, guide={"name": "g"}).data.train[0].source == "classification"
+
+
 def test_max_steps_replaces_the_default_epochs():
     """Else every config with max_steps would have to say `epochs: null`."""
     assert config(training={"max_steps": 7}).training.epochs is None
@@ -116,10 +147,10 @@ def test_max_steps_replaces_the_default_epochs():
 
 def test_every_field_has_a_docstring_and_nothing_can_be_changed():
     """Error messages show the docstrings; a config that changes under way isn't the one that was hashed."""
-    items = {item for module in (schema, sources, evaluation) for item in vars(module).values() if isinstance(item, type)}
-    models = [item for item in items if issubclass(item, Section) and item is not Section]
-    fields = [(model, key, field) for model in models for key, field in model.model_fields.items()]
-    assert len(models) >= 25
+    items = {item for module in (schema, models, sources, evaluation) for item in vars(module).values() if isinstance(item, type)}
+    sections = [item for item in items if issubclass(item, Section) and item is not Section]
+    fields = [(model, key, field) for model in sections for key, field in model.model_fields.items()]
+    assert len(sections) >= 30
     assert len(fields) > 100
     assert [(model, key) for model, key, field in fields if not field.description] == []
     with pytest.raises(ValidationError):
@@ -153,7 +184,7 @@ def test_mathematics_leaves_out_only_what_may_change_on_resume():
     plain = mathematics(config(guide={"name": "g"}))
     assert mathematics(harmless) == plain
     assert {key.split(".")[0] for key in plain} == {"model", "guide", "data", "loss", "training", "optimizer", "schedule"}
-    assert len(plain) == 34
+    assert len(plain) == 36
     assert mathematics(config(guide="self"))["guide"] == "self"
     assert mathematics(config())["guide"] is None
 
@@ -166,6 +197,8 @@ def test_mathematics_leaves_out_only_what_may_change_on_resume():
         ("loss", {"margin": 0.1}, "loss.margin"),
         ("training", {"seed": 1}, "training.seed"),
         ("optimizer", {"betas": [0.9, 0.99]}, "optimizer.betas"),
+        ("data", {"train": [{"source": "jsonl", "path": "x", "weight": 2.0}]}, "data.train[0].weight"),
+        ("data", {"train": [{"source": "jsonl", "path": "x", "in_batch_negatives": False}]}, "data.train[0].in_batch_negatives"),
     ],
 )
 def test_mathematics_names_what_changed(section: str, changed: dict[str, Any], key: str):

@@ -21,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 from gist_train import prepare
 from gist_train.config.errors import UserError
 from gist_train.config.loading import load_config
-from gist_train.config.schema import GuideConfig
+from gist_train.config.models import GuideConfig
 from gist_train.data.corpus import text_hash
 from gist_train.data.files import locked
 from gist_train.model import guide as guide_module
@@ -249,15 +249,15 @@ def test_a_store_for_each_guide(make_model, guide_folder, tmp_path):
         {"pooling": "cls"},
         {"name": str(make_model(width=48, layers=1, cased=True, vocabulary=300, seed=2))},
     ]
-    folders = [store_folder(tmp_path, GuideConfig(**{**base, **other})) for other in [{}, *others]]
+    folders = [store_folder(tmp_path, GuideConfig(**{**base, **other}), "guide") for other in [{}, *others]]
     assert len(set(folders)) == 7
     assert {folder.parent for folder in folders} == {tmp_path / "guides"}
     copy = shutil.copytree(guide_folder, tmp_path / "copy")
     for same in ({}, {"batch_tokens": 512}, {"name": str(copy)}):
-        assert store_folder(tmp_path, GuideConfig(**{**base, **same})) == folders[0]
+        assert store_folder(tmp_path, GuideConfig(**{**base, **same}), "guide") == folders[0]
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\1\1")
-    assert store_folder(tmp_path, GuideConfig(name=str(copy))) not in folders
+    assert store_folder(tmp_path, GuideConfig(name=str(copy)), "guide") not in folders
 
 
 def test_the_guide_reads_the_raw_text(make_model, write_config, write_rows):
@@ -274,7 +274,7 @@ def test_the_guide_reads_the_raw_text(make_model, write_config, write_rows):
             data={"train": [{"source": "jsonl", "path": str(rows), "prompts": {"anchor": "other: "}}]},
         )
     )
-    corpus = prepare.prepare_corpus(config, QUIET)
+    corpus = prepare.prepare_corpus(config, CPU, QUIET)
     student = load_student(config.model)
     look_up = prepare.prepare_guide(config, corpus, CPU, QUIET)
     texts = [corpus.text(i) for i in range(corpus.text_count)]
@@ -292,7 +292,7 @@ def test_the_guide_reads_the_raw_text(make_model, write_config, write_rows):
 def test_without_a_model_there_is_no_store(write_config, given):
     """An unguided baseline must not embed anything."""
     config = load_config(write_config(guide=given))
-    corpus = prepare.prepare_corpus(config, QUIET)
+    corpus = prepare.prepare_corpus(config, CPU, QUIET)
     assert prepare.prepare_guide(config, corpus, CPU, QUIET) == given
     assert not (prepare.cache_folder(config) / "guides").exists()
 
@@ -303,12 +303,12 @@ def test_without_a_model_there_is_no_store(write_config, given):
 def test_prepared_once(write_config, seen):
     """A second run over the same data builds nothing, loads no guide and reads no text; it says nothing either."""
     config = load_config(write_config())
-    corpus = prepare.prepare_corpus(config, QUIET)
+    corpus = prepare.prepare_corpus(config, CPU, QUIET)
     first = prepare.prepare_guide(config, corpus, CPU, QUIET)
     assert sorted(seen) == sorted(corpus.text(i) for i in range(corpus.text_count))
     seen.clear()
     console = Console(file=io.StringIO())
-    again = prepare.prepare_guide(config, prepare.prepare_corpus(config, console), CPU, console)
+    again = prepare.prepare_guide(config, prepare.prepare_corpus(config, CPU, console), CPU, console)
     assert seen == []
     assert console.file.getvalue() == ""
     every = np.arange(corpus.text_count)
@@ -323,14 +323,14 @@ def prepare_beside(path: str, barrier: Any) -> tuple[list[str], int]:
     """
     torch.set_num_threads(1)
     config = load_config(Path(path))
-    corpus = prepare.prepare_corpus(config, QUIET)
+    corpus = prepare.prepare_corpus(config, CPU, QUIET)
     embedded: list[str] = []
     loaded: list[GuideConfig] = []
     real = Pretrained.tokens
 
-    def load(guide: GuideConfig) -> Pretrained:
+    def load(guide: GuideConfig, where: str) -> Pretrained:
         loaded.append(guide)
-        return load_guide(guide)
+        return load_guide(guide, where)
 
     @contextmanager
     def meet(folder: Path) -> Iterator[None]:
@@ -359,7 +359,7 @@ def test_two_processes_embed_each_text_once(write_config):
     done. Both writing would interleave two stores in one file."""
     path = write_config()
     config = load_config(path)
-    corpus = prepare.prepare_corpus(config, QUIET)  # before, so that the barrier is at the guide's lock
+    corpus = prepare.prepare_corpus(config, CPU, QUIET)  # before, so that the barrier is at the guide's lock
     spawn = multiprocessing.get_context("spawn")
     barrier, answers = spawn.Barrier(2), spawn.Queue()
     other = spawn.Process(target=report_beside, args=(str(path), barrier, answers))
@@ -373,6 +373,6 @@ def test_two_processes_embed_each_text_once(write_config):
     texts = [corpus.text(i) for i in range(corpus.text_count)]
     assert sorted(here + there) == sorted(texts)
     assert loads_here + loads_there == 1  # who waited finds the work done, and needs no guide
-    folder = store_folder(prepare.cache_folder(config), config.guide)
+    folder = store_folder(prepare.cache_folder(config), config.guide, "guide")
     assert sizes(folder) == (len(texts) * 48 * 4, len(texts) * 16)
     np.testing.assert_allclose(stored(folder, texts), live(config.guide, texts), rtol=0, atol=1e-6)

@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Pooling, T
 from transformers import DistilBertConfig, DistilBertModel, PreTrainedTokenizerFast
 
 from gist_train.config.errors import UserError
-from gist_train.config.schema import GuideConfig, ModelConfig
+from gist_train.config.models import GuideConfig, ModelConfig
 from gist_train.model.dropout import Dropout
 from gist_train.model.encoder import pack
 from gist_train.model.pretrained import Pretrained, identity, load_finished, load_guide, load_student
@@ -287,15 +287,15 @@ def test_tokenizer_fingerprint_does_not_change_with_use(make_model):
 def test_identity_is_of_the_content(make_model, tmp_path):
     """Embeddings of a guide that was trained on since, in the same folder, are another model's; a copy's are the same."""
     folder = copied(make_model(), tmp_path / "a")
-    before = identity(str(folder), None)
-    assert identity(str(copied(folder, tmp_path / "b")), None) == before
+    before = identity(str(folder), None, "guide")
+    assert identity(str(copied(folder, tmp_path / "b")), None, "guide") == before
     weights = load_file(folder / "model.safetensors")
     name = sorted(weights)[0]
     weights[name].view(-1)[0] += 1e-3
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    changed = identity(str(folder), None)
+    changed = identity(str(folder), None, "guide")
     set_json(next(folder.rglob("1_Pooling/config.json")), extra=1)
-    assert len({before, changed, identity(str(folder), None)}) == 3
+    assert len({before, changed, identity(str(folder), None, "guide")}) == 3
 
 
 def test_identity_of_a_hub_model_is_its_commit(monkeypatch, tmp_path):
@@ -307,14 +307,14 @@ def test_identity_of_a_hub_model_is_its_commit(monkeypatch, tmp_path):
         return str(tmp_path / "snapshots" / "0a1b2c" / file)
 
     monkeypatch.setattr("gist_train.model.pretrained.hf_hub_download", download)
-    assert identity("some/model", "main") == "some/model@0a1b2c"
+    assert identity("some/model", "main", "guide") == "some/model@0a1b2c"
     assert asked == [("some/model", "config.json", "main")]
 
 
 def test_identity_of_no_model():
     """It is asked before the guide is loaded, so it must be as plain a message."""
     with pytest.raises(UserError, match="nobody/no-such-model") as caught:
-        identity("nobody/no-such-model", None)
+        identity("nobody/no-such-model", None, "guide")
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
 

@@ -10,9 +10,9 @@ from running import gist, metrics
 from sentence_transformers import SentenceTransformer
 
 from gist_train.config.errors import UserError
-from gist_train.config.schema import ModelConfig, OptimizerConfig
+from gist_train.config.models import ModelConfig
+from gist_train.config.schema import OptimizerConfig
 from gist_train.model.pretrained import load_finished, load_student
-from gist_train.train import _optimizer
 from gist_train.training import checkpoint as checkpoints
 from gist_train.training.checkpoint import (
     Progress,
@@ -26,6 +26,7 @@ from gist_train.training.checkpoint import (
     sweep,
     verified_manifest,
 )
+from gist_train.training.opening import _optimizer
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 

@@ -1,0 +1,314 @@
+"""Sources -> a corpus on disk. Arrays of ids grow in memory, texts go straight to the disk.
+
+Legend: R rows, N unique texts, S sources.
+"""
+
+import json
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.schema import DataConfig
+from gist_train.config.sources import AnySource, ClassificationSource
+from gist_train.data.corpus import FORMAT, Int64, text_hash, view_key
+from gist_train.data.files import whole_folder, write_json
+from gist_train.data.mining import mine_triplets
+from gist_train.data.sources import Labelled, Row, prompts_of, read_labelled, read_rows
+
+SHOWN_FAULTS = 10
+"""Bad rows that an error message names; the others are counted."""
+DRAW_SEED = 42
+"""Of the draws of max_rows. A constant, no setting: trainings of all seeds share one corpus."""
+COPIED_BYTES = 1 << 24
+
+Embeddings = Callable[[int, Sequence[str]], NDArray[np.float32]]
+"""(source, its N texts) -> (N, G), what triplets of a source of labelled texts are mined with."""
+
+
+@dataclass(slots=True)
+class SourceCounts:
+    """What became of the rows of one source."""
+
+    read: int = 0
+    """Rows read, bad ones included."""
+    bad: int = 0
+    """Rows that can't be used."""
+    alone: int = 0
+    """Labelled texts without another of their class, so without a positive."""
+    same_text: int = 0
+    """Labelled texts whose mined positive or negative is the same text."""
+    not_drawn: int = 0
+    """Rows left out by max_rows and max_rows_per_task."""
+
+
+def build_corpus(folder: Path, data: DataConfig, fingerprint: str, embeddings: Embeddings) -> Iterator[int]:
+    """Reads all sources into a new corpus at `folder`; yields the number of rows read so far, now and then.
+
+    Memory grows with the ids (some 150 bytes a unique text), not with the texts; but the texts of one source of labelled texts,
+    and their embeddings, are in memory at a time.
+
+    Args:
+        embeddings: asked once for each source of labelled texts.
+
+    Raises:
+        UserError: a file can't be read, no row is left, or a row is bad and data.on_bad_row is "fail"; nothing is left behind.
+    """
+    with whole_folder(folder) as beside:
+        with (beside / "texts.utf8").open("wb") as texts, (beside / "skipped.jsonl").open("w", encoding="utf-8") as skipped:
+            builder = _Builder(texts)
+            faults: list[Fault] = []
+            counts = [SourceCounts() for _ in data.train]
+            read = 0
+            for index, (source, count) in enumerate(zip(data.train, counts, strict=True)):
+                where = f"data.train[{index}]"
+                rows = (
+                    _mined_rows(source, where, partial(embeddings, index), count)
+                    if isinstance(source, ClassificationSource)
+                    else read_rows(source, where, keep_instructions=data.keep_instructions)
+                )
+                for row in rows:
+                    read += 1
+                    if isinstance(row, Fault):
+                        count.bad += 1
+                        faults += [row] if len(faults) < SHOWN_FAULTS else []
+                        skipped.write(json.dumps({"where": row.where, "found": row.found}, ensure_ascii=False) + "\n")
+                    else:
+                        builder.add(row)
+                    if read % 4096 == 0:
+                        yield read
+                count.read += builder.rows_of_source + count.bad
+                count.not_drawn = builder.end_source(source)
+        read, bad = sum(count.read for count in counts), sum(count.bad for count in counts)
+        refuse_bad(data, faults, read, bad, len(builder.anchor))
+        if not bad:
+            (beside / "skipped.jsonl").unlink()
+        told = {"format": FORMAT, "fingerprint": fingerprint, "skipped_rows": bad, "sources": [asdict(count) for count in counts]}
+        builder.save(beside, {**told, "data": data.model_dump(mode="json")})
+        yield read
+
+
+def refuse_bad(data: DataConfig, faults: Sequence[Fault], read: int, bad: int, usable: int) -> None:
+    """UserError where no row is usable, or where a bad one is not to be skipped."""
+    if not usable:
+        mend = "look at source: and columns: of data.train: are the files what they say?"
+        raise UserError(*faults[:1], Fault("data.train", f"{read:,} rows, none of them usable", "at least one usable row", mend))
+    if bad and data.on_bad_row == "fail":
+        told = f"{bad:,} of {read:,} rows"
+        mend = f"mend them, or set skip: {told} are left out"
+        raise UserError(*faults, Fault("data.on_bad_row", f"fail, and {told} can't be used", "fail or skip", mend))
+
+
+def labelled_texts(source: ClassificationSource, where: str) -> tuple[list[Labelled], list[Fault]]:
+    """All rows of a source of labelled texts, and what is wrong with the others.
+
+    Raises:
+        UserError: a file is broken, or all rows have one label.
+    """
+    rows: list[Labelled] = []
+    faults: list[Fault] = []
+    for row in read_labelled(source, where):
+        rows.append(row) if isinstance(row, Labelled) else faults.append(row)
+    labels = {row.label for row in rows}
+    if len(labels) == 1:
+        found = f"only {shown(labels.pop())} in {len(rows):,} rows"
+        mend = "add rows of another class: a negative is one of those"
+        label = f"{where}: {source.path}: {source.columns.label}"
+        raise UserError(*faults[:SHOWN_FAULTS], Fault(label, found, "two different labels or more", mend))
+    return rows, faults
+
+
+def _mined_rows(
+    source: ClassificationSource, where: str, embeddings: Callable[[Sequence[str]], NDArray[np.float32]], count: SourceCounts
+) -> Iterator[Row | Fault]:
+    """The triplets of a source of labelled texts; counts the rows that gave none, as read too."""
+    rows, faults = labelled_texts(source, where)
+    yield from faults
+    if not rows:
+        return
+    numbers: dict[str, int] = {}
+    text_ids = np.array([numbers.setdefault(row.text, len(numbers)) for row in rows])
+    labels = np.unique([row.label for row in rows], return_inverse=True)[1]
+    mining = source.mining
+    mined = mine_triplets(
+        embeddings([row.text for row in rows]),
+        labels,
+        text_ids,
+        seed=mining.seed,
+        positives=mining.positives,
+        temperature=mining.temperature,
+        negatives=mining.negatives,
+        negative_pool=mining.negative_pool,
+    )
+    count.alone, count.same_text = mined.alone, mined.same_text
+    count.read = mined.alone + mined.same_text
+    prompts = prompts_of(source.prompts)
+    for a, p, n in zip(mined.anchor.tolist(), mined.positive.tolist(), mined.negative.tolist(), strict=True):
+        anchor, negative = rows[a], rows[n]
+        yield Row(anchor.text, (rows[p].text,), (negative.text,), anchor.task, prompts, anchor.label, (negative.label,))
+
+
+def drawn_rows(task: NDArray[np.int32], max_rows: int | None, max_rows_per_task: int | None, seed: list[int]) -> Int64:
+    """Ascending indices of a draw without replacement from rows of these tasks (n,): first of each task, then of what is left."""
+    order = np.random.default_rng(seed).permutation(len(task))
+    if max_rows_per_task is not None:
+        by_task = order[np.argsort(task[order], kind="stable")]
+        sizes = np.unique(task, return_counts=True)[1]
+        rank = np.arange(len(task)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        within = np.zeros(len(task), bool)
+        within[by_task[rank < max_rows_per_task]] = True
+        order = order[within[order]]
+    drawn: Int64 = np.sort(order[:max_rows])
+    return drawn
+
+
+class _Builder:
+    """Rows -> ids."""
+
+    def __init__(self, texts: IO[bytes]):
+        self._texts = texts
+        self._ids: dict[bytes, int] = {}
+        self._tasks: dict[str, int] = {}
+        self._prompts: dict[str, int] = {"": 0}
+        self._labels: dict[tuple[int, str], int] = {}
+        self._hashes = bytearray()
+        self._text_offsets = array("q", [0])
+        self.anchor, self._task, self._row_prompts = array("i"), array("i"), array("i")
+        self._positive, self._positive_offsets = array("i"), array("q", [0])
+        self._negative, self._negative_offsets = array("i"), array("q", [0])
+        self._label, self._negative_label = array("i"), array("i")
+        self._ends: list[int] = []
+        """Rows in all at the end of each source, before any draw."""
+        self._kept: list[Int64] = []
+        """By source, the rows that were drawn, numbered from its first."""
+
+    @property
+    def rows_of_source(self) -> int:
+        """Rows of the present source so far."""
+        return len(self.anchor) - (self._ends[-1] if self._ends else 0)
+
+    def add(self, row: Row) -> None:
+        self.anchor.append(self._text_id(row.anchor))
+        self._positive.extend(self._text_id(text) for text in row.positives)
+        self._positive_offsets.append(len(self._positive))
+        self._negative.extend(self._text_id(text) for text in row.negatives)
+        self._negative_offsets.append(len(self._negative))
+        self._task.append(self._tasks.setdefault(row.task, len(self._tasks)))
+        self._row_prompts.extend(self._prompts.setdefault(prompt, len(self._prompts)) for prompt in row.prompts)
+        self._label.append(-1 if row.label is None else self._label_id(row.label))
+        self._negative_label.extend(self._label_id(label) for label in row.negative_labels)
+        self._negative_label.extend([-1] * (len(self._negative) - len(self._negative_label)))
+
+    def end_source(self, source: AnySource) -> int:
+        """Draws what max_rows and max_rows_per_task say, and returns how many rows were left out."""
+        rows = self.rows_of_source
+        task = np.asarray(self._task[len(self._task) - rows :], np.int32)
+        drawn = source.max_rows is not None or source.max_rows_per_task is not None
+        seed = [DRAW_SEED, len(self._ends)]
+        kept = drawn_rows(task, source.max_rows, source.max_rows_per_task, seed) if drawn else np.arange(rows)
+        self._ends.append(len(self.anchor))
+        self._kept.append(kept)
+        return rows - len(kept)
+
+    def _label_id(self, label: str) -> int:
+        """A number that no label of another source has."""
+        return self._labels.setdefault((len(self._ends), label), len(self._labels))
+
+    def _text_id(self, text: str) -> int:
+        key = text_hash(text)
+        known = self._ids.get(key)
+        if known is not None:
+            return known
+        self._ids[key] = new = len(self._ids)
+        encoded = text.encode()
+        self._texts.write(encoded)
+        self._text_offsets.append(self._text_offsets[-1] + len(encoded))
+        self._hashes += key
+        return new
+
+    def save(self, folder: Path, meta: dict[str, Any]) -> None:
+        """Writes the arrays of the rows that were drawn, and leaves the texts of the others out of texts.utf8."""
+        rows = np.concatenate([kept + start for kept, start in zip(self._kept, [0, *self._ends], strict=False)])
+        positive_offsets, negative_offsets = (np.asarray(x, np.int64) for x in (self._positive_offsets, self._negative_offsets))
+        arrays: dict[str, NDArray[Any]] = {
+            "anchor": np.asarray(self.anchor, np.int32)[rows],
+            "task": np.asarray(self._task, np.int32)[rows],
+            "source": np.repeat(np.arange(len(self._kept), dtype=np.int32), [len(kept) for kept in self._kept]),
+            "label": np.asarray(self._label, np.int32)[rows],
+            "row_prompts": np.asarray(self._row_prompts, np.int32).reshape(-1, 3)[rows],
+            "positive": _of_rows(np.asarray(self._positive, np.int32), positive_offsets, rows),
+            "positive_offsets": _offsets(np.diff(positive_offsets)[rows]),
+            "negative": _of_rows(np.asarray(self._negative, np.int32), negative_offsets, rows),
+            "negative_label": _of_rows(np.asarray(self._negative_label, np.int32), negative_offsets, rows),
+            "negative_offsets": _offsets(np.diff(negative_offsets)[rows]),
+            "text_offsets": np.asarray(self._text_offsets, np.int64),
+            "text_hashes": np.frombuffer(bytes(self._hashes), np.uint8).reshape(-1, 16),
+        }
+        tasks = list(self._tasks)
+        if len(rows) < len(self.anchor):
+            _leave_out_unused_texts(folder / "texts.utf8", arrays)
+            tasks = _leave_out_unused_tasks(tasks, arrays)
+        prompts, counts = arrays["row_prompts"], (np.diff(arrays["positive_offsets"]), np.diff(arrays["negative_offsets"]))
+        arrays["views"] = np.unique(
+            np.concatenate(
+                [
+                    view_key(prompts[:, 0], arrays["anchor"]),
+                    view_key(np.repeat(prompts[:, 1], counts[0]), arrays["positive"]),
+                    view_key(np.repeat(prompts[:, 2], counts[1]), arrays["negative"]),
+                ]
+            )
+        )
+        for name, values in arrays.items():
+            np.save(folder / f"{name}.npy", values)
+        sizes = {name: values.size for name, values in arrays.items()}
+        lengths = {"rows": len(rows), "texts": len(arrays["text_hashes"]), "views": len(arrays["views"])}
+        write_json(folder / "meta.json", {**meta, **lengths, "tasks": tasks, "prompts": list(self._prompts), "sizes": sizes})
+
+
+def _offsets(counts: Int64) -> Int64:
+    return np.concatenate([[0], np.cumsum(counts)])
+
+
+def _of_rows(flat: NDArray[np.int32], offsets: Int64, rows: Int64) -> NDArray[np.int32]:
+    """Elements of `rows`, row r's being flat[offsets[r] : offsets[r + 1]]."""
+    if len(rows) == len(offsets) - 1:
+        return flat
+    counts = np.diff(offsets)[rows]
+    gathered: NDArray[np.int32] = flat[np.arange(counts.sum()) + np.repeat(offsets[rows] - np.cumsum(counts) + counts, counts)]
+    return gathered
+
+
+def _leave_out_unused_texts(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    """Numbers anew the texts that a row has, in their order, and rewrites the file without the others."""
+    columns = ("anchor", "positive", "negative")
+    offsets = arrays["text_offsets"]
+    used = np.zeros(len(offsets) - 1, bool)
+    for name in columns:
+        used[arrays[name]] = True
+    number = (np.cumsum(used) - 1).astype(np.int32)
+    for name in columns:
+        arrays[name] = number[arrays[name]]
+    # Runs of used texts that stand next to each other, copied whole.
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], used, [False]]).astype(np.int8)))
+    beside = path.with_suffix(".kept")
+    with path.open("rb") as old, beside.open("wb") as new:
+        for first, last in zip(offsets[edges[::2]].tolist(), offsets[edges[1::2]].tolist(), strict=True):
+            old.seek(first)
+            for begin in range(first, last, COPIED_BYTES):
+                new.write(old.read(min(COPIED_BYTES, last - begin)))
+    beside.replace(path)
+    arrays["text_offsets"] = _offsets(np.diff(offsets)[used])
+    arrays["text_hashes"] = arrays["text_hashes"][used]
+
+
+def _leave_out_unused_tasks(tasks: list[str], arrays: dict[str, NDArray[Any]]) -> list[str]:
+    """Numbers anew the tasks that a row has, and returns their names."""
+    used, arrays["task"] = np.unique(arrays["task"], return_inverse=True)
+    arrays["task"] = arrays["task"].astype(np.int32)
+    return [tasks[at] for at in used]

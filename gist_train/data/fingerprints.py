@@ -1,0 +1,90 @@
+"""What a corpus is made of, as 32 hex digits: the content of all sources, and the settings that shape rows."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from gist_train.config.schema import DataConfig
+from gist_train.config.sources import OUTSIDE_CORPUS, ClassificationSource, Source
+from gist_train.data.corpus import FORMAT
+from gist_train.data.files import read_json, write_json
+from gist_train.data.hub import commit_of
+from gist_train.data.sources import files_of, is_data_set
+
+SETTLED_SECONDS = 2.0
+"""A file that was written less than this before it was hashed may be written again within one tick of its time stamp."""
+
+
+def content_hash(path: Path) -> str:
+    """BLAKE2b-128 of the file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+class ContentHashes:
+    """Hashes of files, remembered on disk: a data set of gigabytes is not read again by each command.
+
+    Args:
+        path: the JSON file to remember them in, made where there is none; a file of the same size, times and inode as when it
+            was hashed is taken to be the same, as git has it.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        try:
+            self._known: dict[str, list[object]] = read_json(path)
+        except (OSError, ValueError):  # none yet, or a broken one: it is only a saving
+            self._known = {}
+        self._changed = False
+
+    def of(self, path: Path) -> str:
+        """`content_hash` of the file."""
+        stat, name = path.stat(), str(path.resolve())
+        state: list[object] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        if name in self._known and self._known[name][:-1] == state:
+            return str(self._known[name][-1])
+        began, found = time.time(), content_hash(path)
+        if began - max(stat.st_mtime, stat.st_ctime) > SETTLED_SECONDS:
+            self._known[name] = [*state, found]
+            self._changed = True
+        return found
+
+    def save(self) -> None:
+        """Writes what was learnt, if anything was."""
+        if self._changed:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._path, self._known)
+            self._changed = False
+
+
+def corpus_fingerprint(data: DataConfig, hashes: ContentHashes, mined_with: Mapping[int, str]) -> str:
+    """32 hex digits over the content of all sources and the settings that shape the rows.
+
+    Args:
+        hashes: of files, remembered.
+        mined_with: by source of labelled texts, the fingerprint of the store of embeddings that its triplets are mined with.
+
+    Raises:
+        UserError: a source names no file, or a data set that is not there.
+    """
+    told: list[object] = [FORMAT, data.keep_instructions, data.on_bad_row]
+    for index, source in enumerate(data.train):
+        # Not the path: a file that was moved is the same corpus. Its name counts, as the task of rows that name none.
+        settings = source.model_dump(exclude={"path", "streaming", "revision", *OUTSIDE_CORPUS})
+        if isinstance(source, ClassificationSource):
+            settings["mining"]["model"] = mined_with[index]
+        told.append([settings, _content(source, f"data.train[{index}]", hashes)])
+    hashes.save()
+    return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _content(source: Source, where: str, hashes: ContentHashes) -> list[object]:
+    if not is_data_set(source):
+        return [(path.name, hashes.of(path)) for path in files_of(source, where)]
+    folder = Path(source.path)
+    if not folder.is_dir():
+        return [source.path, commit_of(source.path, source.revision, where)]
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [folder.name, *[(str(path.relative_to(folder)), hashes.of(path)) for path in files]]

@@ -1,0 +1,85 @@
+"""Data sets of the Hugging Face hub, or local folders of the same shape, read through `datasets`."""
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.sources import ClassificationSource, HubSource
+from gist_train.data.tables import ROWS_AT_A_TIME, Cells, Field, Table, arrow_cells, column_of
+
+
+def hub_table(source: HubSource | ClassificationSource, where: str) -> Table:
+    """What the data set's rows have in common; `where` is the source's key, e.g. `data.train[2]`."""
+    label = f"{where}: {source.path}" + (f" ({source.subset})" if source.subset else "")
+    return Table(label, source.path.rstrip("/").rsplit("/", 1)[-1])
+
+
+def hub_cells(table: Table, source: HubSource | ClassificationSource, where: str, fields: Sequence[Field]) -> Iterator[Cells]:
+    """Cells of the data set's rows. What the hub has is read at the commit that `commit_of` names.
+
+    Raises:
+        UserError: there is no such data set, subset or split, or it can't be read.
+    """
+    import datasets  # slow to import, so only where it is needed
+
+    streaming = isinstance(source, HubSource) and source.streaming
+    revision = cache_dir = None
+    if not Path(source.path).is_dir():
+        revision = commit_of(source.path, source.revision, where)
+        # A cache of its own: without a network `datasets` takes the newest copy in its cache, of whatever commit.
+        cache_dir = str(Path(datasets.config.HF_DATASETS_CACHE) / "by-commit" / revision)
+    bars = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()  # they would tear ours
+    try:
+        rows = datasets.load_dataset(
+            source.path, source.subset, revision=revision, split=source.split, streaming=streaming, cache_dir=cache_dir
+        )
+        batches = iter(rows.with_format("arrow").iter(ROWS_AT_A_TIME))
+        first = next(batches, None)
+        if first is None or first.num_rows == 0:
+            return
+        # Asked of a batch: a streamed data set may not know its columns before it is read.
+        columns = column_of(fields, first.column_names)
+        table.refuse_missing(fields, columns, first.column_names)
+        yield from arrow_cells(table, itertools.chain([first], batches), columns)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise _unread(source.path, where, error) from error
+    finally:
+        if bars:
+            datasets.enable_progress_bars()
+
+
+@cache
+def commit_of(path: str, revision: str | None, where: str) -> str:
+    """The commit (40 hex digits) of the hub's data set that `revision` stands for, asked once a process.
+
+    Raises:
+        UserError: there is no such data set or revision, or no network to ask.
+    """
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision  # a copy in the cache needs no network
+    try:
+        commit = HfApi().dataset_info(path, revision=revision).sha
+    except (OSError, ValueError) as error:  # HfHubHTTPError is an OSError
+        raise _unread(path, where, error) from error
+    if commit is None:
+        raise _unread(path, where, ValueError("the hub names no commit of it"))
+    return commit
+
+
+def _unread(path: str, where: str, error: Exception) -> UserError:
+    cause = error.__cause__ or error  # datasets says that generation failed, and why only behind it
+    reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+    return UserError(
+        Fault(
+            f"{where}.path",
+            f"{shown(path)}, which can't be read: {shown(reason, 300)}",
+            "a data set of the Hugging Face hub with this revision, subset and split, or a local folder of data files",
+            "check the spelling, the network and, for a private or gated data set, your login",
+        )
+    )

@@ -1,0 +1,266 @@
+"""Tables of rows: JSONL, CSV, TSV and Parquet files -> the cells of the fields that a reader asks for.
+
+A bad row comes out as a BadRow; a file that is not what it is said to be raises UserError. Every reader streams: a file is never
+whole in memory. Rows count from 1, a CSV header excluded; in JSONL the row is the line.
+"""
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from gist_train.config.errors import Fault, UserError, shown
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # type: ignore[import-untyped]  # slow to import, so only where it is needed
+
+A_TEXT = "a non-empty string"
+TEXTS = "a non-empty string, or a list of them"
+READ_BYTES = 1 << 18
+ROWS_AT_A_TIME = 4096
+"""Rows of a Parquet file or data set that become Python objects at a time."""
+CSV_FIELD_CHARACTERS = 1 << 27
+"""The module's own limit, 131,072, is less than a long document; without one an unclosed quote would fill the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One thing that a reader asks of every row."""
+
+    key: str
+    """Its name under `columns:` in the YAML."""
+    names: tuple[str, ...]
+    """Columns that may hold it: the first that is there does."""
+    in_every_row: bool
+    named: bool
+    """Whether the YAML names its column: then the table must have it."""
+
+
+Columns = tuple[str | None, ...]  # by field, the column that holds it; None where there is none
+
+
+class BadRow(Exception):  # noqa: N818 - raised by the checks of a row, caught where the row is made
+    """Why a row can't be used."""
+
+    def __init__(self, what: str, found: str, allowed: str):
+        self.what, self.found, self.allowed = what, found, allowed
+
+
+class Table:
+    """What the rows of one file or data set have in common, and how its faults are said."""
+
+    def __init__(self, label: str, name: str):
+        self.label = label
+        self.name = name
+        """Task of rows that name none."""
+        self.row = 0
+        """The last row that was read, bad ones included."""
+
+    def fault(self, bad: BadRow) -> Fault:
+        """A bad row in the user's words."""
+        return Fault(
+            f"{self.label}, row {self.row:,}: {bad.what}", bad.found, bad.allowed, "drop the row, or set data.on_bad_row: skip"
+        )
+
+    def broken(self, found: str, allowed: str, mend: str) -> UserError:
+        """The whole table can't be used, or not from here on."""
+        return UserError(Fault(f"{self.label}, after row {self.row:,}" if self.row else self.label, found, allowed, mend))
+
+    def refuse_missing(
+        self, fields: Sequence[Field], columns: Columns, present: Iterable[str], *, named_too: bool = True
+    ) -> None:
+        """UserError with the columns found, where a field that must have one has none.
+
+        What the YAML names must be there: a slip of the pen would otherwise lose all negatives and say nothing.
+        """
+        found = f"the columns {', '.join(map(shown, present)) or '(none)'}"
+        faults = []
+        for field, column in zip(fields, columns, strict=True):
+            if column is None and (field.in_every_row or (field.named and named_too)):
+                mend = f"name the right column in columns.{field.key}, or add it to the file"
+                faults.append(Fault(f"{self.label}: no column for {field.key}", found, f"a column {either(field.names)}", mend))
+        if faults:
+            raise UserError(*faults)
+
+
+class TableFile(Table):
+    """A table that is a file, plain or .gz."""
+
+    def __init__(self, path: Path, label: str):
+        plain = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
+        super().__init__(label, Path(plain).stem)
+        self.path = path
+        self.suffix = Path(plain).suffix.lower()
+        self._gzip = plain != path.name
+
+    def open(self) -> io.BufferedReader:
+        """The file's bytes, decompressed."""
+        # GzipFile's own readline is Python code; behind a BufferedReader lines are cut in C.
+        raw = cast(io.RawIOBase, gzip.GzipFile(self.path)) if self._gzip else io.FileIO(self.path)
+        return io.BufferedReader(raw, READ_BYTES)
+
+
+@contextmanager
+def read_errors(table: Table) -> Iterator[None]:
+    """Turns what a broken file raises into UserError."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise table.broken(f"the byte {error.object[error.start]:#x}, which is not UTF-8", "UTF-8", "save it as UTF-8") from error
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
+        raise table.broken(f"it cannot be read to its end: {error}", "a whole file", "fetch or write it again") from error
+
+
+def either(names: tuple[str, ...]) -> str:
+    """Names as they may stand behind "allowed"."""
+    return " or ".join(f'"{name}"' for name in names)
+
+
+def column_of(fields: Sequence[Field], present: Collection[str]) -> Columns:
+    """By field, the column of `present` that holds it."""
+    return tuple([next((name for name in field.names if name in present), None) for field in fields])
+
+
+def text(value: object, column: str, allowed: str = A_TEXT) -> str:
+    """`value` stripped; BadRow where it is no text, empty, or can't be written as UTF-8."""
+    if not isinstance(value, str):
+        raise BadRow(f'"{column}" is not a string', shown(value), allowed)
+    stripped = value.strip()
+    if not stripped:
+        raise BadRow(f'"{column}" is empty', shown(value), allowed)
+    if not encodable(stripped):
+        found = shown(stripped.encode("utf-8", "backslashreplace").decode())
+        raise BadRow(f'"{column}" holds half of a surrogate pair', found, f"{allowed}, of whole Unicode characters")
+    return stripped
+
+
+def encodable(value: str) -> bool:
+    """No half of a surrogate pair in it; isascii looks at one bit, so that other scripts alone pay for the test."""
+    return value.isascii() or value.encode("utf-8", "ignore").decode() == value
+
+
+def texts(value: object, column: str) -> tuple[str, ...]:
+    """One text or a list of them as a tuple of at least one."""
+    if not isinstance(value, list):
+        return (text(value, column, TEXTS),)
+    if not value:
+        raise BadRow(f'"{column}" is empty', "[]", TEXTS)
+    return tuple([text(item, f"{column}[{at}]", TEXTS) for at, item in enumerate(value)])
+
+
+Cells = tuple[Columns, Sequence[Any]]
+"""By field, the column it was found in and what stands there; None where the row has no such cell."""
+Reader = Callable[[TableFile, Sequence[Field]], Iterator[Cells | BadRow]]
+
+
+def jsonl_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | BadRow]:
+    """Cells of a JSON Lines file: one object a row, rows of unlike keys allowed."""
+    nothing: Columns = (None,) * len(fields)
+    keys: tuple[str, ...] | None = None
+    columns = ever = nothing
+    needed = [at for at, field in enumerate(fields) if field.in_every_row]
+    with file.open() as lines:
+        for number, line in enumerate(lines, 1):
+            if line.isspace():
+                continue
+            file.row = number
+            record = _json_object(line)
+            if isinstance(record, BadRow):
+                yield record
+                continue
+            if (present := tuple(record)) != keys:
+                columns = column_of(fields, present)
+                if keys is None:
+                    file.refuse_missing(fields, columns, present, named_too=False)
+                keys = present
+                ever = tuple([old or new for old, new in zip(ever, columns, strict=True)])
+            missing = [at for at in needed if columns[at] is None]
+            if missing:
+                names = fields[missing[0]].names
+                yield BadRow(f'"{names[0]}" is missing', f"the keys {shown(list(record))}", either(names))
+            else:
+                yield columns, [*map(record.get, columns)]
+    if keys is not None:  # a row may lack its negative and task, but no file a column that the config names
+        file.refuse_missing(fields, ever, keys)
+
+
+def _json_object(line: bytes) -> dict[Any, Any] | BadRow:
+    try:
+        record = json.loads(line.decode().removeprefix("\ufeff"))
+    except UnicodeDecodeError:
+        return BadRow("not UTF-8", shown(line[:200]), "a JSON object in UTF-8")
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of more digits than Python reads
+        found = f"{shown(line[:200].decode(errors='replace'))} ({shown(str(error))})"
+        return BadRow("not JSON", found, "one JSON object a line")
+    return record if isinstance(record, dict) else BadRow("not an object", shown(record), "one JSON object a line")
+
+
+def csv_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | BadRow]:
+    """Cells of a CSV file with a header, or of a TSV file. Of a field that not every row has, a blank cell is None."""
+    csv.field_size_limit(max(csv.field_size_limit(), CSV_FIELD_CHARACTERS))
+    with file.open() as lines:
+        decoded = (line.decode("utf-8" if number else "utf-8-sig") for number, line in enumerate(lines))
+        # A TSV file has no quoting, as everywhere in gist-train.
+        tabs = file.suffix == ".tsv"
+        reader = csv.reader(decoded, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(decoded, strict=True)
+        header = [name.strip() for name in next((cells for cells in reader if cells), [])]
+        columns = column_of(fields, header)
+        if header:
+            file.refuse_missing(fields, columns, header)
+        at = [None if name is None else header.index(name) for name in columns]
+        optional = [index for index, field in enumerate(fields) if not field.in_every_row]
+        while header:
+            start = reader.line_num
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                # Within one line, the next line is the next row. Over several, a quote has swallowed who knows how many.
+                allowed = 'quotes that close, and "" for a quote within them'
+                if reader.line_num - start > 1:
+                    found = f"broken quoting from line {start + 1:,} to {reader.line_num:,}: {error}"
+                    raise file.broken(found, allowed, f"mend the quotes of line {start + 1:,}") from error
+                file.row += 1
+                yield BadRow("broken quoting", str(error), allowed)
+                continue
+            if cells is None:
+                return
+            file.row += 1
+            if len(cells) == len(header):
+                values = [None if index is None else cells[index] for index in at]
+                for index in optional:
+                    values[index] = None if (values[index] or "").strip() == "" else values[index]
+                yield columns, values
+            elif cells:
+                yield BadRow("not as many fields as the header", f"{len(cells)}: {shown(cells)}", f"{len(header)} fields")
+
+
+def parquet_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | BadRow]:
+    """Cells of a Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    try:
+        with pq.ParquetFile(file.path) as table:
+            present = table.schema_arrow.names
+            columns = column_of(fields, present)
+            file.refuse_missing(fields, columns, present)
+            needed = [name for name in columns if name is not None]
+            yield from arrow_cells(file, table.iter_batches(batch_size=ROWS_AT_A_TIME, columns=needed), columns)
+    except (pa.ArrowException, OSError, KeyError) as error:  # KeyError: two columns of one name
+        raise file.broken(f"Parquet's reader refuses it: {shown(str(error))}", "Parquet", "write it again") from error
+
+
+def arrow_cells(table: Table, batches: "Iterable[pa.RecordBatch | pa.Table]", columns: Columns) -> Iterator[Cells]:
+    """Cells of Arrow batches, a row at a time."""
+    for batch in batches:
+        nothing = [None] * batch.num_rows
+        lists = [nothing if name is None else batch.column(name).to_pylist() for name in columns]
+        for cells in zip(*lists, strict=True):
+            table.row += 1
+            yield columns, cells

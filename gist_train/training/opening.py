@@ -1,0 +1,91 @@
+"""A config, its prepared data and its student -> all that the loop reads."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from gist_train.config.schema import Config, OptimizerConfig
+from gist_train.data.batches import BatchPlan
+from gist_train.data.corpus import Corpus, TokenTable
+from gist_train.model.pretrained import Pretrained
+from gist_train.training.distributed import precision_of
+from gist_train.training.lookups import GuideLookup, SourceRules
+from gist_train.training.loop import Training
+from gist_train.training.resume import facts_of
+from gist_train.training.schedule import Schedule, make_schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A config, opened."""
+
+    student: Pretrained
+    adamw: torch.optim.AdamW
+    """The optimizer inside `training.optimizer`, whose moments a checkpoint holds."""
+    training: Training
+    stop: int
+    """Step after which the run ends."""
+    facts: dict[str, Any]
+    """What a resume compares."""
+
+
+def open_training(
+    config: Config,
+    accelerator: Accelerator,
+    student: Pretrained,
+    corpus: Corpus,
+    plan: BatchPlan,
+    tokens: TokenTable,
+    guide: GuideLookup | str | None,
+) -> Job:
+    """The student on the accelerator's device, with optimizer and schedule, at step 0."""
+    schedule = schedule_of(config, plan.steps_per_epoch)
+    adamw = _optimizer(student, config.optimizer)
+    # Wrapped once more, so that accelerate's patches (autocast) stay off the encoder that is evaluated and saved.
+    model, optimizer = accelerator.prepare(nn.Sequential(student.encoder), adamw)
+    training = Training(
+        accelerator=accelerator,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        plan=plan,
+        corpus=corpus,
+        tokens=tokens,
+        guide=guide,
+        loss=config.loss,
+        sources=SourceRules.of(config.data.train),
+        grad_clip=config.training.grad_clip,
+        seed=config.training.seed,
+    )
+    facts = facts_of(config, student, corpus.fingerprint, guide, precision_of(accelerator), accelerator.num_processes)
+    return Job(student, adamw, training, last_step(config, schedule), facts)
+
+
+def schedule_of(config: Config, steps_per_epoch: int) -> Schedule:
+    """The schedule of a run whose epochs have so many steps."""
+    return make_schedule(
+        config.schedule.type,
+        config.optimizer.lr,
+        config.schedule.warmup_ratio,
+        steps_per_epoch=steps_per_epoch,
+        epochs=config.training.epochs,
+        max_steps=config.training.max_steps,
+    )
+
+
+def last_step(config: Config, schedule: Schedule) -> int:
+    """The step after which the run ends."""
+    return min(schedule.total_steps, config.training.stop_at_step or schedule.total_steps)
+
+
+def _optimizer(student: Pretrained, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over the weights that are trained; biases and norms are not decayed, as transformers' Trainer has it."""
+    trained = [p for p in student.encoder.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)

@@ -1,0 +1,125 @@
+"""What makes two corpora the same, and what a command remembers of a file."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from corpora import PROMPTS, ROWS, data_of
+
+from gist_train.config.schema import DataConfig
+from gist_train.config.sources import ClassificationSource, Columns, CsvSource, JsonlSource, MiningConfig, Prompts
+from gist_train.data import fingerprints
+from gist_train.data.fingerprints import ContentHashes, corpus_fingerprint
+
+
+def print_of(data: DataConfig, remembered: Path | None = None) -> str:
+    return corpus_fingerprint(data, ContentHashes(remembered or Path("/nonexistent/hashes.json")), {})
+
+
+def test_fingerprint_is_of_the_content_and_not_of_the_place(tmp_path, write_rows):
+    """A file that was moved or touched is the same corpus, and another run's work on it counts."""
+    path = write_rows("a.jsonl", ROWS)
+    first = print_of(data_of(path))
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    shutil.move(path, other / "a.jsonl")
+    (other / "a.jsonl").touch()
+    assert print_of(data_of(other / "a.jsonl")) == first
+    assert print_of(data_of(other / "*.jsonl")) == first
+    assert print_of(data_of(other / "a.jsonl", batching="mixed")) == first  # it shapes batches, not rows
+    assert len(first) == 32
+
+
+def variations(path: Path) -> dict[str, DataConfig]:
+    def one(**settings: Any) -> DataConfig:
+        return DataConfig(train=[JsonlSource(path=str(path), **settings)])
+
+    return {
+        "columns": one(columns=Columns(anchor="positive", positive="anchor")),
+        "task": one(task="z"),
+        "prompts": one(prompts=PROMPTS),
+        "other prompts": one(prompts=Prompts(anchor="query: ")),
+        "the file twice": data_of(path, path),
+        "format": DataConfig(train=[CsvSource(path=str(path))]),
+        "keep_instructions": data_of(path, keep_instructions=True),
+        "on_bad_row": data_of(path, on_bad_row="skip"),
+        "max_rows": one(max_rows=3),
+        "max_rows_per_task": one(max_rows_per_task=3),
+    }
+
+
+def test_fingerprint_knows_every_setting_that_shapes_rows(write_rows):
+    """A setting that is forgotten here gives a run the rows of another one, without a word."""
+    path = write_rows("a.jsonl", ROWS)
+    prints = [print_of(data_of(path)), *map(print_of, variations(path).values())]
+    assert len(set(prints)) == len(prints) == 11
+
+
+def test_fingerprint_knows_content_order_and_name(write_rows):
+    """One byte, the order of sources, and the name, which is the task of rows without one."""
+    a, b = write_rows("a.jsonl", ROWS), write_rows("b.jsonl", ROWS[:3])
+    prints = [print_of(data_of(*paths)) for paths in ((a,), (b,), (a, b), (b, a))]
+    shutil.copy(a, a.with_name("c.jsonl"))
+    prints.append(print_of(data_of(a.with_name("c.jsonl"))))
+    write_rows("a.jsonl", [{**ROWS[0], "anchor": "A"}, *ROWS[1:]])
+    prints.append(print_of(data_of(a)))
+    assert len(set(prints)) == len(prints)
+
+
+def test_how_rows_are_used_is_no_part_of_the_corpus(write_rows):
+    """Another weight must not read, mine and tokenise everything again."""
+    path = str(write_rows("a.jsonl", ROWS))
+    plain = print_of(DataConfig(train=[JsonlSource(path=path)]))
+    assert print_of(DataConfig(train=[JsonlSource(path=path, weight=2.0, in_batch_negatives=False)])) == plain
+
+
+def test_mining_is_part_of_the_corpus(tmp_path, write_rows):
+    """Triplets mined otherwise, or with another model, are other rows; how they are masked is not."""
+    path = str(write_rows("labels.jsonl", [{"text": "a", "label": 1}]))
+
+    def found(store: str = "s", **settings: Any) -> str:
+        data = DataConfig(train=[ClassificationSource(path=path, **settings)])
+        return corpus_fingerprint(data, ContentHashes(tmp_path / "no" / "hashes.json"), {0: store})
+
+    others = [found("t"), *(found(mining=MiningConfig(**other)) for other in ({"seed": 1}, {"positives": 5}))]
+    assert len({found(), *others}) == 4
+    assert found(mask_same_label=True) == found()
+
+
+def test_files_are_hashed_once_until_they_change(tmp_path, monkeypatch):
+    """A data set of gigabytes must not be read by every command; a changed one must be, or its old rows are trained on."""
+    read: list[Path] = []
+    real = fingerprints.content_hash
+    monkeypatch.setattr(fingerprints, "content_hash", lambda path: (read.append(path), real(path))[1])
+    file, remembered = tmp_path / "data", tmp_path / "cache" / "hashes.json"
+
+    def hashed() -> str:
+        hashes = ContentHashes(remembered)
+        found = hashes.of(file)
+        hashes.save()
+        assert found == real(file)
+        return found
+
+    file.write_bytes(b"one")
+    os.utime(file, (1, 1))
+    monkeypatch.setattr(fingerprints, "SETTLED_SECONDS", -1.0)  # the time of its last change can't be set
+    first = hashed()
+    assert hashed() == first
+    assert len(read) == 1
+    file.write_bytes(b"two")  # as long as before
+    os.utime(file, (1, 1))
+    assert hashed() != first
+    remembered.write_text("no JSON")
+    assert hashed() == real(file)
+    assert len(read) == 3
+
+
+def test_a_file_that_was_just_written_is_not_remembered(tmp_path):
+    """Within one tick of the clock it may be written again, and would look the same."""
+    file, remembered = tmp_path / "data", tmp_path / "hashes.json"
+    file.write_bytes(b"one")
+    hashes = ContentHashes(remembered)
+    hashes.of(file)
+    hashes.save()
+    assert not remembered.exists()
