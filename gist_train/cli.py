@@ -51,6 +51,24 @@ def prepare(config: ConfigPath, set_: Set = None) -> None:
 
 
 @app.command()
+def plan(
+    config: ConfigPath,
+    set_: Set = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Take five steps on this machine, for a time estimate.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what training will do, without training: steps, warm-up, dropped rows, tokens, memory, disk."""
+    from gist_train.plan import plan as make_plan
+    from gist_train.training.plan_page import plan_page
+
+    found = make_plan(load_config(config, set_ or []), err, measure=measure)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        Console().print(plan_page(found), highlight=False)
+
+
+@app.command()
 def train(
     config: ConfigPath,
     set_: Set = None,

@@ -1,0 +1,266 @@
+"""A config -> what training will do, in figures. No step is taken and no guide put to work, but by `measure`."""
+
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from gist_train.config.models import GuideConfig
+from gist_train.config.schema import Config
+from gist_train.data.batches import BatchPlan
+from gist_train.data.corpus import Corpus, TokenTable
+from gist_train.model.encoder import embed
+from gist_train.model.guide import HASH_BYTES, GuideStore, store_folder
+from gist_train.model.pretrained import Pretrained, load_guide, load_student
+from gist_train.prepare import batch_plan, cache_folder, check_folders, prepare_corpus, prepare_tokens
+from gist_train.results.evaluation import load_tasks
+from gist_train.training.distributed import make_accelerator, uses_bf16
+from gist_train.training.estimates import (
+    EpochTokens,
+    checkpoint_bytes,
+    checkpoints_kept,
+    epoch_tokens,
+    folder_bytes,
+    memory,
+)
+from gist_train.training.lookups import GuideLookup
+from gist_train.training.loop import steps
+from gist_train.training.opening import last_step, open_training, schedule_of
+from gist_train.training.schedule import Schedule
+from gist_train.training.throughput import training_flops
+
+EXACT_TEXTS = 20_000
+"""Texts that the guide's tokenizer reads at most: where more are missing, the tokens of so many drawn ones stand for all."""
+MEASURED_STEPS = 5
+MEASURED_GUIDE_TEXTS = 64
+DAY = 86_400
+Found = dict[str, Any]
+
+
+def plan(config: Config, console: Console, *, measure: bool) -> Found:
+    """What `gist-train plan --json` prints. Builds the corpus and the student's tokens where no run has built them yet.
+
+    Args:
+        measure: whether to take five steps on this machine, on weights that are thrown away, and to embed some texts with the
+            guide, whose store is not touched.
+
+    Raises:
+        UserError: data, models or evaluation tasks are not what the config says.
+    """
+    check_folders(config)
+    tasks = load_tasks(config.evaluation.tasks)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    student = load_student(config.model)
+    corpus = prepare_corpus(config, device, console)
+    batches = batch_plan(config, corpus)
+    tokens = prepare_tokens(corpus, student, console)
+    schedule = schedule_of(config, batches.steps_per_epoch)
+    stop = last_step(config, schedule)
+    epoch = epoch_tokens(corpus, tokens, batches, 0, student.max_length)
+    found: Found = {
+        "name": config.name,
+        "sources": [{"source": source.source, "path": source.path} for source in config.data.train],
+        "batching": config.data.batching,
+        "batch_size": config.training.batch_size,
+        **_rows(config, corpus, batches),
+        "tokens": int(tokens.offsets[-1]),
+        **_schedule(config, schedule, batches, stop),
+        "text_tokens": _histogram(tokens, student.max_length),
+        "epoch": _epoch(epoch),
+        "evaluation_tasks": [task.name for task in tasks],
+        "guide": _guide(config, corpus),
+        "memory": _memory(config, student, epoch, device),
+        "disk": _disk(config, student, corpus, stop),
+        "flops_per_step": _mean_flops(student, epoch),
+        "steps_per_second_for_a_day": stop / DAY,
+        "measured": None,
+    }
+    if measure:
+        found["measured"] = _measured(config, student, corpus, batches, tokens, found["guide"], stop)
+    return found
+
+
+def _rows(config: Config, corpus: Corpus, batches: BatchPlan) -> Found:
+    counts = corpus.meta["sources"]
+    size, rows = config.training.batch_size, corpus.row_count
+    dropped = {key: sum(count[key] for count in counts) for key in ("bad", "alone", "same_text", "not_drawn")}
+    if config.data.batching == "reference":
+        dropped["short_window"] = rows % size
+        dropped["mixed_window"] = rows - rows % size - batches.steps_per_epoch * size
+    else:
+        dropped["left_over"] = batches.counts(0).left_out
+    of_task = np.bincount(corpus.task, minlength=len(corpus.tasks)).tolist()
+    return {
+        "rows": sum(count["read"] for count in counts),
+        "dropped_rows": sum(dropped.values()),
+        "dropped": dropped,
+        "unique_texts": corpus.text_count,
+        "tasks": dict(sorted(zip(corpus.tasks, of_task, strict=True), key=lambda item: -item[1])),
+        "rows_beside_a_shared_text": batches.counts(0).shared_text,
+    }
+
+
+def _schedule(config: Config, schedule: Schedule, batches: BatchPlan, stop: int) -> Found:
+    around = config.selection.around
+    step = min(stop if around is None else around, schedule.total_steps)
+    return {
+        "steps_per_epoch": batches.steps_per_epoch,
+        "total_steps": schedule.total_steps,
+        "stop_at_step": stop,
+        "warmup_steps": schedule.warmup_steps,
+        "peak_learning_rate": schedule.lr,
+        "peak_reached": stop >= schedule.warmup_steps,
+        "selected": {
+            "step": step,
+            "epoch": step / batches.steps_per_epoch,
+            "learning_rate": schedule.learning_rate(step),
+            "triplets_seen": step * config.training.batch_size,
+            "in_warmup": step < schedule.warmup_steps,
+            "note": config.selection.note,
+        },
+    }
+
+
+def _histogram(tokens: TokenTable, max_length: int) -> Found:
+    """Of every different text that the student reads: texts of up to so many tokens, in powers of two."""
+    lengths = np.diff(tokens.offsets)
+    edges = [2**power for power in range(3, 20) if 2**power < max_length] + [max_length]
+    counts = np.bincount(np.searchsorted(edges, lengths), minlength=len(edges)).tolist()
+    return {
+        "max_length": max_length,
+        "mean": float(lengths.mean()),
+        "median": float(np.median(lengths)),
+        "p95": float(np.percentile(lengths, 95)),
+        "at_max_length": int((lengths == max_length).sum()),
+        "texts_up_to": dict(zip(edges, counts, strict=True)),
+    }
+
+
+def _epoch(epoch: EpochTokens) -> Found:
+    return {
+        "tokens": epoch.real,
+        "padded_to_longest": epoch.padded_to_longest,
+        "padded_to_max_length": epoch.padded_to_max,
+        "mean_batch_tokens": float(epoch.by_step.mean()),
+        "largest_batch_tokens": int(epoch.by_step.max()),
+    }
+
+
+def _guide(config: Config, corpus: Corpus) -> Found | None:
+    """None without a store: no guide, or the student itself."""
+    if not isinstance(config.guide, GuideConfig):
+        return None
+    store = GuideStore(store_folder(cache_folder(config), config.guide, "guide"))
+    missing = np.flatnonzero(store.positions(corpus.hashes) < 0)
+    width, tokens, sampled = store.width, 0, 0
+    if len(missing):
+        guide = load_guide(config.guide)
+        sample = _drawn_texts(missing, EXACT_TEXTS)
+        read = guide.tokens([(config.guide.prompt or "") + corpus.text(i) for i in sample.tolist()])
+        width, sampled = guide.width, len(sample)
+        tokens = round(sum(map(len, read)) * len(missing) / len(sample))
+    number = np.dtype(config.guide.dtype).itemsize
+    return {
+        "name": config.guide.name,
+        "texts_to_embed": len(missing),
+        "tokens_to_embed": tokens,
+        "tokens_are_estimated": sampled < len(missing),
+        "store_bytes": (len(store) + len(missing)) * (width * number + HASH_BYTES),
+        "store_bytes_now": folder_bytes(store.folder),
+    }
+
+
+def _drawn_texts(texts: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """`count` of the texts, or all where there are fewer."""
+    return texts if len(texts) <= count else np.random.default_rng(0).choice(texts, count, replace=False)
+
+
+def _memory(config: Config, student: Pretrained, epoch: EpochTokens, device: torch.device) -> Found:
+    size = config.training.batch_size
+    negatives = (len(epoch.lengths) - 2 * size * len(epoch.by_step)) / len(epoch.by_step)
+    half = uses_bf16(config.training.precision, device)
+    candidates = int(size * ((1 + config.loss.contrast_anchors + config.loss.contrast_positives) * size + negatives))
+    used = memory(student.encoder, epoch, candidates, half=half, dense=device.type == "cpu")
+    return {
+        "precision": "bf16" if half else "float32",
+        "weights": used.weights,
+        "gradients": used.gradients,
+        "moments": used.moments,
+        "activations": used.activations,
+        "total": used.total,
+    }
+
+
+def _disk(config: Config, student: Pretrained, corpus: Corpus, stop: int) -> Found:
+    kept = checkpoints_kept(config.checkpoint, config.selection, stop)
+    one = checkpoint_bytes(student.encoder)
+    # While one more is written, none is deleted yet.
+    return {
+        "checkpoints": len(kept),
+        "checkpoint_bytes": one,
+        "checkpoints_bytes": (len(kept) + 1) * one,
+        "corpus_bytes": folder_bytes(corpus.folder),
+    }
+
+
+def _mean_flops(student: Pretrained, epoch: EpochTokens) -> float:
+    lengths, counts = np.unique(epoch.lengths, return_counts=True)
+    groups = list(zip(counts.tolist(), lengths.tolist(), strict=True))
+    return training_flops(student.encoder, groups) / len(epoch.by_step)
+
+
+def _measured(
+    config: Config,
+    student: Pretrained,
+    corpus: Corpus,
+    batches: BatchPlan,
+    tokens: TokenTable,
+    guide: Found | None,
+    stop: int,
+) -> Found:
+    """Seconds of a step, of the guide's pass and of the whole run on this machine, of one process."""
+    accelerator, _ = make_accelerator(config.training.precision, None)
+    lookup: GuideLookup | str | None = "self" if config.guide == "self" else None
+    stand_in = False
+    if isinstance(config.guide, GuideConfig) and guide is not None:
+        store = GuideStore(store_folder(cache_folder(config), config.guide, "guide"))
+        # Without its store, the student's own similarities cost a step as much: those of the guide are looked up as well.
+        stand_in = guide["texts_to_embed"] > 0
+        lookup = "self" if stand_in else GuideLookup(store, store.positions(corpus.hashes))
+    pass_seconds = 0.0
+    if isinstance(config.guide, GuideConfig) and guide is not None and stand_in:
+        rate = _guide_rate(config.guide, corpus, accelerator.device)
+        pass_seconds = guide["tokens_to_embed"] / rate
+    job = open_training(config, accelerator, student, corpus, batches, tokens, lookup)
+    records = list(steps(job.training, 0, min(1 + MEASURED_STEPS, job.training.schedule.total_steps)))
+    timed = records[1:] or records  # the first one also sets up what the others find
+    step = statistics.median(record.seconds for record in timed)
+    return {
+        "device": accelerator.device.type,
+        "threads": torch.get_num_threads(),
+        "steps": len(timed),
+        "step_seconds": step,
+        "tokens_per_second": sum(record.tokens for record in timed) / sum(record.seconds for record in timed),
+        "guide_pass_seconds": pass_seconds,
+        "guide_stood_in_for": stand_in,
+        "training_seconds": step * stop,
+        "total_seconds": pass_seconds + step * stop,
+    }
+
+
+def _guide_rate(config: GuideConfig, corpus: Corpus, device: torch.device) -> float:
+    """Tokens that the guide embeds in a second on this machine, measured on texts drawn from the corpus."""
+    guide = load_guide(config)
+    guide.encoder.to(device)
+    texts = _drawn_texts(np.arange(corpus.text_count), MEASURED_GUIDE_TEXTS)
+    read = guide.tokens([(config.prompt or "") + corpus.text(i) for i in texts.tolist()])
+    for _ in embed(guide.encoder, read[:1], config.batch_tokens):
+        pass
+    began = time.perf_counter()
+    for _ in embed(guide.encoder, read, config.batch_tokens):  # brings each batch back from the device
+        pass
+    return sum(map(len, read)) / (time.perf_counter() - began)

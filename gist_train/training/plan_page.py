@@ -1,0 +1,152 @@
+"""What a person sees of a plan: the figures of `plan --json`, in the order in which they are decided."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+SHOWN_TASKS = 12
+BAR = 30
+"""Characters of the longest bar."""
+DROPPED = {
+    "bad": "can't be used: skipped.jsonl of the corpus says why",
+    "alone": "labelled, and the only one of their class",
+    "same_text": "labelled, whose drawn positive or negative is the same text",
+    "not_drawn": "left out by max_rows",
+    "short_window": "in a last window that is not full",
+    "mixed_window": "in windows of more than one task",
+    "left_over": "left over in the first epoch; others in each",
+}
+Found = dict[str, Any]
+
+
+def plan_page(found: Found) -> RenderableType:
+    """The page, a section each for data, steps, tokens, guide, resources and, where they were measured, times."""
+    sections = [
+        ("Data", _data(found)),
+        ("Steps", _steps(found)),
+        ("Tokens", _tokens(found)),
+        ("Guide", _guide(found["guide"])),
+        ("Memory and disk, estimated", _resources(found)),
+        ("Time", _time(found)),
+    ]
+    parts: list[RenderableType] = [Text(f"gist-train plan: {found['name']}", style="bold")]
+    for title, rows in sections:
+        table = Table.grid(padding=(0, 2, 0, 2))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column()
+        for key, value in rows:
+            table.add_row(key, value)
+        parts += ["", Text(title, style="bold"), table]
+    return Group(*parts)
+
+
+Rows = Iterator[tuple[str, RenderableType]]
+
+
+def _data(found: Found) -> Rows:
+    for source in found["sources"]:
+        yield source["source"], Text(source["path"])
+    yield "rows", f"{found['rows']:,} over {len(found['tasks']):,} tasks, {found['unique_texts']:,} unique texts"
+    yield "dropped", f"{found['dropped_rows']:,}"
+    for reason, count in found["dropped"].items():
+        if count:
+            yield "", f"{count:,} {DROPPED[reason]}"
+    if found["rows_beside_a_shared_text"]:
+        yield "sharing a text", f"{found['rows_beside_a_shared_text']:,} rows beside one with the same anchor or positive"
+    tasks = list(found["tasks"].items())
+    for name, rows in tasks[:SHOWN_TASKS]:
+        yield f"{rows:>12,}", Text(name)
+    if len(tasks) > SHOWN_TASKS:
+        yield f"{sum(rows for _, rows in tasks[SHOWN_TASKS:]):>12,}", f"{len(tasks) - SHOWN_TASKS:,} more tasks"
+
+
+def _steps(found: Found) -> Rows:
+    chosen = found["selected"]
+    yield "per epoch", f"{found['steps_per_epoch']:,} batches of {found['batch_size']} ({found['batching']})"
+    yield "in all", f"{found['total_steps']:,}, the run ends at {found['stop_at_step']:,}"
+    yield "warm-up", f"{found['warmup_steps']:,}, to the peak learning rate {found['peak_learning_rate']:.4g}"
+    yield (
+        "selected",
+        f"step {chosen['step']:,}: epoch {chosen['epoch']:.3f}, learning rate {chosen['learning_rate']:.4e}, "
+        f"{chosen['triplets_seen']:,} triplets seen",
+    )
+    if chosen["in_warmup"]:
+        peak = "the peak is reached after it" if found["peak_reached"] else "the peak learning rate is never reached"
+        yield "", Text(f"inside warm-up: {peak}", style="bold yellow")
+    if chosen["note"]:
+        yield "", Text(chosen["note"].strip(), style="yellow")
+
+
+def _tokens(found: Found) -> Rows:
+    of_texts, epoch = found["text_tokens"], found["epoch"]
+    yield (
+        "per text",
+        f"mean {of_texts['mean']:.1f}, median {of_texts['median']:.0f}, 95 % up to {of_texts['p95']:.0f}; "
+        f"{of_texts['at_max_length']:,} at the limit of {of_texts['max_length']}",
+    )
+    largest = max(of_texts["texts_up_to"].values())
+    for edge, texts in of_texts["texts_up_to"].items():
+        yield f"{'up to ' + str(edge):>12}", f"{'█' * round(BAR * texts / largest):<{BAR}} {texts:,}"
+    real = epoch["tokens"]
+    yield "per batch", f"mean {epoch['mean_batch_tokens']:,.0f}, largest {epoch['largest_batch_tokens']:,}"
+    yield "per epoch", f"{real:,}"
+    for key, what in (("padded_to_longest", "to the longest of each column"), ("padded_to_max_length", "to the limit")):
+        yield "", f"{epoch[key]:,} ({epoch[key] / real:.2f} times) by a trainer that pads {what}"
+
+
+def _guide(guide: Found | None) -> Rows:
+    if guide is None:
+        yield "", "no store: no guide, or the student itself"
+        return
+    yield "model", Text(guide["name"])
+    about = "about " if guide["tokens_are_estimated"] and guide["texts_to_embed"] else ""
+    yield "still to embed", f"{guide['texts_to_embed']:,} texts, {about}{guide['tokens_to_embed']:,} tokens, once for all runs"
+    yield "store", f"{_size(guide['store_bytes'])} on disk, {_size(guide['store_bytes_now'])} of it now"
+
+
+def _resources(found: Found) -> Rows:
+    memory, disk = found["memory"], found["disk"]
+    parts = ", ".join(f"{key} {_size(memory[key])}" for key in ("weights", "gradients", "moments", "activations"))
+    yield (
+        "per device",
+        f"{_size(memory['total'])} in {memory['precision']}, the whole batch on one device, largest batch: {parts}",
+    )
+    yield (
+        "checkpoints",
+        f"{_size(disk['checkpoints_bytes'])}: {disk['checkpoints']:,} of {_size(disk['checkpoint_bytes'])} are kept, "
+        "and one is being written",
+    )
+    yield "corpus", f"{_size(disk['corpus_bytes'])}, with tokens"
+
+
+def _time(found: Found) -> Rows:
+    yield "a day", f"takes {found['steps_per_second_for_a_day']:.3g} steps a second"
+    yield "a step", f"{found['flops_per_step'] / 1e12:.3g} TFLOP of matrix products over real tokens"
+    measured = found["measured"]
+    if measured is None:
+        yield "", "--measure takes five steps here and says how long the run will take"
+        return
+    where = f"{measured['device']}, {measured['threads']} threads, {found['memory']['precision']}"
+    yield "measured", f"{measured['step_seconds']:.3g} s a step, {measured['tokens_per_second']:,.0f} tokens/s ({where})"
+    if measured["guide_stood_in_for"]:
+        yield "guide's pass", f"{_duration(measured['guide_pass_seconds'])}, by some texts embedded here"
+    yield "training", _duration(measured["training_seconds"])
+    yield "in all", _duration(measured["total_seconds"])
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.3g} {unit}" if unit != "bytes" else f"{count:,.0f} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86_400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:,.1f} seconds"

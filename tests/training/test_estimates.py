@@ -1,0 +1,107 @@
+"""What a plan says of tokens, memory and disk, against what a training really reads, keeps and leaves on the disk."""
+
+import numpy as np
+import pytest
+import torch
+from running import gist, training_of
+from transformers import BertConfig, BertModel
+
+from gist_train.config.loading import load_config
+from gist_train.model.dropout import use_cheap_dropout
+from gist_train.model.encoder import Encoder, pack
+from gist_train.training.checkpoint import saved_steps
+from gist_train.training.estimates import EpochTokens, checkpoint_bytes, checkpoints_kept, epoch_tokens, memory
+from gist_train.training.loop import steps
+
+pytestmark = pytest.mark.usefixtures("on_cpu")
+PROMPTS = {"anchor": "query: ", "positive": "answer: "}
+
+
+@pytest.mark.parametrize("batching", ["reference", "task", "mixed"])
+@pytest.mark.parametrize("prompts", [None, PROMPTS], ids=["no prompts", "prompts"])
+def test_tokens_are_those_of_the_batches(write_config, batching, prompts):
+    """Rows with 0 to 3 negatives: an offset that slips by one batch gives figures that look just as good."""
+    path = write_config()
+    source = load_config(path).data.train[0].path
+    data = {"train": [{"source": "jsonl", "path": source, "prompts": prompts}], "batching": batching}
+    training, student, _ = training_of(load_config(write_config(data=data, guide=None)))
+    found = epoch_tokens(training.corpus, training.tokens, training.plan, 0, student.max_length)
+    real, pairs, longest, texts = [], [], 0, 0
+    for step in range(1, training.plan.steps_per_epoch + 1):
+        rows = training.plan.batch(step)
+        batch = training.corpus.batch(rows, training.plan.positives(rows, 0))
+        columns = [
+            [len(ids) for ids in training.tokens.of(views)]
+            for views in (batch.anchor_views, batch.positive_views, batch.negative_views)
+        ]
+        real.append(sum(map(sum, columns)))
+        pairs.append(sum(length**2 for column in columns for length in column))
+        longest += sum(len(column) * max(column, default=0) for column in columns)
+        texts += sum(map(len, columns))
+    assert found.by_step.tolist() == real
+    assert found.pairs_by_step.tolist() == pairs
+    assert found.padded_to_longest == longest
+    assert found.padded_to_max == texts * student.max_length
+    assert found.real == sum(real) < longest < found.padded_to_max
+    assert [record.tokens for record in steps(training, 0, 3)] == real[:3]
+
+
+@pytest.mark.parametrize(("width", "length", "texts", "layers"), [(128, 8, 64, 3), (128, 40, 16, 2), (256, 24, 24, 4)])
+def test_activations_are_what_autograd_keeps(width, length, texts, layers):
+    """An estimate that is off by half sends a user to a GPU that is too small, or keeps them from one that would do."""
+    config = BertConfig(
+        vocab_size=500, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=4
+    )
+    model = BertModel(config, add_pooling_layer=False).train()
+    use_cheap_dropout(model, None)
+    encoder = Encoder(model, pooling="mean", normalized=True)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        encoder(pack([np.arange(length)] * texts))
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    lengths = np.full(texts, length)
+    epoch = EpochTokens(lengths, np.array([lengths.sum()]), np.array([(lengths**2).sum()]), 0, 0)
+    estimated = memory(encoder, epoch, 0, half=False, dense=True).activations
+    assert estimated == pytest.approx(measured, rel=0.1)
+
+
+def test_weights_gradients_and_moments_are_counted(write_config):
+    """Four bytes each, the moments twice; what is not trained has neither gradient nor moments."""
+    training, student, adamw = training_of(load_config(write_config(guide=None)))
+    list(steps(training, 0, 1))
+    epoch = epoch_tokens(training.corpus, training.tokens, training.plan, 0, 64)
+    used = memory(student.encoder, epoch, 0, half=False, dense=True)
+    assert used.weights == sum(p.numel() * 4 for p in student.encoder.parameters())
+    assert used.moments == sum(x.nbytes for state in adamw.state.values() for x in state.values() if x.ndim)
+    assert used.gradients * 2 == used.moments
+    half = memory(student.encoder, epoch, 0, half=True, dense=False)
+    assert half.weights == used.weights * 1.5
+    assert half.activations < used.activations / 2
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "selection", "stop"),
+    [
+        ({"every": 2, "keep_last": 2}, {}, 12),
+        ({"every": 3, "keep_last": 1, "keep_every": 6}, {}, 11),
+        ({"every": 1, "keep_last": 1}, {"around": 5, "window": 2}, 12),
+    ],
+)
+def test_kept_checkpoints_are_those_that_a_run_leaves(write_config, checkpoint, selection, stop):
+    """The rule of retention stands once; a plan that counts by another one fills somebody's disk."""
+    path = write_config(guide=None, checkpoint=checkpoint, selection=selection)
+    config = load_config(path)
+    assert gist("train", path, "--set", f"training.stop_at_step={stop}").code == 0
+    run = path.parent / "runs" / "run"
+    assert checkpoints_kept(config.checkpoint, config.selection, stop) == saved_steps(run)
+    folder = run / "checkpoints" / f"step-{stop:09}"
+    on_disk = sum((folder / name).stat().st_size for name in ("model.safetensors", "training_state.safetensors"))
+    student = training_of(config)[1]
+    assert checkpoint_bytes(student.encoder) == pytest.approx(on_disk, rel=0.15)  # of a tiny model, names take their part
