@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +30,20 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", help="key.sub=value; may be repeated.", metavar="KEY=VALUE", show_default=False)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+
+
+@app.command()
+def init(
+    files: Annotated[list[Path], typer.Argument(help="Data files, or folders of them.", metavar="FILES", show_default=False)],
+    to: Annotated[Path, typer.Option(help="The YAML to write.")] = Path("my-model.yaml"),
+    model: Annotated[str, typer.Option(help="Hub id or local folder of the student.")] = "BAAI/bge-small-en-v1.5",
+    guide: Annotated[str, typer.Option(help="Hub id or local folder of the guide; self; or none.")] = "WhereIsAI/UAE-Large-V1",
+) -> None:
+    """Look at your own files and write a commented starter YAML for them."""
+    from gist_train.init import starter_yaml, write_starter
+
+    write_starter(to, starter_yaml(files, model=model, guide=None if guide == "none" else guide, to=to))
+    err.print(f"wrote {to}. Read it, then: gist-train plan {shlex.quote(str(to))}", highlight=False, soft_wrap=True)
 
 
 @app.command()

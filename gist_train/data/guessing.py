@@ -1,0 +1,281 @@
+"""What a user's file is good for, guessed from its first rows: triplets, labelled texts or scored pairs, and in which columns."""
+
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.evaluation import StsColumns
+from gist_train.config.sources import LabelColumns
+from gist_train.data.medi import medi_pairs
+from gist_train.data.sources import ALIASES, LABELLED_SUFFIXES
+from gist_train.data.tables import BadRow, Columns, Field, TableFile, encodable, jsonl_cells, read_errors
+
+LOOKED_AT = 200
+"""Rows of a file that are looked at."""
+MOSTLY = 0.8
+"""Share of these that a column must fill to be taken."""
+SOURCES = {".jsonl": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "medi"}
+# In the order they are looked for: before all, what the readers know by themselves.
+NAMES = {
+    "anchor": "question question1 sentence1 text1 premise instruction prompt title input source",
+    "positive": "positive_passage positive_passages answer answers response output target passage document context abstract "
+    "body question2 sentence2 text2 entailment hypothesis summary text",
+    "negative": "hard_negative hard_negatives hard_neg negative_passage negative_passages sentence3 text3 contradiction "
+    "distractor distractors",
+    "task": "dataset subset",
+}
+LABELS = ("label", "labels", "intent", "category", "class", "label_text")
+SCORES = ("score", "similarity", "similarity_score", "relatedness_score")
+LIKE_TEXTS = ("question1", "sentence1", "text1", "premise")
+"""Anchors whose partner is a text of the same kind: a score beside them, or one of JUDGES, judges the pair."""
+JUDGES = (*LABELS, "gold_label", "is_duplicate")
+Kind = Callable[[object], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The first rows of a file: `path` as given, `name` without endings, `source` as the YAML calls its format."""
+
+    path: str
+    name: str
+    source: str
+    columns: list[str]
+    rows: list[dict[str, object]]
+    """Column -> value; what is null, blank or [] is left out."""
+    bad: int
+    """Rows that can't be read."""
+    whole: bool
+    """Whether the file has no more rows."""
+
+    def values(self, column: str) -> list[object]:
+        """Of the rows that fill the column."""
+        return [row[column] for row in self.rows if column in row]
+
+    def holds(self, column: str, kind: Kind, least: float = MOSTLY) -> bool:
+        """Whether that share of the rows at least, and one, fills the column, always with that kind of value."""
+        values = self.values(column)
+        return len(values) >= max(1, least * len(self.rows)) and all(map(kind, values))
+
+    def named(self, names: Iterable[str], kind: Kind, least: float = MOSTLY) -> str | None:
+        """The first column by these names that holds that kind; the very name goes before one such as "Hard Negative"."""
+        plain = {_plain(column): column for column in self.columns} | {column: column for column in self.columns}
+        return next((plain[name] for name in names if name in plain and self.holds(plain[name], kind, least)), None)
+
+    def fault(self, found: str, allowed: str, mend: str) -> UserError:
+        """What is wrong with the file."""
+        return UserError(Fault(self.path, found, allowed, mend))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a file is good for: `use` is medi, pairs, labelled or scored."""
+
+    look: Look
+    use: str
+    roles: dict[str, str]
+    """Anchor, text1, label, ... -> column."""
+    columns: dict[str, str]
+    """What of `roles` the YAML must name."""
+    usable: int = 0
+    """Rows looked at that are surely trained on."""
+    guessed: bool = False
+    """Whether a text got its role without a name that says so."""
+
+    @property
+    def negatives(self) -> list[int]:
+        """Fewest and most negatives of a row, one number where they are the same."""
+        given = [row.get(self.roles.get("negative", ""), []) for row in self.look.rows]
+        counts = {len(value) if isinstance(value, list) else 1 for value in given}
+        return sorted({min(counts), max(counts)})
+
+
+def judged(path: Path) -> Found:
+    """What the file is good for, by its first rows.
+
+    Raises:
+        UserError: it can neither train nor evaluate.
+    """
+    return _judged(_look(path))
+
+
+class _File(TableFile):
+    """A file that notes its columns where its reader looks for fields among them."""
+
+    columns: Sequence[str] = ()
+
+    def refuse_missing(self, _f: Sequence[Field], _c: Columns, present: Iterable[str], *, named_too: bool = True) -> None:  # noqa: ARG002
+        self.columns = self.columns or list(present)
+
+
+def _look(path: Path) -> Look:
+    """The first rows of the file; UserError where none can be read."""
+    file = _File(Path(os.path.expanduser(path)), str(path))
+    with read_errors(file):
+        found = list(islice(_rows(file), LOOKED_AT + 1))
+    bad = [row for row in found[:LOOKED_AT] if isinstance(row, BadRow)]
+    rows = [{name: row[name] for name in row if _fills(row[name])} for row in found[:LOOKED_AT] if not isinstance(row, BadRow)]
+    if not rows:
+        file.row = 0
+        if not bad:
+            raise file.broken("no rows", "one row or more", "fill the file, or leave it out")
+        mend = "write the rows as JSON Lines, in a file that ends in .jsonl" if file.suffix == ".json" else "mend the rows"
+        raise file.broken(f"no row that can be read: {bad[0].what}, {bad[0].found}", bad[0].allowed, mend)
+    columns = [name for name in dict.fromkeys(file.columns) if name and encodable(name)]
+    return Look(str(path), file.name, SOURCES[file.suffix], columns, rows, len(bad), len(found) <= LOOKED_AT)
+
+
+def _rows(file: _File) -> Iterator[dict[str, object] | BadRow]:
+    """Column -> value, by the format's own reader."""
+    if file.suffix == ".json":
+        file.columns = ("query", "pos", "neg", "task_name")
+        for row in medi_pairs(file):
+            texts = [] if isinstance(row, BadRow) else [text for _, text in row[0]]
+            yield row if isinstance(row, BadRow) else {**dict(zip(file.columns, texts, strict=False)), "task_name": row[1]}
+        return
+    reader = LABELLED_SUFFIXES[file.suffix]
+    if reader is jsonl_cells:  # rows may have keys that the first has not
+        with file.open() as lines:
+            records = [_record(line) for line in islice(lines, LOOKED_AT)]
+        file.columns = [key for record in records for key in record]
+    else:
+        next(reader(file, [Field("", (), False, False)]), None)
+        file.row = 0
+    names = list(dict.fromkeys(file.columns))
+    for cells in reader(file, [Field(name, (name,), False, False) for name in names]):
+        yield cells if isinstance(cells, BadRow) else dict(zip(names, cells[1], strict=True))
+
+
+def _record(line: bytes) -> dict[str, object]:
+    """The object of a line of JSON, {} where it has none: the reader says what is wrong with it."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _judged(look: Look) -> Found:
+    """What the file is good for; UserError where it can neither train nor evaluate."""
+    if look.source == "medi":
+        return Found(look, "medi", {"anchor": "query", "positive": "pos", "negative": "neg"}, {}, len(look.rows))
+    roles = _roles(look)
+    others = [column for column in look.columns if column not in roles.values() and _is_prose(look, column)]
+    label = look.named(LABELS, _is_label)
+    if label is not None and "positive" not in roles:
+        texts = [*others, *([roles["anchor"]] if "anchor" in roles else [])]
+        text = "text" if "text" in texts else texts[0] if len(texts) == 1 else None
+        if text is not None and (labelled := _labelled(look, text, label)):
+            return labelled
+    missing = [role for role in ("anchor", "positive") if role not in roles]
+    roles |= dict(zip(missing, others, strict=False)) if len(missing) == len(others) else {}
+    if not ("anchor" in roles and "positive" in roles and look.holds(roles["anchor"], _is_string)):
+        anchors, positives = (", ".join([*ALIASES[role], *NAMES[role].split()]) for role in ("anchor", "positive"))
+        raise look.fault(
+            f"the columns {', '.join(map(shown, look.columns[:20])) or '(none)'}, and no telling which are a pair of texts",
+            f"a column of anchors ({anchors}) and one of positives ({positives}), or texts and labels ({', '.join(LABELS)})",
+            "rename two columns to anchor and positive, or name them by hand: columns: {anchor: ..., positive: ...}",
+        )
+    alike = len(missing) == 2 or _plain(roles["anchor"]) in LIKE_TEXTS
+    score = look.named(SCORES, _is_number)
+    if alike and score is not None:
+        return _scored(look, {"text1": roles["anchor"], "text2": roles["positive"], "score": score})
+    judge = look.named(JUDGES, _fills)
+    if alike and not missing and judge is not None and _plain(roles["positive"]) != "entailment":
+        mend = f"keep the rows of which {shown(judge)} says so, and leave that column out"
+        raise look.fault(f"pairs that a column {shown(judge)} judges", "pairs of texts that belong together", mend)
+    return _pairs(look, roles, guessed=bool(missing))
+
+
+def _roles(look: Look) -> dict[str, str]:
+    """Role -> the column that has a name for it and holds what the reader takes there."""
+    roles: dict[str, str] = {}
+    for role, names in NAMES.items():
+        known = [*ALIASES[role], *names.split()]
+        if "anchor" not in roles:  # "text" is a positive only beside something that is surely the anchor
+            known = [name for name in known if name != "text"]
+        kind, least = _is_string if role in ("anchor", "task") else _is_texts, MOSTLY if role in ("anchor", "positive") else 0
+        column = look.named(known, kind, least)
+        if column is not None and (role != "anchor" or _varies(look, column)):
+            roles[role] = column
+    return roles
+
+
+def _pairs(look: Look, roles: dict[str, str], *, guessed: bool) -> Found:
+    usual = {role: next((name for name in names if name in look.columns), None) for role, names in ALIASES.items()}
+    for role in ("negative", "task"):
+        column = usual[role]
+        if column is not None and role not in roles and look.values(column):  # the reader would take it all the same
+            found, mend = f"{shown(column)} with {shown(look.values(column)[0])}", "rename the column, or make it text"
+            raise look.fault(found, f"text in a column of that name, which is the {role}", mend)
+    usable = sum(roles["anchor"] in row and roles["positive"] in row for row in look.rows)
+    roles = {role: roles[role] for role in ALIASES if role in roles}
+    columns = {role: column for role, column in roles.items() if column != usual[role]}
+    return Found(look, "pairs", roles, columns, usable, guessed)
+
+
+def _labelled(look: Look, text: str, label: str) -> Found | None:
+    """None where labels hardly repeat, or texts do: then these are no classes."""
+    texts, labels = Counter(map(str, look.values(text))), Counter(map(str, look.values(label)))
+    if 4 * len(labels) > 3 * len(look.values(label)) or 2 * len(texts) < len(look.values(text)):
+        return None
+    # A text that stands there once is not mined as its own positive or negative.
+    once = Counter(str(row[label]) for row in look.rows if label in row and texts[str(row.get(text))] == 1)
+    roles, usual = {"text": text, "label": label}, LabelColumns().model_dump()
+    columns = {role: column for role, column in roles.items() if column != usual[role]}
+    return Found(look, "labelled", roles, columns, sum(count for count in once.values() if count > 1))
+
+
+def _scored(look: Look, roles: dict[str, str]) -> Found:
+    if look.source == "parquet":
+        mend = "write it as .jsonl, .csv or .tsv"
+        raise look.fault(f"pairs with a score, {shown(roles['score'])}, in Parquet", "a format that evaluation reads", mend)
+    usual = StsColumns().model_dump()
+    return Found(look, "scored", roles, {role: column for role, column in roles.items() if column != usual[role]})
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[ -]+", "_", name.strip()).lower()
+
+
+def _fills(value: object) -> bool:
+    return bool(value.strip()) if isinstance(value, str) else value not in (None, [])
+
+
+def _is_string(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_texts(value: object) -> bool:
+    return all(map(_is_string, value)) if isinstance(value, list) else _is_string(value)
+
+
+def _is_label(value: object) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return isinstance(value, str | int | float) and math.isfinite(float(value))
+    except (ValueError, OverflowError):
+        return False
+
+
+def _varies(look: Look, column: str) -> bool:
+    """False of a mark that many rows share, such as source: wikipedia."""
+    return 20 * len(set(map(str, look.values(column)))) >= len(look.rows)
+
+
+def _is_prose(look: Look, column: str) -> bool:
+    """Whether the column holds texts that nobody named: words, no numbers, ids, addresses or classes."""
+    if _plain(column) in (*JUDGES, *SCORES, *NAMES["task"].split()) or not look.holds(column, _is_texts):
+        return False
+    texts = [str(text).strip() for value in look.values(column) for text in (value if isinstance(value, list) else [value])]
+    words = [text for text in texts if re.search(r"[^\W\d_]", text) and not re.fullmatch(r"[!-~]*[\d/_:@][!-~]*", text)]
+    return len(words) >= MOSTLY * len(texts) and _varies(look, column)

@@ -1,0 +1,244 @@
+"""What is guessed of a file's first rows, what is refused, and that the reader finds what was guessed."""
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import TypeAdapter
+
+from gist_train.config.errors import Fault, UserError
+from gist_train.config.sources import ClassificationSource, Source
+from gist_train.data.guessing import LOOKED_AT, Found, judged
+from gist_train.data.sources import Row, read_labelled, read_rows
+
+PAIRS = [{"anchor": f"how do I open door {i}", "positive": f"turn the key of door {i}"} for i in range(40)]
+ASKED = [{"question": row["anchor"], "answer": row["positive"]} for row in PAIRS]
+LABELLED = [{"text": f"a sentence number {i}", "label": f"class_{i % 4}"} for i in range(40)]
+SCORED = [{"sentence1": f"this is {i}", "sentence2": f"that was {i}", "score": i / 8} for i in range(40)]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """The rows in the format that the path's ending names."""
+    plain = Path(path.name.lower().removesuffix(".gz"))
+    lines: list[str] = []
+    if plain.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        return path
+    if plain.suffix == ".jsonl":
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    elif plain.suffix == ".json":
+        lines = [json.dumps(rows, indent=1)]
+    elif plain.suffix == ".tsv":
+        lines = ["\t".join(map(str, cells)) + "\n" for cells in (rows[0], *(row.values() for row in rows))]
+    else:
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([list(rows[0]), *(list(row.values()) for row in rows)])
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    content = "".join(lines).encode()
+    path.write_bytes(gzip.compress(content) if path.name.endswith(".gz") else content)
+    return path
+
+
+def tried(path: Path) -> tuple[Found, list[Any]]:
+    """What the file is taken for, and all its rows by a source that says so; none may be bad."""
+    found = judged(path)
+    given: dict[str, Any] = {"source": found.look.source, "path": str(path)}
+    if found.use == "labelled":
+        given["source"] = "classification"
+    if found.columns:
+        given["columns"] = found.columns
+    source: Source = TypeAdapter(Source).validate_python(given)
+    read = read_labelled(source, "it") if isinstance(source, ClassificationSource) else read_rows(source, "it")
+    rows: list[Any] = list(read)
+    assert [row for row in rows if isinstance(row, Fault)] == []
+    return found, rows
+
+
+def refused(path: Path) -> Fault:
+    with pytest.raises(UserError) as caught:
+        judged(path)
+    (fault,) = caught.value.faults
+    return fault
+
+
+# Formats
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        *[("f.jsonl", "jsonl"), ("f.csv", "csv"), ("f.tsv", "csv"), ("f.parquet", "parquet")],
+        *[("f.jsonl.gz", "jsonl"), ("f.csv.gz", "csv"), ("f.tsv.gz", "csv"), ("F.JSONL", "jsonl")],
+    ],
+)
+def test_every_format_with_the_usual_and_with_other_names(tmp_path, name, source):
+    """A format that is looked at by other means than it is read by would give columns that the reader does not find."""
+    path = write(tmp_path / name, PAIRS)
+    found, rows = tried(path)
+    assert (found.use, found.columns, found.guessed) == ("pairs", {}, False)
+    assert (found.look.source, found.look.path) == (source, str(path))
+    assert [(row.anchor, row.positives) for row in rows] == [(row["anchor"], (row["positive"],)) for row in PAIRS]
+    found, others = tried(write(path, ASKED))
+    assert found.columns == {"anchor": "question", "positive": "answer"}
+    assert others == rows
+
+
+@pytest.mark.parametrize("name", ["medi.json", "medi.json.gz"])
+def test_medi(tmp_path, name):
+    """MEDI's pairs are [instruction, text]: as lists of two texts they would train on the instructions."""
+    medi = [{"query": ["Find: ", f"q {i}"], "pos": ["Doc: ", f"p {i}"], "neg": ["Doc: ", f"n {i}"]} for i in range(3)]
+    medi.append({"query": ["Find: ", "q 3"], "pos": ["Doc: ", "p 3"], "task_name": "t"})
+    found, rows = tried(write(tmp_path / name, medi))
+    assert (found.use, found.columns, found.usable, found.negatives) == ("medi", {}, 4, [0, 1])
+    assert rows[0] == Row("q 0", ("p 0",), ("n 0",), "medi", ("", "", ""))
+    assert found.look.rows[0] == {"query": "q 0", "pos": "p 0", "neg": "n 0"}
+
+
+def test_a_json_file_that_is_no_medi_says_what_to_write(tmp_path):
+    """An array of other objects is the likeliest JSON file: "broken" would not say that JSON Lines are wanted."""
+    fault = refused(write(tmp_path / "f.json", ASKED))
+    assert '"query" is missing' in fault.found
+    assert "JSON Lines" in fault.mend
+
+
+def test_only_the_first_rows_are_looked_at(tmp_path):
+    """A file of many gigabytes would be read twice before a line is written: what follows the first rows must not matter."""
+    path = write(tmp_path / "f.jsonl", PAIRS * 6)
+    with path.open("a") as file:
+        file.write('"not an object"\n' * 10)
+    look = judged(path).look
+    assert (len(look.rows), look.bad, look.whole) == (LOOKED_AT, 0, False)
+    look = judged(write(path, (PAIRS * 5)[:LOOKED_AT])).look
+    assert (len(look.rows), look.whole) == (LOOKED_AT, True)
+
+
+def test_rows_that_can_not_be_read_are_counted(tmp_path):
+    """The file would look whole, and plan refuse the rows."""
+    path = write(tmp_path / "f.jsonl", PAIRS)
+    path.write_text("{not JSON\n" + path.read_text())
+    look = judged(path).look
+    assert (len(look.rows), look.bad) == (40, 1)
+
+
+# Columns
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        (("query", "pos", "neg"), {}),
+        (("anchor", "positives", "negatives"), {}),
+        (("query", "passage"), {"positive": "passage"}),
+        (("query", "text"), {"positive": "text"}),
+        (("Query", "Document"), {"anchor": "Query", "positive": "Document"}),
+        (("title", "abstract"), {"anchor": "title", "positive": "abstract"}),
+        (("body", "title"), {"anchor": "title", "positive": "body"}),
+        (("sentence1", "sentence2", "sentence3"), {"anchor": "sentence1", "positive": "sentence2", "negative": "sentence3"}),
+        (
+            ("premise", "entailment", "contradiction"),
+            {"anchor": "premise", "positive": "entailment", "negative": "contradiction"},
+        ),
+        (("query", "positive_passage", "Hard Negative"), {"positive": "positive_passage", "negative": "Hard Negative"}),
+        (("question", "context", "answer"), {"anchor": "question", "positive": "answer"}),
+        (("summary", "article"), {"anchor": "article", "positive": "summary"}),
+        (("headline", "story"), {"anchor": "headline", "positive": "story"}),
+        (("text", "story"), {"anchor": "text", "positive": "story"}),
+        (("sent0", "sent1", "hard_neg"), {"anchor": "sent0", "positive": "sent1", "negative": "hard_neg"}),
+    ],
+)
+def test_columns_by_name_and_by_their_texts(tmp_path, names, columns):
+    """The names that public data sets use must be found whatever their order and case, or the user writes the YAML anyway."""
+    rows = [{name: f"{name} says {i}" for name in names} for i in range(5)]
+    found, read = tried(write(tmp_path / "f.jsonl", rows))
+    assert found.columns == columns
+    assert read[0].anchor == f"{found.roles['anchor']} says 0"
+    assert read[0].positives == (f"{found.roles['positive']} says 0",)
+    assert len(read[0].negatives) == ("negative" in found.roles)
+
+
+def test_a_guess_is_called_one(tmp_path):
+    """Two unknown columns may be the wrong way round, or no pair: nobody would be told to look."""
+    assert judged(write(tmp_path / "f.jsonl", [{"headline": f"a man {i}", "story": f"he walks {i}"} for i in range(4)])).guessed
+    assert judged(write(tmp_path / "f.jsonl", [{"question": f"a man {i}", "story": f"he walks {i}"} for i in range(4)])).guessed
+    assert not judged(write(tmp_path / "f.jsonl", ASKED)).guessed
+
+
+def test_ids_numbers_addresses_and_marks_are_no_texts(tmp_path):
+    """In CSV all is text: an id beside two texts would make three, and a mark such as source: wikipedia an anchor."""
+    marks = {"id": "q-17", "url": "https://x.org/a", "date": "2024-01-02", "votes": "12", "source": "wikipedia"}
+    rows = [{**marks, "headline": f"a man {i}", "story": f"he walks {i}"} for i in range(40)]
+    assert judged(write(tmp_path / "f.csv", rows)).columns == {"anchor": "headline", "positive": "story"}
+    rows = [{"source": "wikipedia", "text": f"a man {i}", "summary": f"he walks {i}"} for i in range(40)]
+    assert judged(write(tmp_path / "f.csv", rows)).columns == {"anchor": "text", "positive": "summary"}
+
+
+def test_keys_that_the_first_row_lacks_are_found(tmp_path):
+    """JSON Lines may leave a negative out: those of all other rows would be lost in silence."""
+    rows = [{"question": "q", "answers": ["a", "b"]}, {"question": "r", "answers": "c", "hard_negatives": ["d", "e"]}]
+    found, read = tried(write(tmp_path / "f.jsonl", rows))
+    assert found.columns == {"anchor": "question", "positive": "answers", "negative": "hard_negatives"}
+    assert found.negatives == [0, 2]
+    assert [row.negatives for row in read] == [(), ("d", "e")]
+
+
+@pytest.mark.parametrize(("name", "columns"), [("task_name", {}), ("dataset", {"task": "dataset"}), ("Task", {"task": "Task"})])
+def test_task_column(tmp_path, name, columns):
+    """Without it rows of all tasks would be one task, and their batches mixed."""
+    found, rows = tried(write(tmp_path / "f.jsonl", [{**row, name: f"t{i % 2}"} for i, row in enumerate(PAIRS)]))
+    assert (found.columns, found.roles["task"]) == (columns, name)
+    assert {row.task for row in rows} == {"t0", "t1"}
+
+
+def test_a_usual_name_over_something_else_is_refused(tmp_path):
+    """The reader takes "negative" by its name: every row would be a bad one, and the YAML would not say why."""
+    assert refused(write(tmp_path / "f.jsonl", [{**row, "negative": 0} for row in PAIRS])).found == '"negative" with 0'
+
+
+# Labelled texts and scored pairs
+
+
+@pytest.mark.parametrize("name", ["f.jsonl", "f.csv", "f.tsv.gz", "f.parquet"])
+def test_labelled_texts(tmp_path, name):
+    """Trained on as pairs, the class's name would be the positive of every text."""
+    found, rows = tried(write(tmp_path / name, LABELLED))
+    assert (found.use, found.columns, found.usable) == ("labelled", {}, 40)
+    assert [row.label for row in rows[:2]] == ["class_0", "class_1"]
+    renamed = [{"id": str(i), "utterance": row["text"], "intent": row["label"]} for i, row in enumerate(LABELLED)]
+    found, rows = tried(write(tmp_path / name, renamed))
+    assert (found.use, found.columns) == ("labelled", {"text": "utterance", "label": "intent"})
+    assert len(rows) == 40
+
+
+def test_rows_that_are_mined_for_nothing_are_not_counted(tmp_path):
+    """The batch would be larger than what is mined: a text that stands there twice, or alone in its class, gives no triplet."""
+    rows = [*LABELLED[:8], LABELLED[0], {"text": "only once", "label": "alone"}]
+    assert judged(write(tmp_path / "f.jsonl", rows)).usable == 6
+
+
+def test_labels_beside_a_pair_or_that_never_repeat(tmp_path):
+    """A category beside question and answer is no reason to drop the answers; a label of its own for each text is no class."""
+    found = judged(write(tmp_path / "f.jsonl", [{**row, "category": "a"} for row in ASKED]))
+    assert (found.use, found.columns) == ("pairs", {"anchor": "question", "positive": "answer"})
+    refused(write(tmp_path / "f.jsonl", [{"text": f"sentence {i}", "label": f"l{i}"} for i in range(9)]))
+
+
+def test_scored_pairs(tmp_path):
+    """Pairs of score 0 would be trained together as anchor and positive."""
+    found = judged(write(tmp_path / "f.tsv", SCORED))
+    assert (found.use, found.columns) == ("scored", {})
+    other = [{"left": row["sentence1"], "right": row["sentence2"], "Score": "1"} for row in SCORED]
+    found = judged(write(tmp_path / "f.csv", other))
+    assert (found.use, found.columns) == ("scored", {"text1": "left", "text2": "right", "score": "Score"})
+    assert "Parquet" in refused(write(tmp_path / "f.parquet", SCORED)).found
+
+
+@pytest.mark.parametrize("names", [("sentence1", "sentence2", "label"), ("question1", "question2", "is_duplicate")])
+def test_judged_pairs_are_refused(tmp_path, names):
+    """Contradictions and pairs that are no paraphrases would be trained as positives."""
+    rows = [dict(zip(names, (f"one {i}", f"two {i}", i % 2), strict=True)) for i in range(8)]
+    assert names[2] in refused(write(tmp_path / "f.jsonl", rows)).found
