@@ -116,6 +116,7 @@ def _schedule(config: Config, schedule: Schedule, batches: BatchPlan, stop: int)
         "peak_reached": stop >= schedule.warmup_steps,
         "selected": {
             "step": step,
+            "chosen": around is not None,
             "epoch": step / batches.steps_per_epoch,
             "learning_rate": schedule.learning_rate(step),
             "triplets_seen": step * config.training.batch_size,

@@ -75,6 +75,7 @@ def test_the_page_says_what_must_be_seen(write_config):
     ended = gist("plan", path, "--set", "training.stop_at_step=30")
     assert "inside warm-up: the peak is reached after it" in " ".join(ended.out.split())
     assert "inside warm-up" not in gist("plan", path, "--set", "selection.around=20").out
+    assert "at the end step 3: epoch 0.250" in " ".join(gist("plan", path, "--set", "selection.around=null").out.split())
 
 
 def test_medi_like_data(write_config, shared_data):

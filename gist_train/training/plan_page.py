@@ -49,14 +49,15 @@ Rows = Iterator[tuple[str, RenderableType]]
 def _data(found: Found) -> Rows:
     for source in found["sources"]:
         yield source["source"], Text(source["path"])
-    yield "rows", f"{found['rows']:,} over {len(found['tasks']):,} tasks, {found['unique_texts']:,} unique texts"
+    tasks = list(found["tasks"].items())
+    over = f"{len(tasks):,} task{'s' if len(tasks) > 1 else ''}"
+    yield "rows", f"{found['rows']:,} over {over}, {found['unique_texts']:,} unique texts"
     yield "dropped", f"{found['dropped_rows']:,}"
     for reason, count in found["dropped"].items():
         if count:
             yield "", f"{count:,} {DROPPED[reason]}"
     if found["rows_beside_a_shared_text"]:
         yield "sharing a text", f"{found['rows_beside_a_shared_text']:,} rows beside one with the same anchor or positive"
-    tasks = list(found["tasks"].items())
     for name, rows in tasks[:SHOWN_TASKS]:
         yield f"{rows:>12,}", Text(name)
     if len(tasks) > SHOWN_TASKS:
@@ -69,7 +70,7 @@ def _steps(found: Found) -> Rows:
     yield "in all", f"{found['total_steps']:,}, the run ends at {found['stop_at_step']:,}"
     yield "warm-up", f"{found['warmup_steps']:,}, to the peak learning rate {found['peak_learning_rate']:.4g}"
     yield (
-        "selected",
+        "selected" if chosen["chosen"] else "at the end",
         f"step {chosen['step']:,}: epoch {chosen['epoch']:.3f}, learning rate {chosen['learning_rate']:.4e}, "
         f"{chosen['triplets_seen']:,} triplets seen",
     )
@@ -104,7 +105,7 @@ def _guide(guide: Found | None) -> Rows:
     yield "model", Text(guide["name"])
     about = "about " if guide["tokens_are_estimated"] and guide["texts_to_embed"] else ""
     yield "still to embed", f"{guide['texts_to_embed']:,} texts, {about}{guide['tokens_to_embed']:,} tokens, once for all runs"
-    yield "store", f"{_size(guide['store_bytes'])} on disk, {_size(guide['store_bytes_now'])} of it now"
+    yield "store", f"{_size(guide['store_bytes'])} on disk when it is whole, {_size(guide['store_bytes_now'])} now"
 
 
 def _resources(found: Found) -> Rows:
@@ -123,7 +124,7 @@ def _resources(found: Found) -> Rows:
 
 
 def _time(found: Found) -> Rows:
-    yield "a day", f"takes {found['steps_per_second_for_a_day']:.3g} steps a second"
+    yield "to end in a day", f"{found['steps_per_second_for_a_day']:.3g} steps a second"
     yield "a step", f"{found['flops_per_step'] / 1e12:.3g} TFLOP of matrix products over real tokens"
     measured = found["measured"]
     if measured is None:
