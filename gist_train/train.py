@@ -35,7 +35,7 @@ from gist_train.training.runlog import RunLog
 from gist_train.training.signals import StopSignal
 from gist_train.training.throughput import matmul_rate, training_flops
 
-PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "tokenizers", "safetensors", "numpy")
+PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 
 EVALUATION_TIMEOUT = 4 * 3600.0
 """Seconds that ranks wait for the one that evaluates: backends would give up after 10 or 30 minutes."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,7 +84,7 @@ def corpus_fingerprint(data: DataConfig, hashes: ContentHashes, mined_with: Mapp
 def _content(source: Source, where: str, hashes: ContentHashes) -> list[object]:
     if not is_data_set(source):
         return [(path.name, hashes.of(path)) for path in files_of(source, where)]
-    folder = Path(source.path)
+    folder = Path(os.path.expanduser(source.path))
     if not folder.is_dir():
         return [source.path, commit_of(source.path, source.revision, where)]
     files = sorted(path for path in folder.rglob("*") if path.is_file())

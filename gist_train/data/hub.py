@@ -1,6 +1,7 @@
 """Data sets of the Hugging Face hub, or local folders of the same shape, read through `datasets`."""
 
 import itertools
+import os
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -27,9 +28,10 @@ def hub_cells(table: Table, source: HubSource | ClassificationSource, where: str
     """
     import datasets  # slow to import, so only where it is needed
 
+    path = os.path.expanduser(source.path)
     streaming = isinstance(source, HubSource) and source.streaming
     revision = cache_dir = None
-    if not Path(source.path).is_dir():
+    if not os.path.isdir(path):
         revision = commit_of(source.path, source.revision, where)
         # A cache of its own: without a network `datasets` takes the newest copy in its cache, of whatever commit.
         cache_dir = str(Path(datasets.config.HF_DATASETS_CACHE) / "by-commit" / revision)
@@ -37,7 +39,7 @@ def hub_cells(table: Table, source: HubSource | ClassificationSource, where: str
     datasets.disable_progress_bars()  # they would tear ours
     try:
         rows = datasets.load_dataset(
-            source.path, source.subset, revision=revision, split=source.split, streaming=streaming, cache_dir=cache_dir
+            path, source.subset, revision=revision, split=source.split, streaming=streaming, cache_dir=cache_dir
         )
         batches = iter(rows.with_format("arrow").iter(ROWS_AT_A_TIME))
         first = next(batches, None)
@@ -47,7 +49,9 @@ def hub_cells(table: Table, source: HubSource | ClassificationSource, where: str
         columns = column_of(fields, first.column_names)
         table.refuse_missing(fields, columns, first.column_names)
         yield from arrow_cells(table, itertools.chain([first], batches), columns)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of `datasets`, of pyarrow, or of the HTTP library of the day, which share no class
         raise _unread(source.path, where, error) from error
     finally:
         if bars:
@@ -65,7 +69,7 @@ def commit_of(path: str, revision: str | None, where: str) -> str:
         return revision  # a copy in the cache needs no network
     try:
         commit = HfApi().dataset_info(path, revision=revision).sha
-    except (OSError, ValueError) as error:  # HfHubHTTPError is an OSError
+    except Exception as error:  # also of the HTTP library of the day, without a network
         raise _unread(path, where, error) from error
     if commit is None:
         raise _unread(path, where, ValueError("the hub names no commit of it"))

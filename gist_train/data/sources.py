@@ -113,7 +113,8 @@ def is_data_set(source: Source) -> TypeGuard[HubSource | ClassificationSource]:
     if not isinstance(source, ClassificationSource):
         return isinstance(source, HubSource)
     path = Path(os.path.expanduser(source.path))
-    return path.is_dir() or not (path.exists() or glob.has_magic(source.path) or TableFile(path, "").suffix in LABELLED_SUFFIXES)
+    named_as_file = TableFile(path, "").suffix in (*LABELLED_SUFFIXES, ".json", ".txt")
+    return path.is_dir() or not (path.exists() or glob.has_magic(source.path) or named_as_file)
 
 
 def read_rows(source: Source, where: str, *, keep_instructions: bool = False) -> Iterator[Row | Fault]:

@@ -54,8 +54,17 @@ def model_card(run: Path, manifest: dict[str, Any]) -> str:
         config_text=config_text.strip(),
         step=step,
         triplets=step * config["training"]["batch_size"],
-        sources=[{"source": source["source"], "name": Path(source["path"]).name} for source in config["data"]["train"]],
+        sources=[{"source": source["source"], "name": _source_name(source)} for source in config["data"]["train"]],
         figures=[(key, base.get(key), value) for key, value in sorted(tuned.items())],
         run=read_json(run / "run.json"),
         version=__version__,
     )
+
+
+def _source_name(source: dict[str, Any]) -> str:
+    """A data set of the hub by its id and commit; of a file its name alone: where it lay is nobody's business."""
+    on_hub = source["source"] == "hub" or source.get("revision") is not None
+    if not on_hub or Path(source["path"]).exists():
+        return Path(source["path"]).name
+    revision = source.get("revision")
+    return f"{source['path']} at {revision}" if revision else str(source["path"])
