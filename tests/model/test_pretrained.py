@@ -68,6 +68,19 @@ def test_pooling_is_the_models_unless_given(make_model, tmp_path, saved):
     np.testing.assert_allclose(opened_elsewhere(tmp_path / "saved"), changed.encode(TEXTS), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_tokens_are_those_of_the_tokenizers_own_call(make_model, quickstart_texts, family, side):
+    """Tokens are made past it, for speed: a special token, a cut or a normalisation less, and the student reads something else
+    than sentence-transformers feeds it."""
+    model = student(make_model(family), max_length=9)
+    model.tokenizer.truncation_side = side
+    texts = [*TEXTS, *quickstart_texts[:200], "[SEP] [MASK] x", "ÀÉ\u200b 日本語 \t tabs", "word " * 100, "😀"]
+    model.tokenizer(texts[:2], padding=True)  # leaves its padding behind
+    expected = model.tokenizer(texts, truncation=True, max_length=9)["input_ids"]
+    assert [tokens.tolist() for tokens in model.tokens(texts)] == expected
+
+
 def test_max_length(make_model, tmp_path):
     """Cut where the config says, special tokens included, and saved so."""
     folder = make_model()
