@@ -49,17 +49,16 @@ def init(
 @app.command()
 def prepare(config: ConfigPath, set_: Set = None) -> None:
     """Build the corpus, the student's tokens and the guide's store. Every other command does what it needs of this by itself."""
-    from accelerate import PartialState
-
     from gist_train.model.pretrained import load_student
     from gist_train.prepare import batch_plan, check_folders, prepare_corpus, prepare_guide, prepare_tokens
+    from gist_train.training.distributed import this_device
 
     loaded = load_config(config, set_ or [])
     check_folders(loaded)
-    device = PartialState().device
+    student, device = load_student(loaded.model), this_device()
     corpus = prepare_corpus(loaded, device, err)
     plan = batch_plan(loaded, corpus)
-    prepare_tokens(corpus, load_student(loaded.model), err)
+    prepare_tokens(corpus, student, err)
     prepare_guide(loaded, corpus, device, err)
     told = f"{corpus.row_count:,} rows over {len(corpus.tasks):,} tasks, {corpus.text_count:,} unique texts"
     err.print(f"{told}, {plan.steps_per_epoch:,} steps per epoch: {corpus.folder}")

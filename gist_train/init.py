@@ -81,6 +81,7 @@ def starter_yaml(files: Sequence[Path], *, model: str, guide: str | None, to: Pa
         task_of=_task_of,
         says_nothing=_says_nothing,
         held_out=_held_out,
+        on_bad_row="skip" if any(one.unusable for one in uses.train) else "fail",
         # A power of 2 of which the rows give one whole batch.
         batch_size=min(BATCH_SIZE, 1 << int(math.log2(max(1, sum(one.usable for one in uses.train))))),
     )

@@ -18,7 +18,7 @@ from gist_train.model.guide import HASH_BYTES, GuideStore, store_folder
 from gist_train.model.pretrained import Pretrained, load_guide, load_student
 from gist_train.prepare import batch_plan, cache_folder, check_folders, prepare_corpus, prepare_tokens
 from gist_train.results.evaluation import load_tasks
-from gist_train.training.distributed import make_accelerator, uses_bf16
+from gist_train.training.distributed import make_accelerator, this_device, uses_bf16
 from gist_train.training.estimates import (
     EpochTokens,
     checkpoint_bytes,
@@ -53,7 +53,7 @@ def plan(config: Config, console: Console, *, measure: bool) -> Found:
     """
     check_folders(config)
     tasks = load_tasks(config.evaluation.tasks)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = this_device()
     student = load_student(config.model)
     corpus = prepare_corpus(config, device, console)
     batches = batch_plan(config, corpus)
@@ -106,7 +106,7 @@ def _rows(config: Config, corpus: Corpus, batches: BatchPlan) -> Found:
 
 def _schedule(config: Config, schedule: Schedule, batches: BatchPlan, stop: int) -> Found:
     around = config.selection.around
-    step = min(stop if around is None else around, schedule.total_steps)
+    step = stop if around is None else around
     return {
         "steps_per_epoch": batches.steps_per_epoch,
         "total_steps": schedule.total_steps,
@@ -117,6 +117,8 @@ def _schedule(config: Config, schedule: Schedule, batches: BatchPlan, stop: int)
         "selected": {
             "step": step,
             "chosen": around is not None,
+            "reached": step <= stop,
+            "has_checkpoint": step == stop or step % config.checkpoint.every == 0,
             "epoch": step / batches.steps_per_epoch,
             "learning_rate": schedule.learning_rate(step),
             "triplets_seen": step * config.training.batch_size,
@@ -226,16 +228,16 @@ def _measured(
     """Seconds of a step, of the guide's pass and of the whole run on this machine, of one process."""
     accelerator, _ = make_accelerator(config.training.precision, None)
     lookup: GuideLookup | str | None = "self" if config.guide == "self" else None
-    stand_in = False
+    stand_in, pass_seconds = False, 0.0
     if isinstance(config.guide, GuideConfig) and guide is not None:
-        store = GuideStore(store_folder(cache_folder(config), config.guide, "guide"))
-        # Without its store, the student's own similarities cost a step as much: those of the guide are looked up as well.
         stand_in = guide["texts_to_embed"] > 0
-        lookup = "self" if stand_in else GuideLookup(store, store.positions(corpus.hashes))
-    pass_seconds = 0.0
-    if isinstance(config.guide, GuideConfig) and guide is not None and stand_in:
-        rate = _guide_rate(config.guide, corpus, accelerator.device)
-        pass_seconds = guide["tokens_to_embed"] / rate
+        if stand_in:
+            # Without a whole store: the student's own similarities, which cost a step as much as the guide's.
+            lookup = "self"
+            pass_seconds = guide["tokens_to_embed"] / _guide_rate(config.guide, corpus, accelerator.device)
+        else:
+            store = GuideStore(store_folder(cache_folder(config), config.guide, "guide"))
+            lookup = GuideLookup(store, store.positions(corpus.hashes))
     job = open_training(config, accelerator, student, corpus, batches, tokens, lookup)
     records = list(steps(job.training, 0, min(1 + MEASURED_STEPS, job.training.schedule.total_steps)))
     timed = records[1:] or records  # the first one also sets up what the others find

@@ -5,7 +5,8 @@ the work done. So no process waits in a collective operation, however long the g
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -58,49 +59,89 @@ def prepare_corpus(config: Config, device: torch.device, console: Console) -> Co
     Raises:
         UserError: the sources can't be read, a row is bad, or the model for mining can't be loaded.
     """
-    folders = {index: store_folder(cache_folder(config), model, where) for index, model, where in _mining_models(config)}
-    hashes = ContentHashes(cache_folder(config) / "content-hashes.json")
-    fingerprint = corpus_fingerprint(config.data, hashes, {index: folder.name for index, folder in folders.items()})
+    stores = _mining_stores(config)
+    fingerprint = _fingerprint(config, stores)
     corpora = cache_folder(config) / "corpora"
     folder = corpora / fingerprint
+
+    def embeddings(index: int, texts: Sequence[str]) -> NDArray[np.float32]:
+        store = GuideStore(stores[index].folder)
+        positions = store.positions(text_hashes(texts))
+        if (positions < 0).any():
+            raise _changed(config)
+        return store.read(positions)
+
+    def settled() -> None:
+        if _fingerprint(config, stores) != fingerprint:
+            raise _changed(config)
+
     if not folder.exists():
-        with locked(corpora):
+        _embed_labelled(config.data, stores, device, console)
+        with locked(corpora, f".{fingerprint}.lock"):
             if not folder.exists():
-                for index, model, where in _mining_models(config):
-                    _embed_labelled(config.data, index, model, where, folders[index], device, console)
-
-                def embeddings(index: int, texts: Sequence[str]) -> NDArray[np.float32]:
-                    store = GuideStore(folders[index])
-                    return store.read(store.positions(text_hashes(texts)))
-
-                _follow(build_corpus(folder, config.data, fingerprint, embeddings), "reading rows", None, console)
+                counts = build_corpus(folder, config.data, fingerprint, embeddings, settled)
+                _follow(counts, "reading rows", None, console)
     corpus = Corpus(folder)
     if skipped := corpus.meta["skipped_rows"]:
         console.print(f"{skipped:,} rows were skipped: {folder / 'skipped.jsonl'} says which and why")
     return corpus
 
 
-def _mining_models(config: Config) -> Iterator[tuple[int, GuideConfig, str]]:
-    """Of each source of labelled texts: its index, the model that triplets are mined with, and where the YAML names it."""
+@dataclass(frozen=True, slots=True)
+class _MiningStore:
+    """What triplets of a source of labelled texts are mined with."""
+
+    model: GuideConfig
+    where: str
+    """The model's key in the YAML."""
+    folder: Path
+    """Of its store."""
+
+
+def _mining_stores(config: Config) -> dict[int, _MiningStore]:
+    """By source of labelled texts."""
+    folders: dict[GuideConfig, Path] = {}  # a model's identity is a hash over all of its weights: asked once
+    stores: dict[int, _MiningStore] = {}
     for index, source in enumerate(config.data.train):
         if isinstance(source, ClassificationSource):
             named = source.mining.model
             model = config.guide if named is None else named
             assert isinstance(model, GuideConfig)  # the schema refuses a source without a model
-            yield index, model, "guide" if named is None else f"data.train[{index}].mining.model"
+            where = "guide" if named is None else f"data.train[{index}].mining.model"
+            if model not in folders:
+                folders[model] = store_folder(cache_folder(config), model, where)
+            stores[index] = _MiningStore(model, where, folders[model])
+    return stores
 
 
-def _embed_labelled(
-    data: DataConfig, index: int, model: GuideConfig, where: str, folder: Path, device: torch.device, console: Console
-) -> None:
-    """Has the texts of a source of labelled texts in the store at `folder`; refuses bad rows before the model is put to work."""
-    source = data.train[index]
-    assert isinstance(source, ClassificationSource)
-    rows, faults = labelled_texts(source, f"data.train[{index}]")
-    refuse_bad(data, faults[:SHOWN_FAULTS], len(rows) + len(faults), len(faults), len(rows))
-    texts = list(dict.fromkeys(row.text for row in rows))
-    lengths = np.array([len(text.encode()) for text in texts])
-    _embedded(folder, model, where, text_hashes(texts), lengths, texts.__getitem__, device, console)
+def _fingerprint(config: Config, stores: Mapping[int, _MiningStore]) -> str:
+    hashes = ContentHashes(cache_folder(config) / "content-hashes.json")
+    return corpus_fingerprint(config.data, hashes, {index: store.folder.name for index, store in stores.items()})
+
+
+def _changed(config: Config) -> UserError:
+    found = f"content that changed while it was read: {', '.join(source.path for source in config.data.train)}"
+    return UserError(Fault("data.train", found, "files that stay as they are", "wait until they are written, and start again"))
+
+
+def _embed_labelled(data: DataConfig, stores: Mapping[int, _MiningStore], device: torch.device, console: Console) -> None:
+    """Has all labelled texts in their stores; refuses bad rows of all sources before a model is put to work."""
+    texts: dict[Path, dict[str, None]] = {}  # by store, each text once
+    faults: list[Fault] = []
+    rows = 0
+    for index, store in stores.items():
+        source = data.train[index]
+        assert isinstance(source, ClassificationSource)
+        good, bad = labelled_texts(source, f"data.train[{index}]")
+        texts.setdefault(store.folder, {}).update(dict.fromkeys(row.text for row in good))
+        faults += bad
+        rows += len(good)
+    if stores:
+        refuse_bad(data, faults[:SHOWN_FAULTS], rows + len(faults), len(faults), rows)
+    for store in {store.folder: store for store in stores.values()}.values():
+        of_store = list(texts[store.folder])
+        lengths = np.array([len(text.encode()) for text in of_store])
+        _embedded(store.folder, store.model, store.where, text_hashes(of_store), lengths, of_store.__getitem__, device, console)
 
 
 def prepare_tokens(corpus: Corpus, student: Pretrained, console: Console) -> TokenTable:
@@ -209,12 +250,14 @@ def _follow(counts: Iterator[int], what: str, total: int | None, console: Consol
     if not console.is_terminal:
         console.print(what if total is None else f"{what}: {total:,} to do")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
-        done = 0
-        for done in counts:
-            bar.update(task, completed=done)
-        bar.update(task, total=done, completed=done)
-    if not console.is_terminal:
-        console.print(f"{what}: {done:,} done", highlight=False)
-    console.quiet = quiet
+    try:
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task(what, total=total)
+            done = 0
+            for done in counts:
+                bar.update(task, completed=done)
+            bar.update(task, total=done, completed=done)
+        if not console.is_terminal:
+            console.print(f"{what}: {done:,} done", highlight=False)
+    finally:
+        console.quiet = quiet

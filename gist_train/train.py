@@ -91,7 +91,7 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Path, resume: st
         checkpoints.sweep(run)
         if aside := checkpoints.set_aside_later(run, progress.step):
             console.print(f"going back to step {progress.step:,}: the checkpoints after it are now in {aside}", soft_wrap=True)
-        _describe(run, config, accelerator, job.facts)
+        _describe(run, config, accelerator, job)
     signal_number = _drive(config, job, run, progress, tasks, signals, console)
     if signal_number:
         console.print("stopped with a checkpoint written; the same command goes on from there")
@@ -216,7 +216,7 @@ def _refuse_missing_tracker(config: Config) -> None:
         raise UserError(Fault("tracking.wandb", "no package wandb", "the package, which is an extra", mend))
 
 
-def _describe(run: Path, config: Config, accelerator: Accelerator, facts: dict[str, Any]) -> None:
+def _describe(run: Path, config: Config, accelerator: Accelerator, job: Job) -> None:
     """Writes config.yaml and run.json."""
     run.mkdir(parents=True, exist_ok=True)
     write_text(run / "config.yaml", resolved_yaml(config))
@@ -230,8 +230,9 @@ def _describe(run: Path, config: Config, accelerator: Accelerator, facts: dict[s
         "threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
         "precision": precision_of(accelerator),
-        "corpus": facts["corpus"],
-        "guide": facts["guide"],
+        "corpus": job.facts["corpus"],
+        "data": job.training.corpus.meta["origins"],
+        "guide": job.facts["guide"],
         "started": time.time(),
         "command": sys.argv,
     }

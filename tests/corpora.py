@@ -29,7 +29,7 @@ def data_of(*paths: Path, prompts: Prompts | None = None, **settings: Any) -> Da
 
 
 def built(folder: Path, data: DataConfig) -> Corpus:
-    for _ in build_corpus(folder, data, "f" * 32, no_embeddings):
+    for _ in build_corpus(folder, data, "f" * 32, no_embeddings, settled):
         pass
     return Corpus(folder)
 
@@ -72,3 +72,7 @@ def expected_rows(rows: list[dict[str, Any]], prompts: tuple[str, str, str] = ("
         }
         for row in rows
     ]
+
+
+def settled() -> None:
+    """For sources that stay as they are."""

@@ -400,8 +400,22 @@ def test_bad_rows_and_files_that_go_on_are_told(tmp_path):
     """The YAML would say "all rows", and plan refuse some of them."""
     path = write(tmp_path / "f.jsonl", PAIRS)
     path.write_text("{not JSON\n" + path.read_text())
-    assert "all 41 rows looked at, 1 of them not to be read.\n" in starter(path)
+    assert "all 41 rows looked at, 1 of them not to be used.\n" in starter(path)
     assert "the first 200 rows looked at.\n" in starter(write(path, PAIRS * 6))
+
+
+@pytest.mark.parametrize("row", [{"question": "q", "answer": ""}, {"question": "q"}])
+def test_a_file_with_a_bad_row_is_planned(tmp_path, monkeypatch, make_model, row):
+    """A real file has a blank somewhere: `on_bad_row: fail` would have plan refuse what init just wrote."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": f"question {i}", "answer": f"the answer to {i}"} for i in range(40)]
+    write(Path("faq.jsonl"), [*rows[:8], row, *rows[8:]])
+    assert gist("init", "faq.jsonl", "--model", make_model(), "--guide", "self").code == 0
+    assert "all 41 rows looked at, 1 of them not to be used" in Path("my-model.yaml").read_text()
+    ended = gist("plan", "my-model.yaml", "--json")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    assert (found["rows"], found["dropped"]["bad"]) == (41, 1)
 
 
 @pytest.mark.parametrize("to", ["my-model.yaml", 'its folder/my "own" $data\'s.yaml'])

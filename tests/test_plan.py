@@ -75,6 +75,12 @@ def test_the_page_says_what_must_be_seen(write_config):
     ended = gist("plan", path, "--set", "training.stop_at_step=30")
     assert "inside warm-up: the peak is reached after it" in " ".join(ended.out.split())
     assert "inside warm-up" not in gist("plan", path, "--set", "selection.around=20").out
+    unreached = gist("plan", path, "--set", "selection.around=20", "--set", "training.stop_at_step=8").out
+    assert "selected step 20" in " ".join(unreached.split())
+    assert "the run ends before it" in unreached
+    between = gist("plan", path, "--set", "selection.around=6", "--set", "training.stop_at_step=8").out
+    assert "no checkpoint is written at it" in between
+    assert "no checkpoint" not in gist("plan", path, "--set", "selection.around=8", "--set", "training.stop_at_step=12").out
     assert "at the end step 3: epoch 0.250" in " ".join(gist("plan", path, "--set", "selection.around=null").out.split())
 
 
@@ -156,6 +162,29 @@ def test_measure_takes_steps_and_leaves_no_trace(write_config, tmp_path, guide):
     assert not (tmp_path / "runs" / "run").exists()
     assert not (tmp_path / "runs" / ".cache" / "guides").exists()
     assert "in all" in gist("plan", write_config(**sections), "--measure").out
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "mpnet"])
+def test_every_family_is_planned(write_config, make_model, family):
+    """What trains must be planned; a family that runs padded needs the memory of its padding."""
+    found = planned(write_config(model={"name": str(make_model(family))}, guide=None))
+    assert found["memory"]["activations"] > 0
+
+
+def test_a_distilbert_is_planned(write_config, make_model, tmp_path):
+    """Its config calls the width of its layers otherwise."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
+
+    tokenizer = AutoTokenizer.from_pretrained(str(make_model()))
+    config = DistilBertConfig(vocab_size=len(tokenizer), dim=32, n_layers=1, n_heads=4, hidden_dim=64, max_position_embeddings=80)
+    DistilBertModel(config).save_pretrained(tmp_path / "plain")
+    tokenizer.save_pretrained(tmp_path / "plain")
+    modules = [Transformer(str(tmp_path / "plain"), max_seq_length=64), Pooling(32, "mean")]
+    SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(tmp_path / "distilbert"), create_model_card=False)
+    found = planned(write_config(model={"name": str(tmp_path / "distilbert")}, guide=None))
+    assert found["memory"]["activations"] > 0
 
 
 def test_a_missing_evaluation_file_is_told(write_config):

@@ -76,6 +76,40 @@ def test_mining_has_a_model_and_a_store_of_its_own(write_config, intents, make_m
     assert prepare.prepare_corpus(other, CPU, QUIET).folder != corpus.folder
 
 
+def test_two_sources_share_one_pass_of_the_guide(write_config, intents, write_rows, quickstart_texts, monkeypatch):
+    """Eleven sets must not load a large guide eleven times, nor embed a text of two of them twice."""
+    other = write_rows("other.jsonl", [{"text": text, "label": i % 5} for i, text in enumerate(quickstart_texts[50:120])])
+    data = {"train": [{"source": "classification", "path": str(path)} for path in (intents, other)]}
+    loads, hashed = [], []
+    real, identity = prepare.load_guide, prepare.store_folder
+    monkeypatch.setattr(prepare, "load_guide", lambda *given: (loads.append(given), real(*given))[1])
+    monkeypatch.setattr(prepare, "store_folder", lambda *given: (hashed.append(given), identity(*given))[1])
+    config = load_config(write_config(data=data))
+    corpus = prepare.prepare_corpus(config, CPU, QUIET)
+    assert (len(loads), len(hashed)) == (1, 1)
+    (folder,) = (prepare.cache_folder(config) / "guides").iterdir()
+    assert len(GuideStore(folder)) == len(set(quickstart_texts[:120]))
+    assert set(corpus.source.tolist()) == {0, 1}
+
+
+def test_a_file_that_grows_while_it_is_read_is_told(write_config, tmp_path, monkeypatch):
+    """Half of the old file and half of the new are no data set."""
+    path = write_config()
+    real = prepare.build_corpus
+
+    def growing(*given):
+        with (tmp_path / "rows.jsonl").open("a") as file:
+            file.write(json.dumps({"anchor": "late", "positive": "row"}) + "\n")
+        return real(*given)
+
+    monkeypatch.setattr(prepare, "build_corpus", growing)
+    ended = gist("prepare", path)
+    assert ended.code == 2
+    assert "changed while it was read" in ended.err
+    monkeypatch.undo()
+    assert gist("prepare", path).code == 0
+
+
 def test_a_bad_label_is_told_before_the_model_is_loaded(write_config, write_rows, monkeypatch):
     """Minutes of a large guide must not come before the message that row 2 has no label."""
     path = write_rows("bad.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": None}, {"text": "c", "label": "y"}])

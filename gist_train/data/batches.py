@@ -155,7 +155,9 @@ class BatchPlan:
 
 def _share(rows: int, weight: float) -> tuple[int, int, int]:
     """(rows of a source, times that all of them stand in an epoch, further rows that stand there once more)."""
-    return rows, int(weight), round((weight - int(weight)) * rows)
+    part = weight - int(weight)
+    # At least one row, or a small source of little weight would never have its turn.
+    return rows, int(weight), max(1, round(part * rows)) if rows and part else 0
 
 
 def _reference_windows(task: NDArray[np.int32], size: int, seed: int) -> Ints:

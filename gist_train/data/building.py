@@ -3,6 +3,7 @@
 Legend: R rows, N unique texts, S sources.
 """
 
+import hashlib
 import json
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +21,12 @@ from gist_train.config.sources import AnySource, ClassificationSource
 from gist_train.data.corpus import FORMAT, Int64, text_hash, view_key
 from gist_train.data.files import whole_folder, write_json
 from gist_train.data.mining import mine_triplets
-from gist_train.data.sources import Labelled, Row, prompts_of, read_labelled, read_rows
+from gist_train.data.sources import Labelled, Row, origin_of, prompts_of, read_labelled, read_rows
 
 SHOWN_FAULTS = 10
 """Bad rows that an error message names; the others are counted."""
 DRAW_SEED = 42
-"""Of the draws of max_rows. A constant, no setting: trainings of all seeds share one corpus."""
+"""Of the draws of max_rows, with the source's place in the list. No setting, so that trainings of all seeds share a corpus."""
 COPIED_BYTES = 1 << 24
 
 Embeddings = Callable[[int, Sequence[str]], NDArray[np.float32]]
@@ -48,7 +49,9 @@ class SourceCounts:
     """Rows left out by max_rows and max_rows_per_task."""
 
 
-def build_corpus(folder: Path, data: DataConfig, fingerprint: str, embeddings: Embeddings) -> Iterator[int]:
+def build_corpus(
+    folder: Path, data: DataConfig, fingerprint: str, embeddings: Embeddings, settled: Callable[[], None]
+) -> Iterator[int]:
     """Reads all sources into a new corpus at `folder`; yields the number of rows read so far, now and then.
 
     Memory grows with the ids (some 150 bytes a unique text), not with the texts; but the texts of one source of labelled texts,
@@ -56,6 +59,7 @@ def build_corpus(folder: Path, data: DataConfig, fingerprint: str, embeddings: E
 
     Args:
         embeddings: asked once for each source of labelled texts.
+        settled: called when all is read: it raises where a source is not what `fingerprint` was made of any more.
 
     Raises:
         UserError: a file can't be read, no row is left, or a row is bad and data.on_bad_row is "fail"; nothing is left behind.
@@ -85,12 +89,14 @@ def build_corpus(folder: Path, data: DataConfig, fingerprint: str, embeddings: E
                         yield read
                 count.read += builder.rows_of_source + count.bad
                 count.not_drawn = builder.end_source(source)
+        settled()
         read, bad = sum(count.read for count in counts), sum(count.bad for count in counts)
         refuse_bad(data, faults, read, bad, len(builder.anchor))
         if not bad:
             (beside / "skipped.jsonl").unlink()
-        told = {"format": FORMAT, "fingerprint": fingerprint, "skipped_rows": bad, "sources": [asdict(count) for count in counts]}
-        builder.save(beside, {**told, "data": data.model_dump(mode="json")})
+        told = {"format": FORMAT, "fingerprint": fingerprint, "skipped_rows": bad, "data": data.model_dump(mode="json")}
+        origins = [origin_of(source, f"data.train[{index}]") for index, source in enumerate(data.train)]
+        builder.save(beside, {**told, "sources": [asdict(count) for count in counts], "origins": origins})
         yield read
 
 
@@ -234,6 +240,7 @@ class _Builder:
 
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
         """Writes the arrays of the rows that were drawn, and leaves the texts of the others out of texts.utf8."""
+        self._ids.clear()  # the largest thing in memory, and done with
         rows = np.concatenate([kept + start for kept, start in zip(self._kept, [0, *self._ends], strict=False)])
         positive_offsets, negative_offsets = (np.asarray(x, np.int64) for x in (self._positive_offsets, self._negative_offsets))
         arrays: dict[str, NDArray[Any]] = {
@@ -268,7 +275,25 @@ class _Builder:
             np.save(folder / f"{name}.npy", values)
         sizes = {name: values.size for name, values in arrays.items()}
         lengths = {"rows": len(rows), "texts": len(arrays["text_hashes"]), "views": len(arrays["views"])}
-        write_json(folder / "meta.json", {**meta, **lengths, "tasks": tasks, "prompts": list(self._prompts), "sizes": sizes})
+        write_json(
+            folder / "meta.json",
+            {
+                **meta,
+                "content": _content_hash(arrays, [tasks, list(self._prompts)]),
+                **lengths,
+                "tasks": tasks,
+                "prompts": list(self._prompts),
+                "sizes": sizes,
+            },
+        )
+
+
+def _content_hash(arrays: dict[str, NDArray[Any]], names: list[list[str]]) -> str:
+    """32 hex digits over rows and texts as they are; the texts count by their hashes."""
+    content = hashlib.blake2b(json.dumps(names).encode(), digest_size=16)
+    for values in arrays.values():
+        content.update(values.tobytes())
+    return content.hexdigest()
 
 
 def _offsets(counts: Int64) -> Int64:

@@ -91,6 +91,9 @@ class Corpus:
         self.folder = folder
         self.meta: dict[str, Any] = read_json(folder / "meta.json")
         self.fingerprint: str = self.meta["fingerprint"]
+        """Of the sources: what the corpus is looked up by."""
+        self.content: str = self.meta["content"]
+        """Of the rows and texts themselves: mining on another machine may round a draw to another row."""
         self.tasks: list[str] = self.meta["tasks"]
         self.prompts: list[str] = self.meta["prompts"]
         self.row_count: int = self.meta["rows"]

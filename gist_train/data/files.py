@@ -102,9 +102,9 @@ def held(path: Path) -> Iterator[bool]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds `folder`'s lock, waiting for whoever has it. The system lets go of it when a process dies, however it dies."""
+def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
+    """Holds a lock of `folder`, waiting for whoever has it. The system lets go of it when a process dies, however it dies."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as stream:
+    with (folder / name).open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

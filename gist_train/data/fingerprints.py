@@ -42,7 +42,7 @@ class ContentHashes:
 
     def of(self, path: Path) -> str:
         """`content_hash` of the file."""
-        stat, name = path.stat(), str(path.resolve())
+        stat, name = path.stat(), str(path.resolve()).encode("utf-8", "backslashreplace").decode()
         state: list[object] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
         if name in self._known and self._known[name][:-1] == state:
             return str(self._known[name][-1])
@@ -87,5 +87,7 @@ def _content(source: Source, where: str, hashes: ContentHashes) -> list[object]:
     folder = Path(os.path.expanduser(source.path))
     if not folder.is_dir():
         return [source.path, commit_of(source.path, source.revision, where)]
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [folder.name, *[(str(path.relative_to(folder)), hashes.of(path)) for path in files]]
+    # What git, the hub's client and others keep beside the data shapes no row.
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    return [folder.name, *[(str(name), hashes.of(folder / name)) for name in names]]

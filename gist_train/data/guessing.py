@@ -89,6 +89,12 @@ class Found:
     """Whether a text got its role without a name that says so."""
 
     @property
+    def unusable(self) -> int:
+        """Rows looked at that can't be read, or lack a text or label."""
+        needed = [self.roles[role] for role in ("anchor", "positive", "text", "label") if role in self.roles]
+        return self.look.bad + sum(not all(column in row for column in needed) for row in self.look.rows)
+
+    @property
     def negatives(self) -> list[int]:
         """Fewest and most negatives of a row, one number where they are the same."""
         given = [row.get(self.roles.get("negative", ""), []) for row in self.look.rows]

@@ -1,5 +1,6 @@
 """Data sets of the Hugging Face hub, or local folders of the same shape, read through `datasets`."""
 
+import errno
 import itertools
 import os
 import re
@@ -29,7 +30,8 @@ def hub_cells(table: Table, source: HubSource | ClassificationSource, where: str
     import datasets  # slow to import, so only where it is needed
 
     path = os.path.expanduser(source.path)
-    streaming = isinstance(source, HubSource) and source.streaming
+    # A local folder is read where it lies: the copy that `datasets` would make knows files by their times, not by their content.
+    streaming = os.path.isdir(path) or (isinstance(source, HubSource) and source.streaming)
     revision = cache_dir = None
     if not os.path.isdir(path):
         revision = commit_of(source.path, source.revision, where)
@@ -52,6 +54,8 @@ def hub_cells(table: Table, source: HubSource | ClassificationSource, where: str
     except UserError:
         raise
     except Exception as error:  # of `datasets`, of pyarrow, or of the HTTP library of the day, which share no class
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+            raise  # no fault of the data set
         raise _unread(source.path, where, error) from error
     finally:
         if bars:
@@ -84,6 +88,7 @@ def _unread(path: str, where: str, error: Exception) -> UserError:
             f"{where}.path",
             f"{shown(path)}, which can't be read: {shown(reason, 300)}",
             "a data set of the Hugging Face hub with this revision, subset and split, or a local folder of data files",
-            "check the spelling, the network and, for a private or gated data set, your login",
+            "check the spelling, the network and, for a private or gated data set, your login; "
+            "with a commit of 40 digits in revision, a copy in the cache needs no network",
         )
     )

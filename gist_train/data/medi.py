@@ -33,18 +33,21 @@ def medi_pairs(file: TableFile) -> Iterator[Pairs | BadRow]:
                 file.row += 1
                 try:
                     keys = ["query", "pos"] if record.get("neg") in (None, []) else ["query", "pos", "neg"]
-                    yield [_pair(record, key) for key in keys], record.get("task_name")
+                    yield [pair(_value(record, key), key) for key in keys], record.get("task_name")
                 except BadRow as bad:
                     yield bad
         except ijson.JSONError as error:
             raise file.broken(f"broken JSON: {shown(str(error))}", MEDI_FILE, "fetch or write it again, in UTF-8") from error
 
 
-def _pair(record: dict[str, Any], key: str) -> tuple[str, str]:
-    """Instruction as written and text of `[instruction, text]`, `[instruction, text, 0]` or a text alone."""
+def _value(record: dict[str, Any], key: str) -> object:
     if key not in record:
         raise BadRow(f'"{key}" is missing', f"the keys {shown(list(record))}", MEDI_TEXT)
-    value = record[key]
+    return record[key]
+
+
+def pair(value: object, key: str) -> tuple[str, str]:
+    """Instruction as written and text of `[instruction, text]`, `[instruction, text, 0]` or a text alone; BadRow for all else."""
     if isinstance(value, str):
         return "", text(value, key, MEDI_TEXT)
     if not isinstance(value, list) or len(value) not in (2, 3) or (len(value) == 3 and isinstance(value[2], str)):

@@ -45,7 +45,7 @@ def mine_triplets(
     negatives: Literal["uniform", "least_similar"] = "uniform",
     negative_pool: int = 100,
 ) -> Mined:
-    """Every row is an anchor once; same seed, same triplets.
+    """Every row is an anchor once; the same rows, embeddings and seed give the same triplets.
 
     Args:
         embeddings: (N, G), of any length: cosines are taken.
@@ -71,7 +71,7 @@ def mine_triplets(
         raise ValueError("one class: a negative is a row of another class")
     rng = np.random.default_rng(seed)
     order = rng.permutation(count)
-    # One number a row, drawn before anything else: neither blocks nor other rows decide what a row gets.
+    # Two numbers a row, drawn in the rows' order: how rows are cut into blocks does not decide what a row gets.
     for_positive, for_negative = torch.from_numpy(rng.random((2, count)))
     unit = normalize(torch.from_numpy(embeddings).float(), dim=1)
 

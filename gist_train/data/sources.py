@@ -8,6 +8,7 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard, TypeVar
@@ -24,8 +25,8 @@ from gist_train.config.sources import (
     Source,
     TableSource,
 )
-from gist_train.data.hub import hub_cells, hub_table
-from gist_train.data.medi import Pairs, medi_pairs
+from gist_train.data.hub import commit_of, hub_cells, hub_table
+from gist_train.data.medi import Pairs, medi_pairs, pair
 from gist_train.data.tables import (
     BadRow,
     Cells,
@@ -103,6 +104,9 @@ def files_of(source: Source, where: str) -> list[Path]:
         found = f"{shown(str(path))}, which matches no file in {Path.cwd()}"
         raise UserError(Fault(f"{where}.path", found, "a file that exists, or a glob that matches one", "correct the path"))
     for path in files:
+        if not encodable(str(path)):
+            told = shown(str(path).encode("utf-8", "backslashreplace").decode())
+            raise UserError(Fault(f"{where}.path", told, "a file whose name is UTF-8", "rename it"))
         if not os.access(path, os.R_OK):
             raise UserError(Fault(f"{where}.path", shown(str(path)), "a file that you may read", "make the file readable"))
     return files
@@ -115,6 +119,15 @@ def is_data_set(source: Source) -> TypeGuard[HubSource | ClassificationSource]:
     path = Path(os.path.expanduser(source.path))
     named_as_file = TableFile(path, "").suffix in (*LABELLED_SUFFIXES, ".json", ".txt")
     return path.is_dir() or not (path.exists() or glob.has_magic(source.path) or named_as_file)
+
+
+def origin_of(source: Source, where: str) -> dict[str, str | None]:
+    """`name` and `commit` of what a reader may be told: a data set of the hub, or a file or folder without the way to it."""
+    path = os.path.expanduser(source.path)
+    if is_data_set(source) and not os.path.isdir(path):
+        subset = f" ({source.subset})" if source.subset else ""
+        return {"name": source.path + subset, "commit": commit_of(source.path, source.revision, where)}
+    return {"name": Path(path).name, "commit": None}
 
 
 def read_rows(source: Source, where: str, *, keep_instructions: bool = False) -> Iterator[Row | Fault]:
@@ -183,7 +196,8 @@ def _reader(source: Source, file: TableFile) -> Reader:
 
 def _checked(table: Table, rows: Iterable[T | BadRow]) -> Iterator[T | Fault]:
     """`rows`, a bad one as a Fault; what a broken file raises, and a table without rows, as UserError."""
-    with read_errors(table):
+    # What `datasets` raises is told where it is called.
+    with read_errors(table) if isinstance(table, TableFile) else nullcontext():
         for row in rows:
             yield table.fault(row) if isinstance(row, BadRow) else row
     if table.row == 0:
@@ -209,11 +223,16 @@ def _row(
     columns, (anchor, positive, negative, named_task, *instructions) = cells
     names = [column or field.key for column, field in zip(columns, fields, strict=True)]
     try:
+        named = task or _task(named_task, names[3], table.name)
+        if isinstance(anchor, list):  # MEDI's [instruction, text], in a table
+            pairs = [pair(anchor, names[0]), pair(positive, names[1])]
+            pairs += [] if negative is None or negative == [] else [pair(negative, names[2])]
+            return _row_of_pairs(pairs, named, keep_instructions=len(fields) > len(ALIASES))
         return Row(
             text(anchor, names[0]),
             texts(positive, names[1]),
             () if negative is None or negative == [] else texts(negative, names[2]),
-            task or _task(named_task, names[3], table.name),
+            named,
             _instructions(instructions, names[4:]) if any(columns[4:]) else prompts,
         )
     except BadRow as bad:
@@ -252,10 +271,15 @@ def _labelled(fields: Sequence[Field], task: str, cells: Cells | BadRow) -> Labe
 def _medi_row(file: TableFile, found: Pairs | BadRow, keep_instructions: bool) -> Row | BadRow:
     if isinstance(found, BadRow):
         return found
-    ((anchor_prompt, anchor), (positive_prompt, positive), *negative), named_task = found
+    pairs, named_task = found
     try:
-        task = _task(named_task, "task_name", file.name)
+        return _row_of_pairs(pairs, _task(named_task, "task_name", file.name), keep_instructions=keep_instructions)
     except BadRow as bad:
         return bad
+
+
+def _row_of_pairs(pairs: Sequence[tuple[str, str]], task: str, *, keep_instructions: bool) -> Row:
+    """The row of (instruction, text) of anchor, positive and, where there is one, negative."""
+    (anchor_prompt, anchor), (positive_prompt, positive), *negative = pairs
     prompts = (anchor_prompt, positive_prompt, negative[0][0] if negative else "") if keep_instructions else NO_PROMPTS
     return Row(anchor, (positive,), tuple([text for _, text in negative]), task, prompts)

@@ -136,27 +136,32 @@ def guided_contrastive_loss(
     start, stop = rows or (0, batch)
     if not 0 <= start <= stop <= batch:
         raise ValueError(f"rows must be (start, stop) within the {batch} rows, not {rows}")
-    losses, masked, candidates = [], [], []
     with torch.autocast(anchor.device.type, enabled=False):
-        for first, last in _row_blocks(start, stop, block_size):
-            arguments = (anchors, positives, pool, first, last, options)
-            # Checkpointing keeps no similarity of a block between forward and backward: it is computed again there.
-            part = (
-                _block_of_rows(*arguments) if block_size is None else checkpoint(_block_of_rows, *arguments, use_reentrant=False)
-            )
-            losses.append(part[0])
-            masked.append(part[1])
-            candidates.append(part[2])
-        # With no rows here the (empty) sum still depends on all embeddings, so that every process has a backward pass.
-        row_losses = torch.cat(losses or [side.student[:0].sum(dim=1) for side in (anchors, positives, pool)])
-        return LossOutput(
-            loss=row_losses.sum() / batch,
-            row_losses=row_losses.detach(),
-            masked=torch.stack(masked).sum(dim=0) if masked else torch.zeros(4, dtype=torch.int64, device=anchor.device),
-            candidates=torch.stack(candidates).sum(dim=0)
-            if candidates
-            else torch.zeros(4, dtype=torch.int64, device=anchor.device),
-        )
+        return _loss_of_rows(anchors, positives, pool, start, stop, block_size, options)
+
+
+def _loss_of_rows(
+    anchors: _Side, positives: _Side, pool: _Side, start: int, stop: int, block_size: int | None, options: _Options
+) -> LossOutput:
+    """The loss of rows start to stop, `block_size` of them at a time."""
+    device = anchors.student.device
+    losses, masked, candidates = [], [], []
+    for first, last in _row_blocks(start, stop, block_size):
+        arguments = (anchors, positives, pool, first, last, options)
+        # Checkpointing keeps no similarity of a block between forward and backward: it is computed again there.
+        part = _block_of_rows(*arguments) if block_size is None else checkpoint(_block_of_rows, *arguments, use_reentrant=False)
+        losses.append(part[0])
+        masked.append(part[1])
+        candidates.append(part[2])
+    # With no rows here the (empty) sum still depends on all embeddings, so that every process has a backward pass.
+    row_losses = torch.cat(losses or [side.student[:0].sum(dim=1) for side in (anchors, positives, pool)])
+    nothing = torch.zeros(4, dtype=torch.int64, device=device)
+    return LossOutput(
+        loss=row_losses.sum() / len(anchors.student),
+        row_losses=row_losses.detach(),
+        masked=torch.stack(masked).sum(dim=0) if masked else nothing,
+        candidates=torch.stack(candidates).sum(dim=0) if candidates else nothing,
+    )
 
 
 def _check_options(temperature: float, margin_strategy: str, negatives: str, block_size: int | None) -> None:

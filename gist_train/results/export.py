@@ -40,7 +40,7 @@ def model_card(run: Path, manifest: dict[str, Any]) -> str:
     """The README.md of a model: what it was made of, by which config, and its figures against the base's, falls too."""
     config_text = (run / "config.yaml").read_text(encoding="utf-8")
     config = yaml.safe_load(config_text)
-    figures, step = read_figures(run), manifest["step"]
+    described, figures, step = read_json(run / "run.json"), read_figures(run), manifest["step"]
     base, tuned = figures.get(0, {}), figures.get(step, {})
     environment = Environment(
         loader=PackageLoader("gist_train", "results"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -54,17 +54,8 @@ def model_card(run: Path, manifest: dict[str, Any]) -> str:
         config_text=config_text.strip(),
         step=step,
         triplets=step * config["training"]["batch_size"],
-        sources=[{"source": source["source"], "name": _source_name(source)} for source in config["data"]["train"]],
+        sources=list(zip(config["data"]["train"], described["data"], strict=True)),
         figures=[(key, base.get(key), value) for key, value in sorted(tuned.items())],
-        run=read_json(run / "run.json"),
+        run=described,
         version=__version__,
     )
-
-
-def _source_name(source: dict[str, Any]) -> str:
-    """A data set of the hub by its id and commit; of a file its name alone: where it lay is nobody's business."""
-    on_hub = source["source"] == "hub" or source.get("revision") is not None
-    if not on_hub or Path(source["path"]).exists():
-        return Path(source["path"]).name
-    revision = source.get("revision")
-    return f"{source['path']} at {revision}" if revision else str(source["path"])

@@ -29,7 +29,7 @@ def make_accelerator(precision: str, timeout: float | None) -> tuple[Accelerator
     """
     waits = {} if timeout is None else {"timeout": timedelta(seconds=timeout)}
     # accelerate starts gloo only where it is told that this is for CPUs: else each of torchrun's processes would train alone.
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    cpu = _on_cpu()
     device = PartialState(cpu, **waits).device  # sets this process' GPU, before anything else asks for one
     mixed = "bf16" if uses_bf16(precision, device) else "no"
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", mixed)
@@ -46,6 +46,17 @@ def make_accelerator(precision: str, timeout: float | None) -> tuple[Accelerator
         mend = "run `accelerate config` anew, or launch with torchrun"
         raise UserError(Fault("accelerate's configuration", str(kind.value), "one process, or plain data parallelism", mend))
     return accelerator, note
+
+
+def _on_cpu() -> bool:
+    """Whether the user wants the CPU, or has nothing else."""
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+
+
+def this_device() -> torch.device:
+    """Where this process would train, without an Accelerator."""
+    device: torch.device = PartialState(_on_cpu()).device
+    return device
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:

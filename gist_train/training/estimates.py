@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from gist_train.config.schema import CheckpointConfig, SelectionConfig
@@ -30,6 +31,10 @@ class EpochTokens:
     """(S,) real tokens of each batch."""
     pairs_by_step: Ints
     """(S,) pairs of tokens that attend to each other: the sum of the squared lengths."""
+    texts_by_step: Ints
+    """(S,) texts of each batch."""
+    longest_by_step: Ints
+    """(S,) tokens of the longest text of each batch."""
     padded_to_longest: int
     """Each column (anchors, positives, negatives) of a batch padded to its longest text."""
     padded_to_max: int
@@ -68,6 +73,8 @@ def epoch_tokens(corpus: Corpus, tokens: TokenTable, plan: BatchPlan, epoch: int
         lengths,
         by_step(1),
         by_step(2),
+        2 * batches.shape[1] + np.diff(bounds),
+        np.maximum(longest_negative, np.max([column.max(axis=1) for column in by_column], axis=0)),
         padded + int((longest_negative * np.diff(bounds)).sum()),
         len(lengths) * max_length,
     )
@@ -106,10 +113,16 @@ def memory(encoder: Encoder, epoch: EpochTokens, candidates: int, *, half: bool,
     config, parameters = encoder.transformer.config, list(encoder.parameters())
     weights = sum(p.numel() for p in parameters)
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    size = 2 if half else 4
-    of_token = (8 * config.hidden_size + 2 * config.intermediate_size) * size + 2 * config.hidden_size * (size if dense else 1)
-    of_pair = 3 * config.num_attention_heads * size if dense else 0
-    of_layer = int((of_token * epoch.by_step + of_pair * epoch.pairs_by_step).max())
+    size, hidden = 2 if half else 4, config.hidden_size
+    # The widest layer, and not a field of the config, which each family of models calls otherwise.
+    intermediate = max(module.out_features for module in encoder.modules() if isinstance(module, torch.nn.Linear))
+    of_token = (8 * hidden + 2 * intermediate) * size + 2 * hidden * (size if dense else 1)
+    of_pair = 3 * config.num_attention_heads * size if dense or not encoder.packed else 0
+    tokens, pairs = epoch.by_step, epoch.pairs_by_step
+    if not encoder.packed:  # every text padded to the longest of the batch
+        tokens = epoch.texts_by_step * epoch.longest_by_step
+        pairs = tokens * epoch.longest_by_step
+    of_layer = int((of_token * tokens + of_pair * pairs).max())
     return Memory(
         weights=4 * weights + (2 * weights if half else 0),
         gradients=4 * trained,

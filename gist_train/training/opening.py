@@ -60,7 +60,7 @@ def open_training(
         grad_clip=config.training.grad_clip,
         seed=config.training.seed,
     )
-    facts = facts_of(config, student, corpus.fingerprint, guide, precision_of(accelerator), accelerator.num_processes)
+    facts = facts_of(config, student, corpus.content, guide, precision_of(accelerator), accelerator.num_processes)
     return Job(student, adamw, training, last_step(config, schedule), facts)
 
 

@@ -74,6 +74,10 @@ def _steps(found: Found) -> Rows:
         f"step {chosen['step']:,}: epoch {chosen['epoch']:.3f}, learning rate {chosen['learning_rate']:.4e}, "
         f"{chosen['triplets_seen']:,} triplets seen",
     )
+    if not chosen["reached"]:
+        yield "", Text("the run ends before it: raise training.stop_at_step, epochs or max_steps", style="bold yellow")
+    elif not chosen["has_checkpoint"]:
+        yield "", Text("no checkpoint is written at it: checkpoint.every does not divide it", style="bold yellow")
     if chosen["in_warmup"]:
         peak = "the peak is reached after it" if found["peak_reached"] else "the peak learning rate is never reached"
         yield "", Text(f"inside warm-up: {peak}", style="bold yellow")
@@ -135,7 +139,7 @@ def _time(found: Found) -> Rows:
     if measured["guide_stood_in_for"]:
         yield "guide's pass", f"{_duration(measured['guide_pass_seconds'])}, by some texts embedded here"
     yield "training", _duration(measured["training_seconds"])
-    yield "in all", _duration(measured["total_seconds"])
+    yield "in all", f"{_duration(measured['total_seconds'])}; checkpoints and evaluations come on top"
 
 
 def _size(count: float) -> str:

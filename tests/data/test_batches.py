@@ -447,6 +447,14 @@ def test_all_rows_of_a_light_source_have_their_turn():
     assert [counts[row] for row in range(100)] == [3] * 100
 
 
+@pytest.mark.parametrize(("rows", "weight"), [(5, 0.1), (1, 0.5), (3, 1.05)])
+def test_a_small_light_source_has_its_turn_too(rows, weight):
+    """Rounded, one tenth of five rows is none: they would never be trained on, and nothing would say so."""
+    plan = plan_of([0] * (40 + rows), "mixed", size=1, sources=[0] * 40 + [1] * rows, weights=[1.0, weight])
+    seen = Counter(row for epoch in range(rows) for row in joined(epoch_of(plan, epoch)))
+    assert all(seen[row] >= 1 for row in range(40, 40 + rows))
+
+
 @pytest.mark.parametrize("batching", SHUFFLED)
 def test_weights_of_one_change_nothing(batching):
     """Whoever writes the default out must get the run that leaves it out."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpora import PROMPTS, ROWS, built, data_of, expected_rows, no_embeddings, read_back
+from corpora import PROMPTS, ROWS, built, data_of, expected_rows, no_embeddings, read_back, settled
 
 from gist_train.config.errors import UserError
 from gist_train.config.models import GuideConfig
@@ -75,7 +75,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, write_rows):
     """A corpus of the first 4,096 rows, taken for whole, would be trained on without a word."""
     path = write_rows("a.jsonl", [{"anchor": f"a{i}", "positive": "p"} for i in range(5_000)])
     folder = tmp_path / "corpus"
-    counts = build_corpus(folder, data_of(path), "f", no_embeddings)
+    counts = build_corpus(folder, data_of(path), "f", no_embeddings, settled)
     assert next(counts) == 4096
     assert not folder.exists()
     counts.close()
@@ -87,7 +87,7 @@ def test_leftovers_of_a_killed_build_are_not_taken_for_whole(tmp_path, write_row
     """A process that is killed cleans nothing up: its folder must not have the corpus' name, nor spoil the next build."""
     path = write_rows("a.jsonl", [{"anchor": f"a{i}", "positive": "p"} for i in range(5_000)])
     folder = tmp_path / "corpus"
-    counts = build_corpus(folder, data_of(path), "f", no_embeddings)
+    counts = build_corpus(folder, data_of(path), "f", no_embeddings, settled)
     next(counts)
     left = {p.name: shutil.copytree(p, tmp_path / "copies" / p.name) for p in tmp_path.glob(".corpus*")}
     counts.close()
@@ -99,6 +99,28 @@ def test_leftovers_of_a_killed_build_are_not_taken_for_whole(tmp_path, write_row
     assert (corpus.row_count, corpus.text_count) == (5_000, 5_001)
     assert corpus.text(1) == "p"
     assert not list(tmp_path.glob(".corpus*"))
+
+
+def test_a_source_that_changes_while_it_is_read_leaves_nothing(tmp_path, write_rows):
+    """The fingerprint was made before: the new rows would stand under the old name for good."""
+
+    def changed() -> None:
+        raise UserError()
+
+    counts = build_corpus(tmp_path / "corpus", data_of(write_rows("a.jsonl", ROWS)), "f", no_embeddings, changed)
+    with pytest.raises(UserError):
+        list(counts)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl"]
+
+
+def test_content_tells_corpora_apart_that_their_sources_do_not(tmp_path, write_rows):
+    """Mining may round a draw to another row on another machine: a resume, or a second node, must be told."""
+    first, again = (built(tmp_path / name, data_of(write_rows("a.jsonl", ROWS))) for name in "ab")
+    assert first.content == again.content
+    rows = [{**ROWS[0], "negative": ["n", "n", "a"]}, *ROWS[1:]]
+    other = built(tmp_path / "c", data_of(write_rows("a.jsonl", rows)))
+    assert (other.fingerprint, other.text_count) == (first.fingerprint, first.text_count)  # the fingerprint is given
+    assert other.content != first.content
 
 
 # Draws.
@@ -177,7 +199,7 @@ def by_hash(_: int, texts: Sequence[str]) -> np.ndarray:
 def mined(folder: Path, path: Path, **settings: Any) -> Corpus:
     """The corpus of one source of labelled texts."""
     source = ClassificationSource(path=str(path), mining=MiningConfig(model=GuideConfig(name="m")), **settings)
-    for _ in build_corpus(folder, DataConfig(train=[source]), "f" * 32, by_hash):
+    for _ in build_corpus(folder, DataConfig(train=[source]), "f" * 32, by_hash, settled):
         pass
     return Corpus(folder)
 
@@ -208,7 +230,7 @@ def test_labels_of_two_sources_differ(tmp_path, write_rows):
     path = str(write_rows("numbers.jsonl", [{"text": f"t{i}", "label": i % 2} for i in range(8)]))
     train = [ClassificationSource(path=path, mining=MiningConfig(model=GuideConfig(name="m"))) for _ in range(2)]
     rows = JsonlSource(path=str(write_rows("rows.jsonl", ROWS)))
-    for _ in build_corpus(tmp_path / "c", DataConfig(train=[train[0], rows, train[1]]), "f" * 32, by_hash):
+    for _ in build_corpus(tmp_path / "c", DataConfig(train=[train[0], rows, train[1]]), "f" * 32, by_hash, settled):
         pass
     corpus = Corpus(tmp_path / "c")
     labels = [set(corpus.label[corpus.source == source].tolist()) for source in range(3)]

@@ -5,10 +5,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from corpora import PROMPTS, ROWS, data_of
 
 from gist_train.config.schema import DataConfig
-from gist_train.config.sources import ClassificationSource, Columns, CsvSource, JsonlSource, MiningConfig, Prompts
+from gist_train.config.sources import (
+    OUTSIDE_CORPUS,
+    ClassificationSource,
+    Columns,
+    CsvSource,
+    HubSource,
+    JsonlSource,
+    MediSource,
+    MiningConfig,
+    ParquetSource,
+    Prompts,
+)
 from gist_train.data import fingerprints
 from gist_train.data.fingerprints import ContentHashes, corpus_fingerprint
 
@@ -67,24 +79,54 @@ def test_fingerprint_knows_content_order_and_name(write_rows):
     assert len(set(prints)) == len(prints)
 
 
-def test_how_rows_are_used_is_no_part_of_the_corpus(write_rows):
-    """Another weight must not read, mine and tokenise everything again."""
-    path = str(write_rows("a.jsonl", ROWS))
-    plain = print_of(DataConfig(train=[JsonlSource(path=path)]))
-    assert print_of(DataConfig(train=[JsonlSource(path=path, weight=2.0, in_batch_negatives=False)])) == plain
-
-
-def test_mining_is_part_of_the_corpus(tmp_path, write_rows):
-    """Triplets mined otherwise, or with another model, are other rows; how they are masked is not."""
+def test_the_model_of_mining_is_part_of_the_corpus(tmp_path, write_rows):
+    """Triplets mined with another model are other rows; how they are masked is not."""
     path = str(write_rows("labels.jsonl", [{"text": "a", "label": 1}]))
 
-    def found(store: str = "s", **settings: Any) -> str:
+    def found(store: str, **settings: Any) -> str:
         data = DataConfig(train=[ClassificationSource(path=path, **settings)])
         return corpus_fingerprint(data, ContentHashes(tmp_path / "no" / "hashes.json"), {0: store})
 
-    others = [found("t"), *(found(mining=MiningConfig(**other)) for other in ({"seed": 1}, {"positives": 5}))]
-    assert len({found(), *others}) == 4
-    assert found(mask_same_label=True) == found()
+    assert found("s") != found("t")
+    assert found("s", mask_same_label=True) == found("s")
+
+
+CHANGED = {
+    "task": "other",
+    "max_rows": 7,
+    "max_rows_per_task": 7,
+    "columns": {"anchor": "q"},
+    "prompts": {"anchor": "q: "},
+    "subset": "en",
+    "split": "dev",
+    "mining": {"seed": 1},
+}
+MINING = {"seed": 1, "positives": 5, "temperature": 0.1, "negatives": "least_similar", "negative_pool": 5}
+
+
+@pytest.mark.parametrize("kind", [JsonlSource, CsvSource, ParquetSource, MediSource, HubSource, ClassificationSource])
+def test_every_key_of_a_source_counts_but_those_named_here(tmp_path, kind):
+    """A key that is added later and forgotten here would give a run the rows of another one, without a word."""
+    path = tmp_path / ("folder" if kind is HubSource else "data.jsonl")
+    (tmp_path / "folder").mkdir()
+    (path / "a.jsonl" if kind is HubSource else path).write_text("{}")
+
+    def found(**settings: Any) -> str:
+        data = DataConfig.model_validate(
+            {"train": [{"source": kind.model_fields["source"].default, "path": str(path), **settings}]}
+        )
+        return corpus_fingerprint(data, ContentHashes(tmp_path / "no" / "hashes.json"), {0: "s"})
+
+    keys = set(kind.model_fields) - {"source", "path", "revision", "streaming"} - OUTSIDE_CORPUS
+    assert keys <= CHANGED.keys()
+    changed = {**CHANGED, "columns": {"text": "t"}} if kind is ClassificationSource else CHANGED
+    prints = [found(), *(found(**{key: changed[key]}) for key in keys)]
+    assert len(set(prints)) == len(keys) + 1
+    for key, other in {"weight": 2.0, "in_batch_negatives": False}.items():
+        assert found(**{key: other}) == prints[0]
+    if kind is ClassificationSource:
+        assert MINING.keys() == MiningConfig.model_fields.keys() - {"model"}
+        assert len({found(mining={key: value}) for key, value in MINING.items()} | {prints[0]}) == 6
 
 
 def test_files_are_hashed_once_until_they_change(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Data sets through `datasets`: local folders in the published one's shape, and the hub's own interface on loopback."""
 
+import errno
 import io
 import json
 import os
@@ -138,11 +139,45 @@ def test_the_fingerprint_of_a_folder_is_its_content(tmp_path):
     assert found(folder) != first
 
 
+def test_a_shard_that_changed_is_read_anew_whatever_its_times_say(tmp_path):
+    """rsync and tar set times back: a copy that goes by them would put the old rows under the new fingerprint."""
+    folder = folder_of(tmp_path, PUBLISHED)
+    shard = folder / "data" / "train-00000-of-00001.parquet"
+    os.utime(shard, (1, 1))
+    assert len(list(read_rows(HubSource(path=str(folder)), "w"))) == 2
+    shard.write_bytes(parquet({**PUBLISHED, "neg": ["x", "y"]}))
+    os.utime(shard, (1, 1))
+    assert [row.negatives for row in read_rows(HubSource(path=str(folder)), "w")] == [("x",), ("y",)]
+
+
+def test_what_tools_keep_beside_the_data_is_no_part_of_it(tmp_path):
+    """A git fetch in the folder, or the hub's client noting its downloads, must not build the corpus anew."""
+    folder = folder_of(tmp_path, PUBLISHED)
+    data = DataConfig(train=[HubSource(path=str(folder))])
+    first = corpus_fingerprint(data, ContentHashes(tmp_path / "no" / "hashes.json"), {})
+    (folder / ".cache" / "huggingface").mkdir(parents=True)
+    (folder / ".cache" / "huggingface" / "x.metadata").write_text("1")
+    assert corpus_fingerprint(data, ContentHashes(tmp_path / "no" / "hashes.json"), {}) == first
+
+
+def test_a_full_disk_is_no_fault_of_the_data_set(tmp_path, monkeypatch):
+    """Sent to check their spelling, a user would not look at the disk."""
+    import datasets
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(datasets, "load_dataset", full)
+    with pytest.raises(OSError, match="No space left"):
+        list(read_rows(HubSource(path=str(folder_of(tmp_path, PUBLISHED))), "w"))
+
+
 def test_a_corpus_of_a_data_set(tmp_path):
     """From the folder to the rows that are trained on."""
     corpus = built(tmp_path / "corpus", DataConfig(train=[HubSource(path=str(folder_of(tmp_path, PUBLISHED)))]))
     assert [corpus.text(i) for i in corpus.anchor] == ["what is a cell", "who wrote Emma"]
     assert corpus.tasks == ["bio", "books"]
+    assert corpus.meta["origins"] == [{"name": "triplets", "commit": None}]  # not the way to it
 
 
 ASK = """

@@ -98,14 +98,16 @@ def test_a_uniform_negative_is_any_row_of_another_class():
     assert sum(counts[row] for row in np.flatnonzero(labels == 2)) / counts.total() == pytest.approx(20 / 25, abs=0.05)
 
 
-def test_same_seed_same_triplets_whatever_stands_beside():
-    """A block's size, or the draw of another row, must not decide what a row gets."""
+@pytest.mark.parametrize("negatives", ["uniform", "least_similar"])
+def test_same_seed_same_triplets_whatever_the_blocks(monkeypatch, negatives):
+    """A machine with less memory, or vectors that are not normalised, must not make other triplets."""
     embeddings, labels, texts = classes(40, 40)
-    first = mine_triplets(embeddings, labels, texts)
-    again = mine_triplets(embeddings * 3, labels, texts)
+    first = mine_triplets(embeddings, labels, texts, negatives=negatives)
+    monkeypatch.setattr(mining, "SIMILARITIES", 100)
+    again = mine_triplets(embeddings * 3, labels, texts, negatives=negatives)
     assert by_anchor(first) == by_anchor(again)
     assert (first.anchor == again.anchor).all()
-    assert by_anchor(first) != by_anchor(mine_triplets(embeddings, labels, texts, seed=1))
+    assert by_anchor(first) != by_anchor(mine_triplets(embeddings, labels, texts, seed=1, negatives=negatives))
 
 
 def test_rows_whose_partner_is_the_same_text_are_dropped():

@@ -4,6 +4,7 @@ import csv
 import gzip
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,22 @@ def test_keep_instructions_makes_them_prompts_as_written(tmp_path):
     assert [row.prompts for row in rows if isinstance(row, Row)] == [("Find: ", "Doc: ", "Neg: ")] * 2 + [("", "", "")] * 2
 
 
+def test_medi_pairs_in_a_table(tmp_path):
+    """MEDI as lines, or in Parquet: taken for lists of texts, the instruction would be trained on as a positive."""
+    lines = text(tmp_path / "f.jsonl", "".join(json.dumps(row) + "\n" for row in MEDI[:2]))
+    pq.write_table(pa.Table.from_pylist([MEDI[0], MEDI[0]]), tmp_path / "f.parquet")
+    for source in (JsonlSource(path=lines), ParquetSource(path=str(tmp_path / "f.parquet"))):
+        assert read(source) == [plain("q", "p", "n", task="t")] * 2
+        assert [row.prompts for row in read(source, keep_instructions=True)] == [("Find: ", "Doc: ", "Neg: ")] * 2
+
+
+def test_a_file_whose_name_is_not_utf8_is_refused(tmp_path):
+    """Its name would be the task of its rows, which no file of ours could hold."""
+    (tmp_path / os.fsdecode(b"caf\xe9.jsonl")).write_text("{}")
+    with pytest.raises(UserError, match="a file whose name is UTF-8"):
+        files_of(JsonlSource(path=str(tmp_path / "*.jsonl")), WHERE)
+
+
 def test_gzip_of_every_text_format_equals_the_plain_file(tmp_path):
     """The ending .gz must be peeled off for reading and for the task's name alike."""
     table = "anchor,positive\na,p\n"
@@ -236,7 +253,9 @@ def test_fault_names_file_row_and_field_and_mends(tmp_path):
         ({"anchor": ""}, '"anchor" is empty'),
         ({"anchor": 3}, '"anchor" is not a string'),
         ({"anchor": None}, '"anchor" is not a string'),
-        ({"anchor": ["a"]}, '"anchor" is not a string'),
+        ({"anchor": ["a"]}, '"anchor" is no pair'),
+        ({"anchor": ["Find: ", ""]}, '"anchor" is empty'),
+        ({"anchor": ["Find: ", "a"], "positive": ["p", "q", "r"]}, '"positive" is no pair'),
         ({"positive": []}, '"positive" is empty'),
         ({"positive": ["p", ""]}, '"positive[1]" is empty'),
         ({"positive": {"text": "p"}}, '"positive" is not a string'),

@@ -26,7 +26,7 @@ def test_tokens_are_those_of_the_batches(write_config, batching, prompts):
     data = {"train": [{"source": "jsonl", "path": source, "prompts": prompts}], "batching": batching}
     training, student, _ = training_of(load_config(write_config(data=data, guide=None)))
     found = epoch_tokens(training.corpus, training.tokens, training.plan, 0, student.max_length)
-    real, pairs, longest, texts = [], [], 0, 0
+    real, pairs, counts, tops, longest, texts = [], [], [], [], 0, 0
     for step in range(1, training.plan.steps_per_epoch + 1):
         rows = training.plan.batch(step)
         batch = training.corpus.batch(rows, training.plan.positives(rows, 0))
@@ -36,10 +36,13 @@ def test_tokens_are_those_of_the_batches(write_config, batching, prompts):
         ]
         real.append(sum(map(sum, columns)))
         pairs.append(sum(length**2 for column in columns for length in column))
+        counts.append(sum(map(len, columns)))
+        tops.append(max(length for column in columns for length in column))
         longest += sum(len(column) * max(column, default=0) for column in columns)
         texts += sum(map(len, columns))
     assert found.by_step.tolist() == real
     assert found.pairs_by_step.tolist() == pairs
+    assert (found.texts_by_step.tolist(), found.longest_by_step.tolist()) == (counts, tops)
     assert found.padded_to_longest == longest
     assert found.padded_to_max == texts * student.max_length
     assert found.real == sum(real) < longest < found.padded_to_max
@@ -67,7 +70,9 @@ def test_activations_are_what_autograd_keeps(width, length, texts, layers):
         encoder(pack([np.arange(length)] * texts))
     measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     lengths = np.full(texts, length)
-    epoch = EpochTokens(lengths, np.array([lengths.sum()]), np.array([(lengths**2).sum()]), 0, 0)
+    epoch = EpochTokens(
+        lengths, np.array([lengths.sum()]), np.array([(lengths**2).sum()]), np.array([texts]), np.array([length]), 0, 0
+    )
     estimated = memory(encoder, epoch, 0, half=False, dense=True).activations
     assert estimated == pytest.approx(measured, rel=0.1)
 
