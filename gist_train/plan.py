@@ -33,7 +33,7 @@ from gist_train.training.opening import last_step, open_training, schedule_of
 from gist_train.training.schedule import Schedule
 from gist_train.training.throughput import training_flops
 
-EXACT_TEXTS = 20_000
+EXACT_TEXTS = 4096
 """Texts that the guide's tokenizer reads at most: where more are missing, the tokens of so many drawn ones stand for all."""
 MEASURED_STEPS = 5
 MEASURED_GUIDE_TEXTS = 64

@@ -90,19 +90,24 @@ class ParquetSource(TableSource):
     """Format of the source."""
 
 
-class HubSource(TableSource):
+class DataSetSource(AnySource):
+    """What sources share that may stand on the Hugging Face hub."""
+
+    revision: Text | None = None
+    """Commit, tag or branch on the hub; null = the newest."""
+    subset: Text | None = None
+    """Configuration of the data set, e.g. a language; null = its only one, or its default."""
+    split: Text = "train"
+    """Split of the data set; single files have none."""
+
+
+class HubSource(TableSource, DataSetSource):
     """A data set of the Hugging Face hub, or a local folder of the same shape."""
 
     source: Literal["hub"] = "hub"
     """Format of the source."""
     path: Text
     """Hub id of the data set, or a local folder of its files."""
-    revision: Text | None = None
-    """Commit, tag or branch on the hub; null = the newest."""
-    subset: Text | None = None
-    """Configuration of the data set; null = its only one, or its default."""
-    split: Text = "train"
-    """Split of the data set."""
     streaming: bool = False
     """Whether rows are read over the network as they are needed, in place of a copy of the data set in the hub's cache."""
 
@@ -131,19 +136,13 @@ class MiningConfig(Section):
     """The least similar rows of other classes that a negative is drawn from; read where negatives is least_similar."""
 
 
-class ClassificationSource(AnySource):
+class ClassificationSource(DataSetSource):
     """Labelled texts, from which triplets are mined: each row is an anchor once."""
 
     source: Literal["classification"] = "classification"
     """Format of the source."""
     path: Text
     """JSONL, CSV, TSV or Parquet file, a pattern of them, a local folder of a data set, or the hub id of one."""
-    revision: Text | None = None
-    """Commit, tag or branch on the hub; null = the newest."""
-    subset: Text | None = None
-    """Configuration of the hub's data set, e.g. a language; null = its only one, or its default."""
-    split: Text = "train"
-    """Split of the hub's data set; files have none."""
     columns: LabelColumns = LabelColumns()
     """Names of the columns."""
     task: Text | None = None

@@ -20,12 +20,10 @@ from numpy.typing import NDArray
 
 from gist_train.config.errors import Fault, shown
 from gist_train.config.evaluation import ClassificationTask, RetrievalTask, StsTask
+from gist_train.data.tables import CSV_FIELD_CHARACTERS, BadRow, text
 
 FAULTS_PER_FILE = 10
 """Bad rows told of one file; of the others the number."""
-CSV_FIELD_CHARACTERS = 1 << 27
-"""The module's own limit, 131,072, is less than a long document; without one an unclosed quote would fill the memory."""
-A_TEXT = "a non-empty string"
 A_NUMBER = "a finite number"
 AN_ID = "a non-empty string or a whole number"
 Record: TypeAlias = dict[str, object]
@@ -73,13 +71,6 @@ class LoadedClassification:
 LoadedTask: TypeAlias = LoadedSts | LoadedRetrieval | LoadedClassification
 
 
-class _BadRow(Exception):  # noqa: N818 - it never leaves this file
-    """Raised by the checks of a row, caught where the row is read: `what` is wrong, what is found, what is allowed."""
-
-    def __init__(self, what: str, found: str, allowed: str):
-        self.what, self.found, self.allowed = what, found, allowed
-
-
 class _File:
     """One file of a task, and how its faults are said."""
 
@@ -99,7 +90,7 @@ class _File:
         self.faults.append(Fault(self.label + what, found, allowed, mend))
 
     def read(self, columns: Sequence[str], make: Callable[[Record], Made], *, rename: str = "") -> list[Made]:
-        """What `make` makes of each good row. A row it raises _BadRow on, and all that is wrong with the file, becomes a fault.
+        """What `make` makes of each good row. A row it raises BadRow on, and all that is wrong with the file, becomes a fault.
 
         `rename` is what to do about a missing column, besides adding it."""
         made, row = list[Made](), 0
@@ -109,7 +100,7 @@ class _File:
             return made
         try:
             for row, record in _READERS[kind](self._lines()):
-                if isinstance(record, _BadRow):
+                if isinstance(record, BadRow):
                     self._bad(row, record)
                     continue
                 missing = [column for column in columns if column not in record]
@@ -120,9 +111,9 @@ class _File:
                     return made
                 try:
                     if missing:
-                        raise _BadRow(f'"{missing[0]}" is missing', f"the keys {_names(record)}", _names(columns))
+                        raise BadRow(f'"{missing[0]}" is missing', f"the keys {_names(record)}", _names(columns))
                     made.append(make(record))
-                except _BadRow as bad:
+                except BadRow as bad:
                     self._bad(row, bad)
         except FileNotFoundError:
             self.fault(f"{shown(str(self.path))}, which is no file in {Path.cwd()}", "a file that exists", "correct the path")
@@ -145,7 +136,7 @@ class _File:
             return gzip.open(self.path, "rt", encoding="utf-8-sig", newline="")
         return self.path.open(encoding="utf-8-sig", newline="")
 
-    def _bad(self, row: int, bad: _BadRow) -> None:
+    def _bad(self, row: int, bad: BadRow) -> None:
         self.bad_rows += 1
         if self.bad_rows <= FAULTS_PER_FILE:
             self.fault(bad.found, bad.allowed, "mend the row or drop it", what=f", row {row:,}: {bad.what}")
@@ -155,7 +146,7 @@ def _names(names: Iterable[str]) -> str:
     return ", ".join(map(shown, names)) or "(none)"
 
 
-def _jsonl_rows(lines: IO[str]) -> Iterator[tuple[int, Record | _BadRow]]:
+def _jsonl_rows(lines: IO[str]) -> Iterator[tuple[int, Record | BadRow]]:
     with lines:
         for number, line in enumerate(lines, 1):
             if line.isspace():
@@ -163,15 +154,15 @@ def _jsonl_rows(lines: IO[str]) -> Iterator[tuple[int, Record | _BadRow]]:
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:  # ValueError: also a number of more digits than Python reads
-                yield number, _BadRow("not JSON", f"{shown(line)} ({error})", "one JSON object a line")
+                yield number, BadRow("not JSON", f"{shown(line)} ({error})", "one JSON object a line")
                 continue
             if isinstance(record, dict):
                 yield number, record
             else:
-                yield number, _BadRow("not an object", shown(record), "one JSON object a line")
+                yield number, BadRow("not an object", shown(record), "one JSON object a line")
 
 
-def _table_rows(lines: IO[str], **dialect: Any) -> Iterator[tuple[int, Record | _BadRow]]:
+def _table_rows(lines: IO[str], **dialect: Any) -> Iterator[tuple[int, Record | BadRow]]:
     csv.field_size_limit(max(csv.field_size_limit(), CSV_FIELD_CHARACTERS))
     with lines:
         rows = (cells for cells in csv.reader(lines, **dialect) if cells)
@@ -183,11 +174,11 @@ def _table_rows(lines: IO[str], **dialect: Any) -> Iterator[tuple[int, Record | 
             else:
                 yield (
                     number,
-                    _BadRow("not as many fields as the header", f"{len(cells)}: {shown(cells)}", f"{len(header)} fields"),
+                    BadRow("not as many fields as the header", f"{len(cells)}: {shown(cells)}", f"{len(header)} fields"),
                 )
 
 
-_READERS: dict[str, Callable[[IO[str]], Iterator[tuple[int, Record | _BadRow]]]] = {
+_READERS: dict[str, Callable[[IO[str]], Iterator[tuple[int, Record | BadRow]]]] = {
     ".jsonl": _jsonl_rows,
     ".csv": partial(_table_rows, strict=True),
     # A quote in a TSV file is a quote: STS-B has lines that open one and never close it.
@@ -195,21 +186,9 @@ _READERS: dict[str, Callable[[IO[str]], Iterator[tuple[int, Record | _BadRow]]]]
 }
 
 
-def _string(value: object, column: str, allowed: str = A_TEXT) -> str:
-    if not isinstance(value, str):
-        raise _BadRow(f'"{column}" is not a string', shown(value), allowed)
-    text = value.strip()
-    if not text:
-        raise _BadRow(f'"{column}" is empty', shown(value), allowed)
-    if text.encode("utf-8", "ignore").decode() != text:  # JSON can say it, tokenizers and files can't
-        found = shown(text.encode("utf-8", "backslashreplace").decode())
-        raise _BadRow(f'"{column}" holds half of a surrogate pair', found, f"{allowed}, of whole Unicode characters")
-    return text
-
-
 def _id(value: object, column: str) -> str:
     """A label or an id. A whole number is its digits, so that JSONL's 7 is CSV's 7."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else _string(value, column, AN_ID)
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else text(value, column, AN_ID)
 
 
 def _number(value: object, column: str) -> float:
@@ -218,7 +197,7 @@ def _number(value: object, column: str) -> float:
     except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise _BadRow(f'"{column}" is not a number', shown(value), A_NUMBER)
+        raise BadRow(f'"{column}" is not a number', shown(value), A_NUMBER)
     return number
 
 
@@ -227,7 +206,7 @@ def read_sts(task: StsTask, where: str, faults: list[Fault]) -> LoadedSts | None
     file = _File(path, f"{where}: {path.name}", faults)
 
     def pair(row: Record) -> tuple[str, str, float]:
-        text1, text2 = _string(row[columns.text1], columns.text1), _string(row[columns.text2], columns.text2)
+        text1, text2 = text(row[columns.text1], columns.text1), text(row[columns.text2], columns.text2)
         return text1, text2, _number(row[columns.score], columns.score)
 
     wanted = (columns.text1, columns.text2, columns.score)
@@ -249,7 +228,7 @@ def read_classification(task: ClassificationTask, where: str, faults: list[Fault
 
     def labelled(row: Record) -> tuple[str, int]:
         label = _id(row[columns.label], columns.label)
-        return _string(row[columns.text], columns.text), numbers.setdefault(label, len(numbers))
+        return text(row[columns.text], columns.text), numbers.setdefault(label, len(numbers))
 
     wanted, rename = (columns.text, columns.label), "name the right columns under columns: text, label"
     train_rows = train.read(wanted, labelled, rename=rename)
@@ -282,11 +261,11 @@ def read_retrieval(task: RetrievalTask, where: str, faults: list[Fault]) -> Load
         at = _new_id(row, documents)
         # Title or text may be empty, as in several of BEIR's corpora, but not both.
         filled = [column for column in ("title", "text") if str(row.get(column) or "").strip()]
-        documents[at] = " ".join(_string(row[column], column) for column in filled or ["text"])
+        documents[at] = " ".join(text(row[column], column) for column in filled or ["text"])
 
     def query(row: Record) -> None:
         at = _new_id(row, asked)
-        asked[at] = _string(row["text"], "text")
+        asked[at] = text(row["text"], "text")
 
     if corpus:
         corpus.read(("_id", "text"), document)
@@ -314,10 +293,10 @@ def _judgements(qrels: _File, queries: dict[str, str] | None, documents: dict[st
         for at, column, known in zip(pair, ("query-id", "corpus-id"), (queries, documents), strict=True):
             if known is not None and at not in known:
                 kind = "query" if column == "query-id" else "document"
-                raise _BadRow(f'"{column}" is unknown', shown(at), f"the _id of a {kind}")
+                raise BadRow(f'"{column}" is unknown', shown(at), f"the _id of a {kind}")
         score = _number(row["score"], "score")
         if said.setdefault(pair, score) != score:
-            raise _BadRow("a pair that was judged before", f"{score:g}, {said[pair]:g} before", "one judgement of a pair")
+            raise BadRow("a pair that was judged before", f"{score:g}, {said[pair]:g} before", "one judgement of a pair")
 
     qrels.read(("query-id", "corpus-id", "score"), judgement)
     judged: dict[str, dict[str, float]] = {}
@@ -344,6 +323,6 @@ def _part(folder: Path, names: Sequence[str], where: str, faults: list[Fault]) -
 def _new_id(row: Record, known: dict[str, str]) -> str:
     at = _id(row["_id"], "_id")
     if at in known:
-        raise _BadRow('"_id" was there before', shown(at), "each _id once")
+        raise BadRow('"_id" was there before', shown(at), "each _id once")
     known[at] = ""
     return at
