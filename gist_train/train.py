@@ -97,7 +97,8 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Path, resume: st
         console.print("stopped with a checkpoint written; the same command goes on from there")
     else:
         console.print(f"done: step {job.stop:,} of {job.training.schedule.total_steps:,}: {run}", soft_wrap=True)
-        console.print(f"next: gist-train evaluate {run}, gist-train export {run}", soft_wrap=True, highlight=False)
+        following = [f"gist-train evaluate {run}"] * bool(tasks) + [f"gist-train export {run}"]
+        console.print(f"next: {', '.join(following)}", soft_wrap=True, highlight=False)
     return signal_number
 
 

@@ -62,7 +62,7 @@ def test_bad_data_ends_with_2_and_a_message(write_config, tmp_path, case):
     assert ended.out == ""
     assert not (tmp_path / "runs" / "run").exists()
     if case != "fewer rows than a batch":
-        left = [path.name for path in (tmp_path / "runs").rglob("*") if path.is_file() and path.name != ".lock"]
+        left = [path.name for path in (tmp_path / "runs").rglob("*") if path.is_file() and not path.name.endswith(".lock")]
         assert left == []
 
 

@@ -143,6 +143,15 @@ def test_rows_that_would_contrast_with_nothing_are_refused(write_config, write_r
     assert "10 rows" in ended.err
 
 
+def test_reference_batching_of_shuffled_rows_is_told(write_config, write_rows, triplets):
+    """ "Lower the batch size" would not help: no two neighbours are of one task."""
+    path = write_rows("shuffled.jsonl", [row for rows in zip(triplets[:32], triplets[40:72], strict=True) for row in rows])
+    data = {"train": [{"source": "jsonl", "path": str(path)}], "batching": "reference"}
+    ended = gist("plan", write_config(data=data))
+    assert ended.code == 2
+    assert "data.batching: task" in ended.err
+
+
 def test_weights_reach_the_batches(write_config, write_rows, triplets):
     """96 rows, 32 of them twice: 128 rows an epoch."""
     paths = [write_rows(f"{name}.jsonl", rows) for name, rows in (("a", triplets[:64]), ("b", triplets[64:]))]

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from gist_train.config.errors import Fault, shown
+from gist_train.config.fields import MisplacedError
 from gist_train.config.schema import Config
 
 KeyPath: TypeAlias = tuple[str | int, ...]
@@ -35,9 +36,16 @@ def fault_of(error: ErrorDetails, origins: Origins) -> Fault:
     if kind == "missing":
         mend = f"add the key {path[-1]}: {about}"
     elif kind == "value_error":
-        mend = str(error["ctx"]["error"])
+        wrong = error["ctx"]["error"]
+        mend = str(wrong)
+        if isinstance(wrong, MisplacedError):  # the fault is deeper down than the key that pydantic judged
+            path, found, words = (*path, *wrong.path), wrong.found, [wrong.allowed]
+    elif isinstance(given, str) and given.lower() == "none" and "null" in words:
+        mend = "did you mean null?"
     elif isinstance(given, str) and (close := get_close_matches(given.lower(), words, 1)):
         mend = f'did you mean "{close[0]}"?'
+    elif isinstance(given, str) and any("name" in model.model_fields for model in _models(hint)):
+        mend = f"write {{name: {shown(given)}}}"
     elif (
         kind in ("int_type", "float_type") and isinstance(given, str) and re.fullmatch(r"[-+]?[0-9_.,]+([eE][-+]?[0-9]+)?", given)
     ):

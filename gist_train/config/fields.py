@@ -43,6 +43,21 @@ Layers = Annotated[
 Betas = Annotated[list[BelowOne], Field(min_length=2, max_length=2), "a list of two numbers of at least 0 and below 1"]
 
 
+class MisplacedError(ValueError):
+    """What is wrong between keys, told at the deeper one of them.
+
+    Args:
+        mend: what to do about it.
+        path: from the key that the check belongs to down to the one to mend.
+        found: what stands there.
+        allowed: what may stand there.
+    """
+
+    def __init__(self, mend: str, *, path: tuple[str | int, ...], found: str, allowed: str):
+        super().__init__(mend)
+        self.path, self.found, self.allowed = path, found, allowed
+
+
 class Section(BaseModel):
     """What all sections of the YAML share: strict, frozen, no unknown keys."""
 

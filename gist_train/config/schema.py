@@ -14,6 +14,7 @@ from gist_train.config.fields import (
     Count,
     CountOrZero,
     FolderName,
+    MisplacedError,
     Positive,
     PositiveOrZero,
     Section,
@@ -212,13 +213,15 @@ class Config(Section):
     @field_validator("data")
     @classmethod
     def _mining_has_a_model(cls, data: DataConfig, info: ValidationInfo) -> DataConfig:
-        without = [
-            f"data.train[{index}].mining.model"
-            for index, source in enumerate(data.train)
-            if isinstance(source, ClassificationSource) and source.mining.model is None
-        ]
-        if without and "guide" in info.data and not isinstance(info.data["guide"], GuideConfig):
-            raise ValueError(f"name a guide, or the model that triplets are mined with: {', '.join(without)}")
+        for index, source in enumerate(data.train):
+            mined = isinstance(source, ClassificationSource) and source.mining.model is None
+            if mined and "guide" in info.data and not isinstance(info.data["guide"], GuideConfig):
+                raise MisplacedError(
+                    "name the model that triplets are mined with, e.g. {name: BAAI/bge-small-en-v1.5}, or a guide",
+                    path=("train", index, "mining", "model"),
+                    found=f"null, and guide: {info.data['guide'] or 'null'}",
+                    allowed="a model, or null where the guide is one",
+                )
         return data
 
     loss: LossConfig = LossConfig()

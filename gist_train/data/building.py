@@ -6,6 +6,7 @@ Legend: R rows, N unique texts, S sources.
 import hashlib
 import json
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -115,18 +116,28 @@ def labelled_texts(source: ClassificationSource, where: str) -> tuple[list[Label
     """All rows of a source of labelled texts, and what is wrong with the others.
 
     Raises:
-        UserError: a file is broken, or all rows have one label.
+        UserError: a file is broken, or all rows have one label, or each its own.
     """
     rows: list[Labelled] = []
     faults: list[Fault] = []
     for row in read_labelled(source, where):
         rows.append(row) if isinstance(row, Labelled) else faults.append(row)
-    labels = {row.label for row in rows}
+    labels = Counter(row.label for row in rows)
+    found = mend = None
     if len(labels) == 1:
-        found = f"only {shown(labels.pop())} in {len(rows):,} rows"
-        mend = "add rows of another class: a negative is one of those"
+        found, mend = (
+            f"only {shown(next(iter(labels)))} in {len(rows):,} rows",
+            "add rows of another class: a negative is one of those",
+        )
+    elif labels and max(labels.values()) == 1:
+        found, mend = (
+            f"{len(labels):,} labels of one row each",
+            "name the column of classes: a positive is another row of the class",
+        )
+    if found is not None and mend is not None:
         label = f"{where}: {source.path}: {source.columns.label}"
-        raise UserError(*faults[:SHOWN_FAULTS], Fault(label, found, "two different labels or more", mend))
+        allowed = "two different labels or more, one of them on two rows or more"
+        raise UserError(*faults[:SHOWN_FAULTS], Fault(label, found, allowed, mend))
     return rows, faults
 
 

@@ -186,7 +186,8 @@ def _judged(look: Look) -> Found:
         raise look.fault(
             f"the columns {', '.join(map(shown, look.columns[:20])) or '(none)'}, and no telling which are a pair of texts",
             f"a column of anchors ({anchors}) and one of positives ({positives}), or texts and labels ({', '.join(LABELS)})",
-            "rename two columns to anchor and positive, or name them by hand: columns: {anchor: ..., positive: ...}",
+            "rename two columns to anchor and positive, or leave the file out here and write into the YAML: "
+            f"- {{source: {look.source}, path: {look.path}, columns: {{anchor: ..., positive: ...}}}}",
         )
     alike = len(missing) == 2 or _plain(roles["anchor"]) in LIKE_TEXTS
     score = look.named(SCORES, _is_number)

@@ -102,7 +102,8 @@ def files_of(source: Source, where: str) -> list[Path]:
     files = [path] if os.path.exists(path) else sorted(Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
     if not files:
         found = f"{shown(str(path))}, which matches no file in {Path.cwd()}"
-        raise UserError(Fault(f"{where}.path", found, "a file that exists, or a glob that matches one", "correct the path"))
+        mend = "correct the path, or run the command in the folder that it starts from"
+        raise UserError(Fault(f"{where}.path", found, "a file that exists, or a glob that matches one", mend))
     for path in files:
         if not encodable(str(path)):
             told = shown(str(path).encode("utf-8", "backslashreplace").decode())

@@ -8,10 +8,12 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -79,11 +81,14 @@ class Table:
 
         What the YAML names must be there: a slip of the pen would otherwise lose all negatives and say nothing.
         """
+        present = list(present)
         found = f"the columns {', '.join(map(shown, present)) or '(none)'}"
         faults = []
         for field, column in zip(fields, columns, strict=True):
             if column is None and (field.in_every_row or (field.named and named_too)):
                 mend = f"name the right column in columns.{field.key}, or add it to the file"
+                if close := get_close_matches(field.names[0], list(present), 1):
+                    mend = f"did you mean {shown(close[0])}? Else {mend}"
                 faults.append(Fault(f"{self.label}: no column for {field.key}", found, f"a column {either(field.names)}", mend))
         if faults:
             raise UserError(*faults)
@@ -170,6 +175,10 @@ def jsonl_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | Ba
             if line.isspace():
                 continue
             file.row = number
+            if keys is None and line.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
+                file.row = 0
+                mend = "write each object on a line of its own; MEDI's own array is source: medi"
+                raise file.broken("a JSON array", "JSON Lines: one object a line", mend)
             record = _json_object(line)
             if isinstance(record, BadRow):
                 yield record
@@ -211,6 +220,9 @@ def csv_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | BadR
         reader = csv.reader(decoded, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(decoded, strict=True)
         header = [name.strip() for name in next((cells for cells in reader if cells), [])]
         columns = column_of(fields, header)
+        if len(header) == 1 and not tabs and (other := re.search(r"[;\t|]", header[0])):
+            found = f'the header {shown(header[0])}, with "{other[0]}" between the columns'
+            raise file.broken(found, "commas between the columns, or tabs in a .tsv file", "save it so")
         if header:
             file.refuse_missing(fields, columns, header)
         at = [None if name is None else header.index(name) for name in columns]

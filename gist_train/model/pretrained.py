@@ -276,6 +276,8 @@ def _keep_layers(transformer: Any, keep: Sequence[int]) -> None:
 def _not_found(where: str, name: str, error: Exception) -> UserError:
     reason = next(iter(str(error).splitlines()), type(error).__name__)
     mend = "check the spelling, the network and, for a private model, your login"
+    if name.startswith((".", "/", "~")):
+        mend = f"correct the path of the folder: it starts from {Path.cwd()}"
     if Path(name).is_dir():
         mend = "name a folder that holds a model: config.json, weights and tokenizer"
     return UserError(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.faults import found_words
 from gist_train.config.loading import resolved_yaml
 from gist_train.config.schema import Config, mathematics
 from gist_train.model.pretrained import Pretrained
@@ -47,7 +48,7 @@ def verified_for(origin: Path, config: Config) -> dict[str, Any]:
     manifest = verified_manifest(origin)
     was, now = manifest["mathematics"], mathematics(config)
     faults = [
-        Fault(key, shown(now.get(key, "nothing")), f"{shown(was.get(key, 'nothing'))}, as in {origin}", MEND_CHANGE)
+        Fault(key, found_words(now.get(key, "nothing")), f"{found_words(was.get(key, 'nothing'))}, as in {origin}", MEND_CHANGE)
         for key in sorted(was.keys() | now.keys())
         if was.get(key) != now.get(key)
     ]
@@ -74,7 +75,12 @@ def facts_of(
 def refuse_other_content(origin: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> None:
     """Raises UserError where the same config names other data or another guide than the checkpoint was made with."""
     faults = [
-        Fault(name, f"{key} {facts[key]}", f"{manifest[key]}, as in {origin}", MEND_CHANGE)
+        Fault(
+            name,
+            f"another {key} ({facts[key]})",
+            f"that of {origin} ({manifest[key]}); its config.yaml: {origin.parent.parent}",
+            MEND_CHANGE,
+        )
         for key, name in CONTENT.items()
         if manifest[key] != facts[key]
     ]

@@ -251,9 +251,13 @@ def test_max_rows_draws_mined_triplets(tmp_path, write_rows):
     ("rows", "said"),
     [
         ([{"text": "a", "label": "x"}, {"text": "b", "label": "x"}], "two different labels or more"),
+        ([{"text": "a", "label": "x"}, {"text": "b", "label": "y"}], "2 labels of one row each"),
         ([{"text": "labels.jsonl"}], "no column for label"),
-        ([{"text": "a", "label": 1.5}, {"text": "b", "label": "x"}], '"label" is not a string'),
-        ([{"text": "", "label": "y"}, {"text": "b", "label": "x"}], '"text" is empty'),
+        (
+            [{"text": "a", "label": 1.5}, *({"text": word, "label": word[0]} for word in ("x1", "x2", "y1"))],
+            '"label" is not a string',
+        ),
+        ([{"text": "", "label": "y"}, *({"text": word, "label": word[0]} for word in ("x1", "x2", "y1"))], '"text" is empty'),
     ],
 )
 def test_labelled_files_that_can_not_be_mined(tmp_path, write_rows, rows, said):

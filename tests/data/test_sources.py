@@ -154,6 +154,24 @@ def test_keep_instructions_makes_them_prompts_as_written(tmp_path):
     assert [row.prompts for row in rows if isinstance(row, Row)] == [("Find: ", "Doc: ", "Neg: ")] * 2 + [("", "", "")] * 2
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("f.csv", "question;answer\na;b\n", "commas between the columns"),
+        ("f.csv", "question\tanswer\na\tb\n", "commas between the columns"),
+        ("f.jsonl", '[{"anchor": "a", "positive": "p"}]', "each object on a line of its own"),
+        ("f.jsonl", '[\n  {"anchor": "a", "positive": "p"}\n]', "each object on a line of its own"),
+        ("f.csv", "ancor,positive\na,p\n", 'did you mean "ancor"?'),
+    ],
+)
+def test_what_people_save_by_mistake_is_told(tmp_path, name, content, said):
+    """Spreadsheets save semicolons and scripts save arrays: "drop the row" would send the user the wrong way."""
+    kind = CsvSource if name.endswith("csv") else JsonlSource
+    with pytest.raises(UserError) as caught:
+        read(kind(path=text(tmp_path / name, content)))
+    assert said in str(caught.value)
+
+
 def test_medi_pairs_in_a_table(tmp_path):
     """MEDI as lines, or in Parquet: taken for lists of texts, the instruction would be trained on as a positive."""
     lines = text(tmp_path / "f.jsonl", "".join(json.dumps(row) + "\n" for row in MEDI[:2]))
