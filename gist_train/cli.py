@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Fine-tunes text-embedding models with GISTEmbed: a frozen guide decides which in-batch samples may serve as negatives.",
 )
-err = Console(stderr=True)
+err = Console(stderr=True, markup=False)  # paths may hold brackets
 """All that is said to a person. stdout is for results."""
 
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML of a run.", metavar="CONFIG", show_default=False)]
@@ -61,7 +61,7 @@ def prepare(config: ConfigPath, set_: Set = None) -> None:
     prepare_tokens(corpus, student, err)
     prepare_guide(loaded, corpus, device, err)
     told = f"{corpus.row_count:,} rows over {len(corpus.tasks):,} tasks, {corpus.text_count:,} unique texts"
-    err.print(f"{told}, {plan.steps_per_epoch:,} steps per epoch: {corpus.folder}")
+    err.print(f"{told}, {plan.steps_per_epoch:,} steps per epoch: {corpus.folder}", soft_wrap=True)
 
 
 @app.command()

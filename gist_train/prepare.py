@@ -60,7 +60,7 @@ def prepare_corpus(config: Config, device: torch.device, console: Console) -> Co
         UserError: the sources can't be read, a row is bad, or the model for mining can't be loaded.
     """
     stores = _mining_stores(config)
-    fingerprint = _fingerprint(config, stores)
+    fingerprint, files = _fingerprint(config, stores)
     corpora = cache_folder(config) / "corpora"
     folder = corpora / fingerprint
 
@@ -72,7 +72,8 @@ def prepare_corpus(config: Config, device: torch.device, console: Console) -> Co
         return store.read(positions)
 
     def settled() -> None:
-        if _fingerprint(config, stores) != fingerprint:
+        # Times too: a file that was cut and written again while it was read has its old content now.
+        if _fingerprint(config, stores) != (fingerprint, files):
             raise _changed(config)
 
     if not folder.exists():
@@ -114,9 +115,11 @@ def _mining_stores(config: Config) -> dict[int, _MiningStore]:
     return stores
 
 
-def _fingerprint(config: Config, stores: Mapping[int, _MiningStore]) -> str:
+def _fingerprint(config: Config, stores: Mapping[int, _MiningStore]) -> tuple[str, dict[str, list[object]]]:
+    """The corpus' fingerprint, and size, times and inode of the files that it was made of."""
     hashes = ContentHashes(cache_folder(config) / "content-hashes.json")
-    return corpus_fingerprint(config.data, hashes, {index: store.folder.name for index, store in stores.items()})
+    fingerprint = corpus_fingerprint(config.data, hashes, {index: store.folder.name for index, store in stores.items()})
+    return fingerprint, hashes.seen
 
 
 def _changed(config: Config) -> UserError:
@@ -137,7 +140,8 @@ def _embed_labelled(data: DataConfig, stores: Mapping[int, _MiningStore], device
         faults += bad
         rows += len(good)
     if stores:
-        refuse_bad(data, faults[:SHOWN_FAULTS], rows + len(faults), len(faults), rows)
+        others = len(data.train) - len(stores)  # which may have usable rows where these have none
+        refuse_bad(data, faults[:SHOWN_FAULTS], rows + len(faults), len(faults), rows + others)
     for store in {store.folder: store for store in stores.values()}.values():
         of_store = list(texts[store.folder])
         lengths = np.array([len(text.encode()) for text in of_store])
@@ -253,7 +257,13 @@ def _follow(counts: Iterator[int], what: str, total: int | None, console: Consol
     quiet, console.quiet = console.quiet, False
     if not console.is_terminal:
         console.print(what if total is None else f"{what}: {total:,} to do")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     try:
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task(what, total=total)

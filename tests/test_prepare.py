@@ -110,6 +110,41 @@ def test_a_file_that_grows_while_it_is_read_is_told(write_config, tmp_path, monk
     assert gist("prepare", path).code == 0
 
 
+def test_a_file_that_was_cut_and_written_again_is_told(write_config, tmp_path, monkeypatch):
+    """Its content is the old one now, but not what was read: the short corpus would be kept for good."""
+    path, rows = write_config(), tmp_path / "rows.jsonl"
+    real = prepare.build_corpus
+
+    def regenerated(*given):
+        content = rows.read_bytes()
+        rows.write_bytes(b"".join(content.splitlines(keepends=True)[:40]))
+        yield from real(*given[:4], lambda: (rows.write_bytes(content), given[4]())[1])
+
+    monkeypatch.setattr(prepare, "build_corpus", regenerated)
+    ended = gist("prepare", path)
+    assert ended.code == 2
+    assert "changed while it was read" in ended.err
+    monkeypatch.undo()
+    assert "96 rows" in gist("prepare", path).err
+
+
+def test_one_source_may_have_no_usable_row(write_config, write_rows, triplets):
+    """`skip` leaves bad rows out, also where a source has no others."""
+    labels = write_rows("labels.jsonl", [{"text": "", "label": "x"}, {"text": "a", "label": None}])
+    rows = write_rows("good.jsonl", triplets)
+    train = [{"source": "classification", "path": str(labels)}, {"source": "jsonl", "path": str(rows)}]
+    ended = gist("prepare", write_config(data={"train": train, "on_bad_row": "skip"}))
+    assert ended.code == 0, ended.err
+    assert "2 rows were skipped" in ended.err
+
+
+def test_brackets_in_a_path_are_printed_as_they_are(write_config, tmp_path):
+    """Taken for markup, they end hours of work in a traceback, or name another folder."""
+    ended = gist("prepare", write_config(cache_dir=str(tmp_path / "x[" / "b]" / "a[v2]")))
+    assert ended.code == 0, ended.err
+    assert "a[v2]" in ended.err
+
+
 def test_a_bad_label_is_told_before_the_model_is_loaded(write_config, write_rows, monkeypatch):
     """Minutes of a large guide must not come before the message that row 2 has no label."""
     path = write_rows("bad.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": None}, {"text": "c", "label": "y"}])

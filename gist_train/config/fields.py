@@ -23,6 +23,13 @@ def _ascending(layers: list[int]) -> list[int]:
     return layers
 
 
+def _whole_characters(text: str) -> str:
+    if text.encode("utf-8", "ignore").decode() != text:
+        raise ValueError("it holds half of a surrogate pair: write the whole character")
+    return text
+
+
+Prompt = Annotated[str, AfterValidator(_whole_characters), "text"]
 Text = Annotated[str, Field(min_length=1), "text that is not empty"]
 FolderName = Annotated[str, AfterValidator(_plain_folder_name), "letters, digits and . _ - only; not . or .."]
 Count = Annotated[int, Field(ge=1), "a whole number of at least 1"]
@@ -31,6 +38,7 @@ Seed = Annotated[int, Field(ge=0, le=2**32 - 1), f"a whole number from 0 to {2**
 MaxLength = Annotated[int, Field(ge=8), "a whole number of at least 8"]
 BatchTokens = Annotated[int, Field(ge=512), "a whole number of at least 512"]
 Positive = Annotated[float, Field(gt=0), "a number above 0"]
+Weight = Annotated[float, Field(gt=0, le=1000), "a number above 0 and at most 1,000"]
 PositiveOrZero = Annotated[float, Field(ge=0), "a number of at least 0"]
 Share = Annotated[float, Field(ge=0, le=1), "a number from 0 to 1"]
 BelowOne = Annotated[float, Field(ge=0, lt=1), "a number of at least 0 and below 1"]

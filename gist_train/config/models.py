@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from gist_train.config.fields import BatchTokens, BelowOne, Layers, MaxLength, Section, Text
+from gist_train.config.fields import BatchTokens, BelowOne, Layers, MaxLength, Prompt, Section, Text
 
 
 class ModelConfig(Section):
@@ -35,7 +35,7 @@ class GuideConfig(Section):
     """How token vectors become one text vector; null = as the model says."""
     max_length: MaxLength | None = None
     """Tokens a text is cut to; null = as the model says."""
-    prompt: str | None = None
+    prompt: Prompt | None = None
     """Text the model reads before every text; null = none."""
     dtype: Literal["float32", "float16"] = "float16"
     """Number format of the store on disk."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gist_train.config.fields import Count, Positive, Section, Seed, Text
+from gist_train.config.fields import Count, Positive, Prompt, Section, Seed, Text, Weight
 from gist_train.config.models import GuideConfig
 
 
@@ -33,11 +33,11 @@ class LabelColumns(Section):
 class Prompts(Section):
     """Text the student reads before the texts of each column."""
 
-    anchor: str = ""
+    anchor: Prompt = ""
     """Text before every anchor."""
-    positive: str = ""
+    positive: Prompt = ""
     """Text before every positive."""
-    negative: str = ""
+    negative: Prompt = ""
     """Text before every negative."""
 
 
@@ -52,7 +52,7 @@ class AnySource(Section):
     """Rows drawn from the source, with a fixed seed; null = all."""
     max_rows_per_task: Count | None = None
     """Rows drawn of each task of the source, with a fixed seed; null = all."""
-    weight: Positive = 1.0
+    weight: Weight = 1.0
     """Times that a row of the source is trained on in an epoch: 2 = twice, 0.5 = in every other epoch."""
     in_batch_negatives: bool = True
     """Whether a row of the source contrasts with other rows of its batch; false = with its own negatives only."""

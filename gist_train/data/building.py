@@ -151,7 +151,8 @@ def _mined_rows(
         return
     numbers: dict[str, int] = {}
     text_ids = np.array([numbers.setdefault(row.text, len(numbers)) for row in rows])
-    labels = np.unique([row.label for row in rows], return_inverse=True)[1]
+    classes = {label: number for number, label in enumerate(sorted({row.label for row in rows}))}
+    labels = np.array([classes[row.label] for row in rows])
     mining = source.mining
     mined = mine_triplets(
         embeddings([row.text for row in rows]),

@@ -35,17 +35,22 @@ class ContentHashes:
     def __init__(self, path: Path):
         self._path = path
         try:
-            self._known: dict[str, list[object]] = read_json(path)
+            known = read_json(path)
         except (OSError, ValueError):  # none yet, or a broken one: it is only a saving
-            self._known = {}
+            known = {}
+        self._known: dict[str, list[object]] = known if isinstance(known, dict) else {}
         self._changed = False
+        self.seen: dict[str, list[object]] = {}
+        """Size, times and inode of the files asked for: what another look at them can be held against."""
 
     def of(self, path: Path) -> str:
         """`content_hash` of the file."""
         stat, name = path.stat(), str(path.resolve()).encode("utf-8", "backslashreplace").decode()
         state: list[object] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-        if name in self._known and self._known[name][:-1] == state:
-            return str(self._known[name][-1])
+        self.seen[name] = state
+        remembered = self._known.get(name)
+        if isinstance(remembered, list) and remembered[:-1] == state:
+            return str(remembered[-1])
         began, found = time.time(), content_hash(path)
         if began - max(stat.st_mtime, stat.st_ctime) > SETTLED_SECONDS:
             self._known[name] = [*state, found]

@@ -18,7 +18,7 @@ from gist_train.data.tables import ROWS_AT_A_TIME, Cells, Field, Table, arrow_ce
 def hub_table(source: HubSource | ClassificationSource, where: str) -> Table:
     """What the data set's rows have in common; `where` is the source's key, e.g. `data.train[2]`."""
     label = f"{where}: {source.path}" + (f" ({source.subset})" if source.subset else "")
-    return Table(label, source.path.rstrip("/").rsplit("/", 1)[-1])
+    return Table(label, os.path.basename(os.path.normpath(source.path)))
 
 
 def hub_cells(table: Table, source: HubSource | ClassificationSource, where: str, fields: Sequence[Field]) -> Iterator[Cells]:
@@ -82,7 +82,7 @@ def commit_of(path: str, revision: str | None, where: str) -> str:
 
 def _unread(path: str, where: str, error: Exception) -> UserError:
     cause = error.__cause__ or error  # datasets says that generation failed, and why only behind it
-    reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+    reason = str(cause) or type(cause).__name__
     return UserError(
         Fault(
             f"{where}.path",

@@ -76,26 +76,29 @@ def mine_triplets(
     unit = normalize(torch.from_numpy(embeddings).float(), dim=1)
 
     positive, negative = np.full(count, -1), np.full(count, -1)
+    ordered = unit[by_class]
     starts = np.cumsum(sizes) - sizes
     for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
         own = by_class[start : start + size]
         if size == 1:
             continue
-        others = np.concatenate([by_class[:start], by_class[start + size :]])
-        members = unit[own]
+        members = ordered[start : start + size]
         for first, last in _blocks(size, size):
             here = own[first:last]
             similarity = members[first:last] @ members.T
             similarity[torch.arange(last - first), torch.arange(first, last)] = -torch.inf
             positive[here] = own[_softmax_draw(similarity, min(positives, size - 1), temperature, for_positive[here])]
         if negatives == "uniform":
-            negative[own] = others[(for_negative[own] * len(others)).long().numpy()]
+            # Numbered in the order of classes, the rows of the others are those before the own ones and those after.
+            drawn = (for_negative[own] * (count - size)).long().numpy()
+            negative[own] = by_class[np.where(drawn < start, drawn, drawn + size)]
             continue
-        strangers = unit[others]
-        for first, last in _blocks(size, len(others)):
+        for first, last in _blocks(size, count):
             here = own[first:last]
-            unlikeness = -(members[first:last] @ strangers.T)
-            negative[here] = others[_softmax_draw(unlikeness, min(negative_pool, len(others)), temperature, for_negative[here])]
+            unlikeness = -(members[first:last] @ ordered.T)
+            unlikeness[:, start : start + size] = -torch.inf
+            drawn = _softmax_draw(unlikeness, min(negative_pool, count - size), temperature, for_negative[here])
+            negative[here] = by_class[drawn]
 
     mined = order[positive[order] >= 0]
     distinct = (text_ids[mined] != text_ids[positive[mined]]) & (text_ids[mined] != text_ids[negative[mined]])

@@ -108,6 +108,8 @@ def files_of(source: Source, where: str) -> list[Path]:
         if not encodable(str(path)):
             told = shown(str(path).encode("utf-8", "backslashreplace").decode())
             raise UserError(Fault(f"{where}.path", told, "a file whose name is UTF-8", "rename it"))
+        if not os.path.isfile(path):
+            raise UserError(Fault(f"{where}.path", f"{shown(str(path))}, a pipe or device", "a file", "write it to a file first"))
         if not os.access(path, os.R_OK):
             raise UserError(Fault(f"{where}.path", shown(str(path)), "a file that you may read", "make the file readable"))
     return files
@@ -228,7 +230,7 @@ def _row(
         if isinstance(anchor, list):  # MEDI's [instruction, text], in a table
             pairs = [pair(anchor, names[0]), pair(positive, names[1])]
             pairs += [] if negative is None or negative == [] else [pair(negative, names[2])]
-            return _row_of_pairs(pairs, named, keep_instructions=len(fields) > len(ALIASES))
+            return _row_of_pairs(pairs, named, None if len(fields) > len(ALIASES) else prompts)
         return Row(
             text(anchor, names[0]),
             texts(positive, names[1]),
@@ -274,13 +276,13 @@ def _medi_row(file: TableFile, found: Pairs | BadRow, keep_instructions: bool) -
         return found
     pairs, named_task = found
     try:
-        return _row_of_pairs(pairs, _task(named_task, "task_name", file.name), keep_instructions=keep_instructions)
+        return _row_of_pairs(pairs, _task(named_task, "task_name", file.name), None if keep_instructions else NO_PROMPTS)
     except BadRow as bad:
         return bad
 
 
-def _row_of_pairs(pairs: Sequence[tuple[str, str]], task: str, *, keep_instructions: bool) -> Row:
-    """The row of (instruction, text) of anchor, positive and, where there is one, negative."""
+def _row_of_pairs(pairs: Sequence[tuple[str, str]], task: str, prompts: tuple[str, str, str] | None) -> Row:
+    """The row of (instruction, text) of anchor, positive and, if there is one, negative; without prompts its instructions are."""
     (anchor_prompt, anchor), (positive_prompt, positive), *negative = pairs
-    prompts = (anchor_prompt, positive_prompt, negative[0][0] if negative else "") if keep_instructions else NO_PROMPTS
+    prompts = prompts or (anchor_prompt, positive_prompt, negative[0][0] if negative else "")
     return Row(anchor, (positive,), tuple([text for _, text in negative]), task, prompts)

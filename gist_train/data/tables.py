@@ -225,6 +225,8 @@ def csv_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | BadR
             raise file.broken(found, "commas between the columns, or tabs in a .tsv file", "save it so")
         if header:
             file.refuse_missing(fields, columns, header)
+        if twice := next((name for name in columns if name is not None and header.count(name) > 1), None):
+            raise file.broken(f"two columns {shown(twice)}", "each name once", "rename one of them")
         at = [None if name is None else header.index(name) for name in columns]
         optional = [index for index, field in enumerate(fields) if not field.in_every_row]
         while header:
@@ -264,7 +266,8 @@ def parquet_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | 
             file.refuse_missing(fields, columns, present)
             needed = [name for name in columns if name is not None]
             yield from arrow_cells(file, table.iter_batches(batch_size=ROWS_AT_A_TIME, columns=needed), columns)
-    except (pa.ArrowException, OSError, KeyError) as error:  # KeyError: two columns of one name
+    # KeyError: two columns of one name; the others: dates and numbers that Python does not have.
+    except (pa.ArrowException, OSError, KeyError, ValueError, OverflowError) as error:
         raise file.broken(f"Parquet's reader refuses it: {shown(str(error))}", "Parquet", "write it again") from error
 
 

@@ -449,3 +449,30 @@ def test_broken_parquet_is_refused(tmp_path):
     assert "no rows" in refused(ParquetSource(path=write_parquet(tmp_path / "h.parquet", anchor=[], positive=[])))
     pq.write_table(pa.table([["a"], ["b"], ["p"]], names=["anchor", "anchor", "positive"]), tmp_path / "i.parquet")
     assert "refuses" in refused(ParquetSource(path=str(tmp_path / "i.parquet")))
+
+
+def test_prompts_stand_before_the_texts_of_pairs_too(tmp_path):
+    """Instructions that are dropped must not take the source's own prompts with them."""
+    lines = text(tmp_path / "f.jsonl", json.dumps(MEDI[0]))
+    (row,) = read(JsonlSource(path=lines, prompts=Prompts(anchor="query: ")))
+    assert row.prompts == ("query: ", "", "")
+
+
+def test_two_csv_columns_of_one_name_are_refused(tmp_path):
+    """Half of the positives would be lost without a word."""
+    with pytest.raises(UserError, match='two columns "positive"'):
+        read(CsvSource(path=text(tmp_path / "f.csv", "anchor,positive,positive\na,p,q\n")))
+
+
+def test_a_pipe_is_refused(tmp_path):
+    """It would be hashed to its end, and then have nothing to read; or be waited for without end."""
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(UserError, match="a pipe or device"):
+        files_of(JsonlSource(path=str(tmp_path / "pipe.jsonl")), WHERE)
+
+
+def test_dates_beyond_the_calendar_name_the_file(tmp_path):
+    """Arrow holds years that Python does not."""
+    pq.write_table(pa.table({"anchor": pa.array([2**62], pa.timestamp("us")), "positive": ["p"]}), tmp_path / "f.parquet")
+    with pytest.raises(UserError, match=r"f\.parquet"):
+        read(ParquetSource(path=str(tmp_path / "f.parquet")))
