@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.models import GuideConfig
 from gist_train.data.files import read_json, write_json
+from gist_train.data.fingerprints import ContentHashes
 from gist_train.model.encoder import embed
 from gist_train.model.pretrained import Pretrained, identity
 
@@ -38,7 +39,10 @@ def store_folder(cache: Path, guide: GuideConfig, where: str) -> Path:
     Raises:
         UserError: the guide is neither a folder nor a model of the hub.
     """
-    told = [FORMAT, identity(guide.name, guide.revision, where), guide.pooling, guide.prompt, guide.max_length, guide.dtype]
+    hashes = ContentHashes(cache / "content-hashes.json")  # of a large guide, a second and a half each time
+    known = identity(guide.name, guide.revision, where, hashes.of)
+    hashes.save()
+    told = [FORMAT, known, guide.pooling, guide.prompt, guide.max_length, guide.dtype]
     return cache / "guides" / hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()
 
 

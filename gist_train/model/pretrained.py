@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -140,8 +140,12 @@ def load_finished(folder_or_id: str) -> Pretrained:
     return model
 
 
-def identity(name: str, revision: str | None, where: str) -> str:
+def identity(name: str, revision: str | None, where: str, hash_of: Callable[[Path], str]) -> str:
     """What tells this model's weights from any other's: the hub's commit, or a hash over a local folder's files.
+
+    Args:
+        where: the model's key in the YAML.
+        hash_of: a file's content as a hash.
 
     Raises:
         UserError: neither a folder nor a model of the hub.
@@ -152,8 +156,7 @@ def identity(name: str, revision: str | None, where: str) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for file in sorted(p for p in folder.rglob("*") if p.suffix in {".json", ".safetensors", ".bin", ".txt", ".model"}):
         digest.update(str(file.relative_to(folder)).encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "blake2b").digest())
+        digest.update(hash_of(file).encode())
     return digest.hexdigest()
 
 

@@ -15,6 +15,7 @@ from transformers import DistilBertConfig, DistilBertModel, PreTrainedTokenizerF
 
 from gist_train.config.errors import UserError
 from gist_train.config.models import GuideConfig, ModelConfig
+from gist_train.data.fingerprints import content_hash
 from gist_train.model.dropout import Dropout
 from gist_train.model.encoder import pack
 from gist_train.model.pretrained import Pretrained, identity, load_finished, load_guide, load_student
@@ -300,15 +301,15 @@ def test_tokenizer_fingerprint_does_not_change_with_use(make_model):
 def test_identity_is_of_the_content(make_model, tmp_path):
     """Embeddings of a guide that was trained on since, in the same folder, are another model's; a copy's are the same."""
     folder = copied(make_model(), tmp_path / "a")
-    before = identity(str(folder), None, "guide")
-    assert identity(str(copied(folder, tmp_path / "b")), None, "guide") == before
+    before = identity(str(folder), None, "guide", content_hash)
+    assert identity(str(copied(folder, tmp_path / "b")), None, "guide", content_hash) == before
     weights = load_file(folder / "model.safetensors")
     name = sorted(weights)[0]
     weights[name].view(-1)[0] += 1e-3
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    changed = identity(str(folder), None, "guide")
+    changed = identity(str(folder), None, "guide", content_hash)
     set_json(next(folder.rglob("1_Pooling/config.json")), extra=1)
-    assert len({before, changed, identity(str(folder), None, "guide")}) == 3
+    assert len({before, changed, identity(str(folder), None, "guide", content_hash)}) == 3
 
 
 def test_identity_of_a_hub_model_is_its_commit(monkeypatch, tmp_path):
@@ -320,14 +321,14 @@ def test_identity_of_a_hub_model_is_its_commit(monkeypatch, tmp_path):
         return str(tmp_path / "snapshots" / "0a1b2c" / file)
 
     monkeypatch.setattr("gist_train.model.pretrained.hf_hub_download", download)
-    assert identity("some/model", "main", "guide") == "some/model@0a1b2c"
+    assert identity("some/model", "main", "guide", content_hash) == "some/model@0a1b2c"
     assert asked == [("some/model", "config.json", "main")]
 
 
 def test_identity_of_no_model():
     """It is asked before the guide is loaded, so it must be as plain a message."""
     with pytest.raises(UserError, match="nobody/no-such-model") as caught:
-        identity("nobody/no-such-model", None, "guide")
+        identity("nobody/no-such-model", None, "guide", content_hash)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
 
