@@ -20,6 +20,7 @@ from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.schema import DataConfig
 from gist_train.config.sources import AnySource, ClassificationSource
 from gist_train.data.corpus import FORMAT, Int64, text_hash, view_key
+from gist_train.data.drawing import drawn_rows, leave_out_unused_tasks, leave_out_unused_texts, of_rows, offsets
 from gist_train.data.files import whole_folder, write_json
 from gist_train.data.mining import mine_triplets
 from gist_train.data.sources import Labelled, Row, origin_of, prompts_of, read_labelled, read_rows
@@ -28,7 +29,6 @@ SHOWN_FAULTS = 10
 """Bad rows that an error message names; the others are counted."""
 DRAW_SEED = 42
 """Of the draws of max_rows, with the source's place in the list. No setting, so that trainings of all seeds share a corpus."""
-COPIED_BYTES = 1 << 24
 
 Embeddings = Callable[[int, Sequence[str]], NDArray[np.float32]]
 """(source, its N texts) -> (N, G), what triplets of a source of labelled texts are mined with."""
@@ -172,20 +172,6 @@ def _mined_rows(
         yield Row(anchor.text, (rows[p].text,), (negative.text,), anchor.task, prompts, anchor.label, (negative.label,))
 
 
-def drawn_rows(task: NDArray[np.int32], max_rows: int | None, max_rows_per_task: int | None, seed: list[int]) -> Int64:
-    """Ascending indices of a draw without replacement from rows of these tasks (n,): first of each task, then of what is left."""
-    order = np.random.default_rng(seed).permutation(len(task))
-    if max_rows_per_task is not None:
-        by_task = order[np.argsort(task[order], kind="stable")]
-        sizes = np.unique(task, return_counts=True)[1]
-        rank = np.arange(len(task)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        within = np.zeros(len(task), bool)
-        within[by_task[rank < max_rows_per_task]] = True
-        order = order[within[order]]
-    drawn: Int64 = np.sort(order[:max_rows])
-    return drawn
-
-
 class _Builder:
     """Rows -> ids."""
 
@@ -261,18 +247,18 @@ class _Builder:
             "source": np.repeat(np.arange(len(self._kept), dtype=np.int32), [len(kept) for kept in self._kept]),
             "label": np.asarray(self._label, np.int32)[rows],
             "row_prompts": np.asarray(self._row_prompts, np.int32).reshape(-1, 3)[rows],
-            "positive": _of_rows(np.asarray(self._positive, np.int32), positive_offsets, rows),
-            "positive_offsets": _offsets(np.diff(positive_offsets)[rows]),
-            "negative": _of_rows(np.asarray(self._negative, np.int32), negative_offsets, rows),
-            "negative_label": _of_rows(np.asarray(self._negative_label, np.int32), negative_offsets, rows),
-            "negative_offsets": _offsets(np.diff(negative_offsets)[rows]),
+            "positive": of_rows(np.asarray(self._positive, np.int32), positive_offsets, rows),
+            "positive_offsets": offsets(np.diff(positive_offsets)[rows]),
+            "negative": of_rows(np.asarray(self._negative, np.int32), negative_offsets, rows),
+            "negative_label": of_rows(np.asarray(self._negative_label, np.int32), negative_offsets, rows),
+            "negative_offsets": offsets(np.diff(negative_offsets)[rows]),
             "text_offsets": np.asarray(self._text_offsets, np.int64),
             "text_hashes": np.frombuffer(bytes(self._hashes), np.uint8).reshape(-1, 16),
         }
         tasks = list(self._tasks)
         if len(rows) < len(self.anchor):
-            _leave_out_unused_texts(folder / "texts.utf8", arrays)
-            tasks = _leave_out_unused_tasks(tasks, arrays)
+            leave_out_unused_texts(folder / "texts.utf8", arrays)
+            tasks = leave_out_unused_tasks(tasks, arrays)
         prompts, counts = arrays["row_prompts"], (np.diff(arrays["positive_offsets"]), np.diff(arrays["negative_offsets"]))
         arrays["views"] = np.unique(
             np.concatenate(
@@ -306,46 +292,3 @@ def _content_hash(arrays: dict[str, NDArray[Any]], names: list[list[str]]) -> st
     for values in arrays.values():
         content.update(values.tobytes())
     return content.hexdigest()
-
-
-def _offsets(counts: Int64) -> Int64:
-    return np.concatenate([[0], np.cumsum(counts)])
-
-
-def _of_rows(flat: NDArray[np.int32], offsets: Int64, rows: Int64) -> NDArray[np.int32]:
-    """Elements of `rows`, row r's being flat[offsets[r] : offsets[r + 1]]."""
-    if len(rows) == len(offsets) - 1:
-        return flat
-    counts = np.diff(offsets)[rows]
-    gathered: NDArray[np.int32] = flat[np.arange(counts.sum()) + np.repeat(offsets[rows] - np.cumsum(counts) + counts, counts)]
-    return gathered
-
-
-def _leave_out_unused_texts(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    """Numbers anew the texts that a row has, in their order, and rewrites the file without the others."""
-    columns = ("anchor", "positive", "negative")
-    offsets = arrays["text_offsets"]
-    used = np.zeros(len(offsets) - 1, bool)
-    for name in columns:
-        used[arrays[name]] = True
-    number = (np.cumsum(used) - 1).astype(np.int32)
-    for name in columns:
-        arrays[name] = number[arrays[name]]
-    # Runs of used texts that stand next to each other, copied whole.
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], used, [False]]).astype(np.int8)))
-    beside = path.with_suffix(".kept")
-    with path.open("rb") as old, beside.open("wb") as new:
-        for first, last in zip(offsets[edges[::2]].tolist(), offsets[edges[1::2]].tolist(), strict=True):
-            old.seek(first)
-            for begin in range(first, last, COPIED_BYTES):
-                new.write(old.read(min(COPIED_BYTES, last - begin)))
-    beside.replace(path)
-    arrays["text_offsets"] = _offsets(np.diff(offsets)[used])
-    arrays["text_hashes"] = arrays["text_hashes"][used]
-
-
-def _leave_out_unused_tasks(tasks: list[str], arrays: dict[str, NDArray[Any]]) -> list[str]:
-    """Numbers anew the tasks that a row has, and returns their names."""
-    used, arrays["task"] = np.unique(arrays["task"], return_inverse=True)
-    arrays["task"] = arrays["task"].astype(np.int32)
-    return [tasks[at] for at in used]

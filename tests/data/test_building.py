@@ -15,8 +15,9 @@ from gist_train.config.errors import UserError
 from gist_train.config.models import GuideConfig
 from gist_train.config.schema import DataConfig
 from gist_train.config.sources import ClassificationSource, JsonlSource, MiningConfig
-from gist_train.data.building import build_corpus, drawn_rows
+from gist_train.data.building import build_corpus
 from gist_train.data.corpus import Corpus, text_hash
+from gist_train.data.drawing import drawn_rows
 
 BAD = [ROWS[0], {"anchor": "", "positive": "p"}, ROWS[1], {"anchor": "a"}, {"anchor": "a", "positive": ["p", 3]}]
 
