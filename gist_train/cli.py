@@ -52,10 +52,12 @@ def prepare(config: ConfigPath, set_: Set = None) -> None:
     from gist_train.model.pretrained import load_student
     from gist_train.prepare import batch_plan, check_folders, prepare_corpus, prepare_guide, prepare_tokens
     from gist_train.training.distributed import this_device
+    from gist_train.training.opening import check_dimensions
 
     loaded = load_config(config, set_ or [])
     check_folders(loaded)
     student, device = load_student(loaded.model), this_device()
+    check_dimensions(loaded.loss, student)
     corpus = prepare_corpus(loaded, device, err)
     plan = batch_plan(loaded, corpus)
     prepare_tokens(corpus, student, err)

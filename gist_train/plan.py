@@ -29,7 +29,7 @@ from gist_train.training.estimates import (
 )
 from gist_train.training.lookups import GuideLookup
 from gist_train.training.loop import steps
-from gist_train.training.opening import last_step, open_training, schedule_of
+from gist_train.training.opening import check_dimensions, last_step, open_training, schedule_of
 from gist_train.training.schedule import Schedule
 from gist_train.training.throughput import training_flops
 
@@ -55,6 +55,7 @@ def plan(config: Config, console: Console, *, measure: bool) -> Found:
     tasks = load_tasks(config.evaluation.tasks)
     device = this_device()
     student = load_student(config.model)
+    check_dimensions(config.loss, student)
     corpus = prepare_corpus(config, device, console)
     batches = batch_plan(config, corpus)
     tokens = prepare_tokens(corpus, student, console)
@@ -187,7 +188,8 @@ def _memory(config: Config, student: Pretrained, epoch: EpochTokens, device: tor
     negatives = (len(epoch.lengths) - 2 * size * len(epoch.by_step)) / len(epoch.by_step)
     half = uses_bf16(config.training.precision, device)
     candidates = int(size * ((1 + config.loss.contrast_anchors + config.loss.contrast_positives) * size + negatives))
-    used = memory(student.encoder, epoch, candidates, half=half, dense=device.type == "cpu")
+    dimensions = len(config.loss.dimensions or [student.width])
+    used = memory(student.encoder, epoch, candidates, dimensions, half=half, dense=device.type == "cpu")
     return {
         "precision": "bf16" if half else "float32",
         "weights": used.weights,

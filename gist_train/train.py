@@ -29,7 +29,7 @@ from gist_train.training.checkpoint import Progress
 from gist_train.training.display import Display
 from gist_train.training.distributed import largest_over_ranks, make_accelerator, precision_of, same_on_all_ranks
 from gist_train.training.loop import steps
-from gist_train.training.opening import Job, open_training
+from gist_train.training.opening import Job, check_dimensions, open_training
 from gist_train.training.resume import checkpoint_to_start_from, refuse_other_content, verified_for
 from gist_train.training.runlog import RunLog
 from gist_train.training.signals import StopSignal
@@ -109,6 +109,7 @@ def open_job(config: Config, accelerator: Accelerator, console: Console) -> Job:
         UserError: data or models are not what the config says.
     """
     student = load_student(config.model)
+    check_dimensions(config.loss, student)
     student.with_max_length(config.evaluation.max_length)  # refuses what the model can't read, before the guide is put to work
     corpus = prepare_corpus(config, accelerator.device, console)
     plan = batch_plan(config, corpus)  # refuses too few rows, before the guide is put to work

@@ -15,7 +15,8 @@ import torch
 from rich.console import Console
 
 from gist_train.config.loading import load_config
-from gist_train.model.loss import BLOCKS, similarity_tolerance
+from gist_train.model.loss import BLOCKS
+from gist_train.model.masks import similarity_tolerance
 from gist_train.prepare import batch_plan, prepare_corpus, prepare_guide
 from gist_train.training.lookups import GuideLookup
 

@@ -41,6 +41,16 @@ BAD_FILES = {
 }
 
 
+@pytest.mark.parametrize("command", ["train", "plan", "prepare"])
+def test_a_dimension_that_the_student_does_not_have_is_told_before_any_work(write_config, tmp_path, command):
+    """The loss would find out at the first step, after the guide's pass of hours."""
+    ended = gist(command, write_config(loss={"dimensions": [8, 33]}))
+    assert ended.code == 2
+    for part in ("loss.dimensions", "[8, 33]", "at most 32", "mend"):
+        assert part in ended.err
+    assert not list((tmp_path / "runs").glob("**/corpora/*"))
+
+
 @pytest.mark.parametrize("case", BAD_FILES)
 def test_bad_data_ends_with_2_and_a_message(write_config, tmp_path, case):
     """The user's file is wrong: a traceback or exit code 1 would say that we are."""

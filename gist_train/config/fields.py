@@ -23,6 +23,12 @@ def _ascending(layers: list[int]) -> list[int]:
     return layers
 
 
+def _each_once(values: list[int]) -> list[int]:
+    if len(set(values)) < len(values):
+        raise ValueError("name each number once")
+    return values
+
+
 def _whole_characters(text: str) -> str:
     if text.encode("utf-8", "ignore").decode() != text:
         raise ValueError("it holds half of a surrogate pair: write the whole character")
@@ -48,6 +54,13 @@ Layers = Annotated[
     AfterValidator(_ascending),
     "a list of layer numbers from 0, ascending, each once, at least one",
 ]
+Dimensions = Annotated[
+    list[Count],
+    Field(min_length=1),
+    AfterValidator(_each_once),
+    "a list of whole numbers of at least 1, each once, at least one",
+]
+Weights = Annotated[list[Positive], Field(min_length=1), "a list of numbers above 0, at least one"]
 Betas = Annotated[list[BelowOne], Field(min_length=2, max_length=2), "a list of two numbers of at least 0 and below 1"]
 
 

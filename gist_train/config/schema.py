@@ -13,6 +13,7 @@ from gist_train.config.fields import (
     Betas,
     Count,
     CountOrZero,
+    Dimensions,
     FolderName,
     MisplacedError,
     Positive,
@@ -21,6 +22,7 @@ from gist_train.config.fields import (
     Seed,
     Share,
     Text,
+    Weights,
 )
 from gist_train.config.models import GuideConfig, ModelConfig
 from gist_train.config.sources import OUTSIDE_CORPUS, ClassificationSource, Source
@@ -67,6 +69,22 @@ class LossConfig(Section):
     """Whether candidates with the same text as the row's anchor or positive are left out."""
     block_size: Count | None = None
     """Rows per block of the loss; null = whole; changes speed and memory only."""
+    dimensions: Dimensions | None = None
+    """How many first numbers of the embeddings the loss is taken over, once for each; null = the whole embeddings alone."""
+    dimension_weights: Weights | None = None
+    """What each of these losses is multiplied by before they are added up, in the order of `dimensions`; null = 1 each."""
+
+    @field_validator("dimension_weights")
+    @classmethod
+    def _one_weight_a_dimension(cls, weights: list[float] | None, info: ValidationInfo) -> list[float] | None:
+        if weights is None or "dimensions" not in info.data:  # absent where it is at fault itself
+            return weights
+        dimensions = info.data["dimensions"]
+        if dimensions is None:
+            raise ValueError("give loss.dimensions, e.g. [384, 256, 128, 64], or leave the weights out")
+        if len(weights) != len(dimensions):
+            raise ValueError(f"give one for each of the {len(dimensions)} numbers of loss.dimensions, in their order")
+        return weights
 
 
 class TrainingConfig(Section):

@@ -6,9 +6,12 @@ flat pool, D width of the student, G width of the guide. Every row contrasts wit
     ap  s(anchor_i, positive_j)    an  s(anchor_i, negative_k)    aa  s(anchor_i, anchor_j)    pp  s(positive_i, positive_j)
 
 A candidate leaves the partition function where the guide finds it more similar than the row's own pair.
+
+With dimensions given, the loss is a weighted sum of losses over the first numbers of the embeddings alone (Matryoshka
+representation learning, Kusupati et al. 2022, arXiv 2205.13147). What leaves by the guide is the same for all of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils.checkpoint import checkpoint
+
+from gist_train.model.masks import Look, Rows, Side, look, similarity_tolerance, threshold
 
 BLOCKS = ("ap", "an", "aa", "pp")
 
@@ -27,31 +32,12 @@ class LossOutput:
     loss: Tensor
     """Scalar: sum of `row_losses` over B. With all rows computed here it is their mean."""
     row_losses: Tensor
-    """(R,) cross entropy of each row computed here, detached."""
+    """(R,) cross entropy of each row computed here, detached; with dimensions their weighted sum."""
     masked: Tensor
-    """(4,) int64: candidates of each of `BLOCKS` that left the partition function: too similar, a duplicate, or not hard."""
+    """(4,) int64: candidates of each of `BLOCKS` that left the partition function: too similar, a duplicate, or not hard (which
+    is counted for the largest of the dimensions)."""
     candidates: Tensor
-    """(4,) int64: candidates of each of `BLOCKS` before masking, a row's own column not counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Side:
-    """One kind of candidate: unit vectors of student (N, D), and what else is known of them, or None."""
-
-    student: Tensor
-    guide: Tensor | None
-    """(N, G) unit vectors."""
-    ids: Tensor | None
-    """(N,) text ids."""
-    labels: Tensor | None
-    """(N,), -1 for none."""
-    rows: Tensor | None
-    """(N,) the row of the batch that a candidate belongs to."""
-
-    def between(self, first: int, last: int) -> "_Side":
-        """Those of rows first to last, of a side that has one a row."""
-        guide, ids, labels, rows = (None if x is None else x[first:last] for x in (self.guide, self.ids, self.labels, self.rows))
-        return _Side(self.student[first:last], guide, ids, labels, rows)
+    """(4,) int64: candidates of each of `BLOCKS` before masking, a row's own column not counted; the same for all dimensions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +48,8 @@ class _Options:
     contrast_anchors: bool
     contrast_positives: bool
     hard_only: bool
+    weights: tuple[float, ...]
+    """Of the loss over each dimension."""
     own_only: Tensor | None
     """(B,) bool: rows that contrast with their own negatives alone."""
 
@@ -81,6 +69,8 @@ def guided_contrastive_loss(
     contrast_positives: bool = True,
     negatives: Literal["all", "hard"] = "all",
     block_size: int | None = None,
+    dimensions: Sequence[int] | None = None,
+    dimension_weights: Sequence[float] | None = None,
     anchor_ids: Tensor | None = None,
     positive_ids: Tensor | None = None,
     negative_ids: Tensor | None = None,
@@ -101,7 +91,12 @@ def guided_contrastive_loss(
             g_i - margin ("absolute") or g_i - |g_i| margin ("relative"), g_i the guide's similarity of the row's own pair.
         contrast_anchors, contrast_positives: whether the blocks aa and pp take part.
         negatives: "hard" also drops candidates that the student already finds less similar than the row's own positive.
+            With dimensions each has negatives of its own: which are hard depends on the similarities at hand.
         block_size: rows whose similarities are in memory at a time, forward and backward; None for all at once.
+        dimensions: given, the loss is the sum over d of its weight times the loss over the first d numbers of each of the
+            student's embeddings, normalised anew, as in sentence-transformers' MatryoshkaLoss around its GISTEmbedLoss. Their
+            order is of no account. The guide's embeddings are not cut: its masks are made once and serve all dimensions.
+        dimension_weights: one for each of the dimensions; None for 1 each.
         anchor_ids, positive_ids, negative_ids: (B,), (B,), (M,) text ids; given, candidates that are the same text as the
             row's anchor or positive leave.
         labels, negative_labels: (B,) of anchor and positive, (M,), -1 for none; given, candidates with the anchor's label leave,
@@ -115,15 +110,17 @@ def guided_contrastive_loss(
         LossOutput. Similarities and softmax are float32 at least, whatever the dtype of the embeddings or an autocast around.
 
     Raises:
-        ValueError: shapes that do not fit, or a guide or ids given for some of the texts only.
+        ValueError: shapes, dimensions or weights that do not fit, or a guide or ids given for some of the texts only.
 
     The row's own positive never leaves; the diagonals of aa and pp always do. In the authors' code (avsolatorio/GISTEmbed)
     these diagonals leave only because guide(x, x) is the largest similarity there is, which rounding or a negative margin undoes.
     """
     _check_options(temperature, margin_strategy, negatives, block_size)
+    widths, weights = _weighted_dimensions(dimensions, dimension_weights, anchor.shape[-1])
     batch = len(anchor)
     own = None if own_negatives_only is None else torch.arange(batch, device=anchor.device)
     anchors, positives, pool = _sides(
+        widths,
         student=(anchor, positive, negative),
         guide=(guide_anchor, guide_positive, guide_negative),
         ids=(anchor_ids, positive_ids, negative_ids),
@@ -131,7 +128,14 @@ def guided_contrastive_loss(
         rows=(own, own, negative_rows),
     )
     options = _Options(
-        temperature, margin, margin_strategy, contrast_anchors, contrast_positives, negatives == "hard", own_negatives_only
+        temperature=temperature,
+        margin=margin,
+        margin_strategy=margin_strategy,
+        contrast_anchors=contrast_anchors,
+        contrast_positives=contrast_positives,
+        hard_only=negatives == "hard",
+        weights=weights,
+        own_only=own_negatives_only,
     )
     start, stop = rows or (0, batch)
     if not 0 <= start <= stop <= batch:
@@ -141,10 +145,10 @@ def guided_contrastive_loss(
 
 
 def _loss_of_rows(
-    anchors: _Side, positives: _Side, pool: _Side, start: int, stop: int, block_size: int | None, options: _Options
+    anchors: Side, positives: Side, pool: Side, start: int, stop: int, block_size: int | None, options: _Options
 ) -> LossOutput:
     """The loss of rows start to stop, `block_size` of them at a time."""
-    device = anchors.student.device
+    device = anchors.students[0].device
     losses, masked, candidates = [], [], []
     for first, last in _row_blocks(start, stop, block_size):
         arguments = (anchors, positives, pool, first, last, options)
@@ -154,10 +158,10 @@ def _loss_of_rows(
         masked.append(part[1])
         candidates.append(part[2])
     # With no rows here the (empty) sum still depends on all embeddings, so that every process has a backward pass.
-    row_losses = torch.cat(losses or [side.student[:0].sum(dim=1) for side in (anchors, positives, pool)])
+    row_losses = torch.cat(losses or [side.students[0][:0].sum(dim=1) for side in (anchors, positives, pool)])
     nothing = torch.zeros(4, dtype=torch.int64, device=device)
     return LossOutput(
-        loss=row_losses.sum() / len(anchors.student),
+        loss=row_losses.sum() / len(anchors),
         row_losses=row_losses.detach(),
         masked=torch.stack(masked).sum(dim=0) if masked else nothing,
         candidates=torch.stack(candidates).sum(dim=0) if candidates else nothing,
@@ -175,17 +179,35 @@ def _check_options(temperature: float, margin_strategy: str, negatives: str, blo
         raise ValueError(f"block_size must be 1 or more, or None, not {block_size}")
 
 
+def _weighted_dimensions(
+    dimensions: Sequence[int] | None, weights: Sequence[float] | None, width: int
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Dimensions, the largest first, and the weight of each."""
+    if dimensions is None:
+        if weights is not None:
+            raise ValueError(f"dimension_weights {list(weights)} need dimensions to weigh")
+        return (width,), (1.0,)
+    if not dimensions or len(set(dimensions)) < len(dimensions) or not all(1 <= d <= width for d in dimensions):
+        raise ValueError(f"dimensions must be different numbers from 1 to {width}, the width, not {list(dimensions)}")
+    weights = [1.0] * len(dimensions) if weights is None else weights
+    if len(weights) != len(dimensions) or not all(weight > 0 for weight in weights):
+        raise ValueError(f"dimension_weights must be {len(dimensions)} numbers above 0, not {list(weights)}")
+    descending = sorted(zip(dimensions, weights, strict=True), reverse=True)
+    return tuple(d for d, _ in descending), tuple(weight for _, weight in descending)
+
+
 def _row_blocks(start: int, stop: int, block_size: int | None) -> Iterator[tuple[int, int]]:
     size = block_size or max(stop - start, 1)
     for first in range(start, stop, size):
         yield first, min(first + size, stop)
 
 
-def _sides(**given: tuple[Tensor | None, Tensor | None, Tensor | None]) -> tuple[_Side, _Side, _Side]:
+def _sides(dimensions: Sequence[int], **given: tuple[Tensor | None, Tensor | None, Tensor | None]) -> tuple[Side, Side, Side]:
     """Anchors, positives and negatives, checked against one another; absent negatives become a pool of none.
 
     Args:
-        given: by field of `_Side`, what is given of anchors, positives and negatives.
+        dimensions: how many of the student's numbers, counted from the first, are taken.
+        given: by field of `Side`, what is given of anchors, positives and negatives.
     """
     anchor, _, negative = given["student"]
     assert anchor is not None
@@ -208,9 +230,8 @@ def _sides(**given: tuple[Tensor | None, Tensor | None, Tensor | None]) -> tuple
             if value is not None and len(value) != len(student):
                 raise ValueError(f"{field} of {name} has {len(value)} rows, the student's embeddings have {len(student)}")
         guide = values["guide"]
-        sides.append(
-            _Side(_unit(student), None if guide is None else _unit(guide), values["ids"], values["labels"], values["rows"])
-        )
+        students = tuple(_unit(student[:, :d]) for d in dimensions)  # all of them is an alias, and copies nothing
+        sides.append(Side(students, None if guide is None else _unit(guide), values["ids"], values["labels"], values["rows"]))
     return sides[0], sides[1], sides[2]
 
 
@@ -219,75 +240,45 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _block_of_rows(
-    anchors: _Side, positives: _Side, pool: _Side, first: int, last: int, options: _Options
+    anchors: Side, positives: Side, pool: Side, first: int, last: int, options: _Options
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses (R,), masked (4,) and candidates (4,) of rows first to last."""
     a, p = anchors.between(first, last), positives.between(first, last)
-    device = a.student.device
-    own = torch.arange(first, last, device=device)
-    here = torch.arange(last - first, device=device)
-    threshold = None if a.guide is None or p.guide is None else _threshold((a.guide * p.guide).sum(dim=1), options)
-    own_score = (a.student * p.student).sum(dim=1)
+    limit = None
+    if a.guide is not None and p.guide is not None:
+        limit = threshold((a.guide * p.guide).sum(dim=1), options.margin, options.margin_strategy)
+    rows = Rows(first, a, p, limit, None if options.own_only is None else options.own_only[first:last])
 
-    # block, the side that looks, the side it looks at, whether column i belongs to row i itself
-    looks = [("ap", a, positives, True), ("an", a, pool, False)]
+    looks = [look("ap", a, positives, rows), look("an", a, pool, rows)]
     if options.contrast_anchors:
-        looks.append(("aa", a, anchors, True))
+        looks.append(look("aa", a, anchors, rows))
     if options.contrast_positives:
-        looks.append(("pp", p, positives, True))
+        looks.append(look("pp", p, positives, rows))
 
-    scores, masked, candidates = [], *torch.zeros(2, 4, dtype=torch.int64, device=device)
-    for block, from_side, to_side, has_own_column in looks:
-        score = from_side.student @ to_side.student.T
-        leaves = _leaves(from_side, to_side, a, p, threshold, device)
+    losses, stay = _over_dimension(0, looks, rows, options)
+    for at in range(1, len(options.weights)):
+        losses = losses + _over_dimension(at, looks, rows, options)[0]
+    masked, candidates = torch.zeros(2, 4, dtype=torch.int64, device=losses.device)
+    for seen, staying in zip(looks, stay, strict=True):
+        index = BLOCKS.index(seen.block)
+        candidates[index], masked[index] = seen.candidates, seen.candidates - staying
+    return losses, masked, candidates
+
+
+def _over_dimension(at: int, looks: Sequence[Look], rows: Rows, options: _Options) -> tuple[Tensor, list[Tensor]]:
+    """Over the dimension of number `at`: cross entropies (R,) times its weight, and how many candidates stay in each look."""
+    own_score = (rows.anchors.students[at] * rows.positives.students[at]).sum(dim=1).detach()
+    scores, stay = [], []
+    for seen in looks:
+        score = seen.from_side.students[at] @ seen.to_side.students[at].T
+        leaves = seen.leaves
         if options.hard_only:
-            leaves |= score.detach() < own_score.detach()[:, None] - similarity_tolerance(own_score)
-        stands = _stands(a, to_side, options)  # what is no candidate at all counts neither as one nor as masked
-        if has_own_column:
-            stands[here, own] = False
-        index = BLOCKS.index(block)
-        candidates[index], masked[index] = stands.sum(), (leaves & stands).sum()
-        leaves |= ~stands
-        if block == "ap":
-            leaves[here, own] = False
+            leaves = leaves | (score.detach() < own_score[:, None] - similarity_tolerance(own_score))
+            if seen.block == "ap":
+                leaves.diagonal(rows.first).fill_(False)
+        # A row's own positive stands, and is no candidate.
+        stay.append((~leaves).sum() - (len(own_score) if seen.block == "ap" else 0))
         scores.append(score.masked_fill(leaves, -torch.inf))
     logits = torch.cat(scores, dim=1) / options.temperature
-    return cross_entropy(logits, own, reduction="none"), masked, candidates
-
-
-def _threshold(own: Tensor, options: _Options) -> Tensor:
-    """(R, 1): the guide's similarity above which a candidate leaves."""
-    margin = options.margin if options.margin_strategy == "absolute" else own.abs() * options.margin
-    return (own - margin + similarity_tolerance(own))[:, None]
-
-
-def similarity_tolerance(similarities: Tensor) -> float:
-    """How far two roundings of one similarity may lie apart.
-
-    An exact duplicate of the positive has the similarity of the threshold, and stays (where ids are given, its id removes it).
-    Without this tolerance the last bit would decide, which differs from one block size or number of processes to the next.
-    """
-    return 8 * torch.finfo(similarities.dtype).eps
-
-
-def _stands(from_side: _Side, to_side: _Side, options: _Options) -> Tensor:
-    """(R, N) bool: what is a candidate at all, before anything leaves."""
-    shape = len(from_side.student), len(to_side.student)
-    if options.own_only is None or from_side.rows is None or to_side.rows is None:
-        return torch.ones(shape, dtype=torch.bool, device=to_side.student.device)
-    return ~options.own_only[from_side.rows, None] | (to_side.rows[None, :] == from_side.rows[:, None])
-
-
-def _leaves(
-    from_side: _Side, to_side: _Side, anchors: _Side, positives: _Side, threshold: Tensor | None, device: torch.device
-) -> Tensor:
-    """(R, N) bool: candidates that the guide, their text id or their label removes."""
-    leaves = torch.zeros(len(from_side.student), len(to_side.student), dtype=torch.bool, device=device)
-    if threshold is not None and from_side.guide is not None and to_side.guide is not None:
-        leaves |= from_side.guide @ to_side.guide.T > threshold
-    if to_side.ids is not None and anchors.ids is not None and positives.ids is not None:
-        leaves |= to_side.ids[None, :] == anchors.ids[:, None]
-        leaves |= to_side.ids[None, :] == positives.ids[:, None]
-    if to_side.labels is not None and anchors.labels is not None:
-        leaves |= (to_side.labels[None, :] == anchors.labels[:, None]) & (anchors.labels >= 0)[:, None]
-    return leaves
+    own = torch.arange(rows.first, rows.first + len(own_score), device=own_score.device)
+    return options.weights[at] * cross_entropy(logits, own, reduction="none"), stay

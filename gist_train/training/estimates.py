@@ -98,15 +98,17 @@ class Memory:
         return self.weights + self.gradients + self.moments + self.activations
 
 
-def memory(encoder: Encoder, epoch: EpochTokens, candidates: int, *, half: bool, dense: bool) -> Memory:
+def memory(encoder: Encoder, epoch: EpochTokens, candidates: int, dimensions: int, *, half: bool, dense: bool) -> Memory:
     """An estimate for training `encoder` with dropout, where the largest batch of the epoch stands.
 
     A layer keeps, of each token, 8 H + 2 I numbers and two dropout masks of H bytes: with I = 4 H and 2 bytes a number that is
     the 34 H bytes of Korthikanti et al. 2022 (arXiv 2205.05198, equation 1, without its term for attention scores, which
-    variable-length attention does not keep). The loss keeps some five numbers a pair of row and candidate.
+    variable-length attention does not keep). The loss keeps some five numbers a pair of row and candidate, and one more for each
+    further dimension that it is taken over.
 
     Args:
         candidates: of all rows of a batch together.
+        dimensions: how many the loss is taken over.
         half: whether the forward pass runs in bf16.
         dense: whether attention keeps its scores, their dropout and its result, and dropout masks are numbers: on a CPU.
     """
@@ -127,7 +129,7 @@ def memory(encoder: Encoder, epoch: EpochTokens, candidates: int, *, half: bool,
         weights=4 * weights + (2 * weights if half else 0),
         gradients=4 * trained,
         moments=8 * trained,
-        activations=of_layer * config.num_hidden_layers + 5 * 4 * candidates,
+        activations=of_layer * config.num_hidden_layers + (4 + dimensions) * 4 * candidates,
     )
 
 

@@ -169,6 +169,8 @@ def _loss(training: Training, batch: Batch, embeddings: Tensor) -> LossOutput:
         contrast_positives=options.contrast_positives,
         negatives=options.negatives,
         block_size=options.block_size,
+        dimensions=options.dimensions,
+        dimension_weights=options.dimension_weights,
         anchor_ids=ids[0],
         positive_ids=ids[1],
         negative_ids=ids[2],

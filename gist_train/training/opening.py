@@ -7,7 +7,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from gist_train.config.schema import Config, OptimizerConfig
+from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.schema import Config, LossConfig, OptimizerConfig
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Corpus, TokenTable
 from gist_train.model.pretrained import Pretrained
@@ -62,6 +63,13 @@ def open_training(
     )
     facts = facts_of(config, student, corpus.content, guide, precision_of(accelerator), accelerator.num_processes)
     return Job(student, adamw, training, last_step(config, schedule), facts)
+
+
+def check_dimensions(loss: LossConfig, student: Pretrained) -> None:
+    """Raises UserError where the loss is taken over more numbers than the student's embeddings have."""
+    if loss.dimensions is not None and max(loss.dimensions) > student.width:
+        allowed = f"at most {student.width} each, the numbers in an embedding of {student.encoder.transformer.name_or_path}"
+        raise UserError(Fault("loss.dimensions", shown(loss.dimensions), allowed, "leave the larger ones out"))
 
 
 def schedule_of(config: Config, steps_per_epoch: int) -> Schedule:

@@ -93,6 +93,12 @@ optimizer: {betas: [0.9, 2]}
         ("training.stop_at_step=0.5", "a whole number of at least 1 or null", "Optimizer step"),
         ("name=12", "letters, digits", "in quotes"),
         ("loss.margin=.nan", "a finite number", "threshold"),
+        (
+            "loss.dimensions=[256,256]",
+            "a list of whole numbers of at least 1, each once, at least one or null",
+            "each number once",
+        ),
+        ("loss.dimension_weights=[1]", "a list of numbers above 0", "give loss.dimensions"),
         ("loss.contrast_anchors=on", "true or false", "anchors"),
         ("data.train=[]", "a list of sources, at least one", "Sources of the training rows"),
         ("model=./folder", "a mapping (keys: name", 'write {name: "./folder"}'),

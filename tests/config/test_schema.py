@@ -40,6 +40,8 @@ def test_smallest_config_has_the_recipes_hyperparameters():
         ("guide", {"name": "g", "prompt": ""}),
         ("model", {"name": "m", "layers": [0, 2, 4], "dropout": 0, "max_length": 8, "pooling": "mean"}),
         ("loss", {"margin": -1, "temperature": 1}),
+        ("loss", {"dimensions": [64, 256, 128], "dimension_weights": [1, 0.5, 2.0]}),
+        ("loss", {"dimensions": [1], "dimension_weights": None}),
         ("training", {"max_steps": 10, "stop_at_step": 10}),
         ("training", {"max_steps": 10, "epochs": None}),
         ("training", {"epochs": 2, "max_steps": None, "stop_at_step": 10**9, "seed": 2**32 - 1, "grad_clip": None}),
@@ -76,6 +78,8 @@ def test_accepts(section: str, accepted: object):
         *[(("loss", "temperature"), bad) for bad in (0, float("nan"), float("inf"), "1e-2")],
         *[(("optimizer", "betas"), bad) for bad in ([0.9], [0.9, 0.9, 0.9], 0.9)],
         (("loss", "contrast_anchors"), 1),
+        *[(("loss", "dimensions"), bad) for bad in ([], [64, 64], 64, "64")],
+        *[(("loss", "dimension_weights"), bad) for bad in ([], [1.0], 1.0)],  # weights without dimensions among them
         (("guide", "dtype"), "bf16"),
         (("guide",), "none"),
         (("schedule", "warmup_ratio"), 1.1),
@@ -116,6 +120,18 @@ def test_impossible_lengths(training: dict[str, Any], faults: list[str]):
     with pytest.raises(ValidationError) as caught:
         config(training=training)
     assert [fault["loc"][1] for fault in caught.value.errors()] == faults
+
+
+def test_every_dimension_has_one_weight():
+    """A weight too few would leave a dimension out, or shift the others."""
+    for weights in ([1.0], [1.0, 1.0, 1.0]):
+        with pytest.raises(ValidationError) as caught:
+            config(loss={"dimensions": [256, 64], "dimension_weights": weights})
+        (fault,) = caught.value.errors()
+        assert fault["loc"] == ("loss", "dimension_weights")
+        assert "the 2 numbers of loss.dimensions" in str(fault["ctx"]["error"])
+    before, after = (config(loss={"dimensions": [256, 64], "dimension_weights": w}) for w in (None, [1.0, 2.0]))
+    assert mathematics(before) != mathematics(after)
 
 
 WEIGHTED = {"train": [{"source": "jsonl", "path": "a"}, {"source": "jsonl", "path": "b", "weight": 2.0}]}
@@ -184,7 +200,7 @@ def test_mathematics_leaves_out_only_what_may_change_on_resume():
     plain = mathematics(config(guide={"name": "g"}))
     assert mathematics(harmless) == plain
     assert {key.split(".")[0] for key in plain} == {"model", "guide", "data", "loss", "training", "optimizer", "schedule"}
-    assert len(plain) == 36
+    assert len(plain) == 38
     assert mathematics(config(guide="self"))["guide"] == "self"
     assert mathematics(config())["guide"] is None
 
@@ -195,6 +211,7 @@ def test_mathematics_leaves_out_only_what_may_change_on_resume():
         ("model", {"name": "m", "max_length": 64}, "model.max_length"),
         ("guide", {"name": "g", "dtype": "float32"}, "guide.dtype"),
         ("loss", {"margin": 0.1}, "loss.margin"),
+        ("loss", {"dimensions": [64]}, "loss.dimensions"),
         ("training", {"seed": 1}, "training.seed"),
         ("optimizer", {"betas": [0.9, 0.99]}, "optimizer.betas"),
         ("data", {"train": [{"source": "jsonl", "path": "x", "weight": 2.0}]}, "data.train[0].weight"),

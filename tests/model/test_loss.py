@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from sentence_transformers.sentence_transformer.losses import GISTEmbedLoss
+from sentence_transformers.sentence_transformer.losses import GISTEmbedLoss, MatryoshkaLoss
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
@@ -316,14 +316,21 @@ class Column(nn.Module):
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"sentence_embedding": features[self.key]}
 
+    def get_embedding_dimension(self) -> None:
+        return None
 
-def peer_loss(batch: Batch, **options: Any) -> Tensor:
+
+def peer_loss(batch: Batch, dimensions: dict[int, float] | None = None, **options: Any) -> Tensor:
     columns = [
         {"student": student, "guide": guide}
         for student, guide in zip(batch.students, batch.guides, strict=True)
         if student is not None
     ]
-    return GISTEmbedLoss(Column("student"), Column("guide"), **options)(columns, torch.empty(0))
+    student = Column("student")
+    loss: nn.Module = GISTEmbedLoss(student, Column("guide"), **options)
+    if dimensions is not None:
+        loss = MatryoshkaLoss(student, loss, list(dimensions), list(dimensions.values()))
+    return loss(columns, torch.empty(0))
 
 
 @pytest.mark.parametrize(("dtype", "temperature", "to"), [(torch.float64, 0.01, 1e-9), (torch.float32, 0.05, 1e-5)])
@@ -577,6 +584,141 @@ def test_a_part_without_rows_gives_zero_and_a_gradient(start, block_size):
     assert found.masked.tolist() == found.candidates.tolist() == [0, 0, 0, 0]
     (gradient,) = torch.autograd.grad(found.loss, batch.students[0])
     assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+# Dimensions
+
+
+DIMENSIONS = {3: 0.5, 5: 1.0, 2: 2.0}
+WEIGHTED = {"dimensions": list(DIMENSIONS), "dimension_weights": list(DIMENSIONS.values())}
+
+
+def cut(batch: Batch, dimension: int) -> Batch:
+    """The first numbers of the student's embeddings; the guide's stay whole."""
+    return replace(batch, students=tuple(None if x is None else x[:, :dimension] for x in batch.students))
+
+
+def double_loop_over_dimensions(batch: Batch, **options: Any) -> tuple[Tensor, dict[str, int], dict[str, int]]:
+    """A double loop for each dimension; the counts are those of the largest."""
+    loops = {dimension: double_loop(cut(batch, dimension), **options) for dimension in DIMENSIONS}
+    loss = torch.stack([weight * loops[dimension][0] for dimension, weight in DIMENSIONS.items()]).sum()
+    return loss, *loops[max(DIMENSIONS)][1:]
+
+
+def guided_by_itself(batch: Batch) -> Batch:
+    """The student's own similarities as guide: those of the whole embedding."""
+    return replace(batch, guides=tuple(None if x is None else x.detach() for x in batch.students))
+
+
+@pytest.mark.parametrize("block_size", [None, 2])
+@pytest.mark.parametrize("negatives", ["all", "hard"])
+@pytest.mark.parametrize("pool", [None, 7], ids=["M=0", "M=7"])
+@pytest.mark.parametrize("guide", ["unguided", "guided", "self"])
+def test_dimensions_equal_a_double_loop_for_each(guide, pool, negatives, block_size):
+    """A cut that is not normalised again, a guide that is cut too, a weight of another dimension, or hard negatives of the
+    largest dimension for all of them: each still trains, only worse."""
+    batch = draw(5, pool, guide=guide == "guided", ids=True, seed=4, dim=6)
+    batch = with_own_negatives(labelled(guided_by_itself(batch) if guide == "self" else batch))
+    found = batch.loss(temperature=0.1, negatives=negatives, block_size=block_size, **WEIGHTED)
+    expected, masked, candidates = double_loop_over_dimensions(batch, temperature=0.1, negatives=negatives)
+    gradients = batch.gradients(expected, materialize_grads=True)
+    assert_same((found.loss, batch.gradients(found.loss)), (expected, gradients), to=1e-9)
+    assert (by_block(found.masked), by_block(found.candidates)) == (masked, candidates)
+    torch.testing.assert_close(found.row_losses.mean(), found.loss.detach())
+
+
+def test_hard_negatives_differ_by_dimension():
+    """If they did not, the comparison above would hold whichever dimension decides about them."""
+    masked = [double_loop(cut(draw(5, 7, ids=True, seed=4, dim=6), d), negatives="hard")[1] for d in DIMENSIONS]
+    assert len({tuple(counts.values()) for counts in masked}) == len(DIMENSIONS)
+
+
+@pytest.mark.parametrize("switches", [(True, True), (False, False)], ids=["aa+pp", "none"])
+@pytest.mark.parametrize("pool", [None, 12], ids=["pairs", "triplets"])
+def test_dimensions_equal_sentence_transformers(pool, switches):
+    """Who comes from MatryoshkaLoss(GISTEmbedLoss) must find the loss that they left: the sum of the dimensions, and no mean."""
+    batch = draw(12, pool, seed=1, dim=16)
+    options = {"temperature": 0.05, "contrast_anchors": switches[0], "contrast_positives": switches[1]}
+    dimensions = {16: 1.0, 8: 0.5, 3: 2.0}
+    ours = batch.loss(dimensions=list(dimensions), dimension_weights=list(dimensions.values()), **options)
+    theirs = peer_loss(batch, dimensions, **options)
+    assert_same((ours.loss, batch.gradients(ours.loss)), (theirs, batch.gradients(theirs)), to=1e-9)
+    unweighted = peer_loss(batch, dict.fromkeys(dimensions, 1), **options)
+    torch.testing.assert_close(batch.loss(dimensions=list(dimensions), **options).loss, unweighted)
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products by the width of the vectors that are multiplied."""
+
+    def __init__(self):
+        super().__init__()
+        self.of_width: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.mm.default:
+            width = args[0].shape[1]
+            self.of_width[width] = self.of_width.get(width, 0) + 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("block_size", "blocks"), [(None, 1), (4, 3)])
+def test_the_guides_similarities_are_computed_once_for_all_dimensions(block_size, blocks):
+    """A guide of 1,024 numbers costs more than the student's 384 + 256 + 128 + 64: asked for each it is most of the work."""
+    batch = draw(11, 7, ids=True, dim=6)  # the guide's width is 3
+    with torch.no_grad(), Products() as products:
+        batch.loss(dimensions=[6, 5, 4, 2], block_size=block_size)
+    assert products.of_width == dict.fromkeys((3, 6, 5, 4, 2), 4 * blocks)
+
+
+@pytest.mark.parametrize("block_size", [None, 2])
+def test_parts_of_the_rows_sum_to_the_whole_over_dimensions(block_size):
+    """Processes share a batch with dimensions as without; one may have no row, and its loss needs a gradient all the same."""
+    batch = draw(9, 6, ids=True, dim=6)
+    whole = batch.loss(temperature=0.1, **WEIGHTED)
+    cuts = (0, 0, 4, 9)
+    parts = [batch.loss(temperature=0.1, block_size=block_size, rows=rows, **WEIGHTED) for rows in itertools.pairwise(cuts)]
+    assert parts[0].loss.item() == 0.0
+    assert torch.autograd.grad(parts[0].loss, batch.students[0], retain_graph=True)[0].count_nonzero() == 0
+    total = torch.stack([part.loss for part in parts]).sum()
+    assert_same((total, batch.gradients(total)), (whole.loss, batch.gradients(whole.loss)), to=1e-12)
+    assert torch.equal(sum(part.masked for part in parts), whole.masked)
+
+
+def test_the_order_of_dimensions_is_of_no_account():
+    """A weight must stay with its dimension, and the counts with the largest."""
+    batch = draw(6, 6, ids=True, dim=6)
+    one = batch.loss(dimensions=[5, 3], dimension_weights=[1.0, 2.0], negatives="hard")
+    other = batch.loss(dimensions=[3, 5], dimension_weights=[2.0, 1.0], negatives="hard")
+    assert torch.equal(one.loss, other.loss)
+    assert torch.equal(one.masked, other.masked)
+
+
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_the_whole_embedding_as_the_one_dimension_changes_no_bit(block_size):
+    """Without dimensions nothing may be cut, weighed or added up otherwise than with this one."""
+    batch = draw(9, 9, ids=True, dim=6).to(torch.float32)
+    plain, one = batch.loss(block_size=block_size), batch.loss(block_size=block_size, dimensions=[6])
+    assert torch.equal(plain.loss, one.loss)
+    for ours, theirs in zip(batch.gradients(one.loss), batch.gradients(plain.loss), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "weights", "told"),
+    [
+        ([], None, "dimensions"),
+        ([2, 2], None, "dimensions"),
+        ([4, 0], None, "dimensions"),
+        ([4, 7], None, "1 to 6"),
+        ([4, 2], [1.0], "2 numbers"),
+        ([4, 2], [1.0, 0.0], "above 0"),
+        (None, [1.0], "need dimensions"),
+    ],
+)
+def test_dimensions_that_do_not_fit_are_refused(dimensions, weights, told):
+    """A slice past the end is the whole embedding and no error: the loss would count it twice in silence."""
+    with pytest.raises(ValueError, match=told):
+        draw(dim=6).loss(dimensions=dimensions, dimension_weights=weights)
 
 
 # Precision and length

@@ -117,6 +117,11 @@ def test_blocks_change_nothing_over_processes(config_of):
     assert_same_over(2, config_of(16, block_size=3, margin=0.05, margin_strategy="relative"), [])
 
 
+def test_dimensions_change_nothing_over_processes(config_of):
+    """The guide of "self" is the gathered student, whole, while its cuts are what is trained."""
+    assert_same_over(2, config_of(16, "self", dimensions=[32, 8], dimension_weights=[1.0, 2.0]), [])
+
+
 def test_clipping_sees_the_whole_gradient(config_of):
     """A norm taken over one rank's share clips each rank by another factor."""
     assert_same_over(2, config_of(16), ["training.grad_clip=0.1"])

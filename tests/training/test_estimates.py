@@ -9,6 +9,8 @@ from transformers import BertConfig, BertModel
 from gist_train.config.loading import load_config
 from gist_train.model.dropout import use_cheap_dropout
 from gist_train.model.encoder import Encoder, pack
+from gist_train.model.loss import guided_contrastive_loss
+from gist_train.model.pretrained import load_finished
 from gist_train.training.checkpoint import saved_steps
 from gist_train.training.estimates import EpochTokens, checkpoint_bytes, checkpoints_kept, epoch_tokens, memory
 from gist_train.training.loop import steps
@@ -73,8 +75,35 @@ def test_activations_are_what_autograd_keeps(width, length, texts, layers):
     epoch = EpochTokens(
         lengths, np.array([lengths.sum()]), np.array([(lengths**2).sum()]), np.array([texts]), np.array([length]), 0, 0
     )
-    estimated = memory(encoder, epoch, 0, half=False, dense=True).activations
+    estimated = memory(encoder, epoch, 0, 1, half=False, dense=True).activations
     assert estimated == pytest.approx(measured, rel=0.1)
+
+
+def test_a_further_dimension_keeps_one_number_a_pair(make_model):
+    """Four dimensions taken for four whole losses would send a user to a GPU that they don't need."""
+    rows, dimensions = 256, [8, 4, 2]
+    pairs = 4 * rows * rows
+
+    def kept(of: list[int]) -> int:
+        """Bytes from forward to backward."""
+        random = torch.Generator().manual_seed(0)
+        vectors = [torch.randn(rows, 8, generator=random, requires_grad=True) for _ in range(3)]
+        guides = dict.fromkeys(("guide_anchor", "guide_positive", "guide_negative"))
+        storages: dict[int, torch.Tensor] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            return storages.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = guided_contrastive_loss(*vectors, **guides, dimensions=of).loss
+        assert loss.requires_grad
+        return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+
+    measured = kept(dimensions) - kept(dimensions[:1])
+    student = load_finished(str(make_model()))
+    epoch = EpochTokens(*(np.array([8]) for _ in range(5)), 8, 8)
+    three, one = (memory(student.encoder, epoch, pairs, count, half=False, dense=True).activations for count in (3, 1))
+    assert three - one == pytest.approx(measured, rel=0.1)
 
 
 def test_weights_gradients_and_moments_are_counted(write_config):
@@ -82,11 +111,11 @@ def test_weights_gradients_and_moments_are_counted(write_config):
     training, student, adamw = training_of(load_config(write_config(guide=None)))
     list(steps(training, 0, 1))
     epoch = epoch_tokens(training.corpus, training.tokens, training.plan, 0, 64)
-    used = memory(student.encoder, epoch, 0, half=False, dense=True)
+    used = memory(student.encoder, epoch, 0, 1, half=False, dense=True)
     assert used.weights == sum(p.numel() * 4 for p in student.encoder.parameters())
     assert used.moments == sum(x.nbytes for state in adamw.state.values() for x in state.values() if x.ndim)
     assert used.gradients * 2 == used.moments
-    half = memory(student.encoder, epoch, 0, half=True, dense=False)
+    half = memory(student.encoder, epoch, 0, 1, half=True, dense=False)
     assert half.weights == used.weights * 1.5
     assert half.activations < used.activations / 2
 

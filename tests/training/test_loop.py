@@ -85,7 +85,12 @@ def slow_twin(config, student, rows):
             guides = [[x.detach() for x in side] for side in students]
         elif live is not None:
             guides = [list(live.encode(side, convert_to_tensor=True)) if side else [] for side in texts]
-        loss, masked = twin_loss(students, guides, ids, owners, config.loss)
+        whole = len(students[0][0])
+        dimensions = config.loss.dimensions or [whole]
+        parts = [twin_loss([[x[:d] for x in side] for side in students], guides, ids, owners, config.loss) for d in dimensions]
+        weights = config.loss.dimension_weights or [1.0] * len(dimensions)
+        loss = sum(weight * part[0] for weight, part in zip(weights, parts, strict=True))
+        masked = parts[0][1]  # by ids and the guide alone: the same for all of them
         adamw.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(named.values(), config.training.grad_clip or math.inf)
@@ -135,6 +140,8 @@ TWINS = {
     "lenient": ("store", {"margin": -0.02, "contrast_anchors": False}, {"grad_clip": None}),
     "relative": ("store", {"margin": -0.05, "margin_strategy": "relative", "block_size": 3}, {"grad_clip": 0.05}),
     "self": ("self", {"contrast_positives": False}, {}),
+    "dimensions": ("store", {"dimensions": [8, 32, 16], "dimension_weights": [0.5, 1.0, 2.0], "block_size": 3}, {}),
+    "dimensions, self": ("self", {"dimensions": [16, 8]}, {}),
     "unguided": (None, {}, {"batch_size": 5}),
 }
 

@@ -134,6 +134,7 @@ CHANGES = {
     "training.max_steps": {"training": {"batch_size": 8, "max_steps": 13, "precision": "float32"}},
     "loss.temperature": {"loss": {"temperature": 0.02}},
     "loss.margin": {"loss": {"margin": 0.1}},
+    "loss.dimensions": {"loss": {"dimensions": [32, 8]}},
     "data.batching": {"data": "mixed"},
     "guide": {"guide": None},
     "data.train": {"data": "content"},
