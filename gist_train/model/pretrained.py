@@ -44,10 +44,12 @@ class Pretrained:
     """Tokens after which a text is cut, special tokens included."""
     positions: int
     """The most tokens that the model can read."""
+    truncate_dim: int | None = None
+    """How many of an embedding's numbers `encode` gives, counted from the first; None for all."""
 
     @property
     def width(self) -> int:
-        """D, numbers in an embedding."""
+        """D, numbers in an embedding, before any are cut off."""
         return int(self.encoder.transformer.config.hidden_size)
 
     def tokens(self, texts: Sequence[str]) -> list[Tokens]:
@@ -62,13 +64,19 @@ class Pretrained:
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encoded]
 
     def encode(self, texts: Sequence[str], batch_tokens: int = 16_384) -> NDArray[np.float32]:
-        """(N, D) embeddings of `texts` in eval mode, `batch_tokens` tokens at a time, texts of one length together."""
+        """(N, D) embeddings of `texts` in eval mode, `batch_tokens` tokens at a time, texts of one length together.
+
+        With `truncate_dim` d they are (N, d): the first d numbers, of length 1 again where the model normalises.
+        """
         training = self.encoder.training
         self.encoder.eval()
-        out = np.empty((len(texts), self.width), np.float32)
+        count = self.truncate_dim or self.width
+        out = np.empty((len(texts), count), np.float32)
         for indices, embeddings in embed(self.encoder, self.tokens(texts), batch_tokens):
-            out[indices] = embeddings
+            out[indices] = embeddings[:, :count]
         self.encoder.train(training)
+        if count < self.width and self.encoder.normalized:
+            out /= np.linalg.norm(out, axis=1, keepdims=True).clip(min=1e-12)
         return out
 
     def with_max_length(self, max_length: int | None) -> "Pretrained":
@@ -83,6 +91,24 @@ class Pretrained:
             allowed = f"at most {self.positions} tokens, the positions of {self.encoder.transformer.name_or_path}"
             raise UserError(Fault("evaluation.max_length", shown(max_length), allowed, "lower it"))
         return replace(self, max_length=max_length)
+
+    def with_truncation(self, truncate_dim: int | None) -> "Pretrained":
+        """The same model, whose embeddings are their first `truncate_dim` numbers; None for as it stands.
+
+        Where the model ends in a Normalize module, what is left is normalised anew: such a model promises vectors of length 1,
+        and a loss over `dimensions` was taken over these. sentence-transformers' `truncate_dim` alone cuts after that module and
+        leaves them shorter; `encode(..., normalize_embeddings=True)` gives there what this does here. No cosine can tell the
+        two apart, a logistic regression can. What is saved and trained stays whole.
+
+        Raises:
+            UserError: the model's embeddings have fewer numbers.
+        """
+        if truncate_dim is None:
+            return self
+        if not 1 <= truncate_dim <= self.width:
+            allowed = f"from 1 to {self.width}, the numbers in an embedding of {self.encoder.transformer.name_or_path}"
+            raise UserError(Fault("evaluation.truncate_dim", shown(truncate_dim), allowed, "lower it"))
+        return replace(self, truncate_dim=truncate_dim)
 
     def vocabulary_size(self) -> int:
         """One more than the largest token id. A tokenizer may have gaps, so that it is not the number of tokens."""

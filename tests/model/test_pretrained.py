@@ -389,3 +389,37 @@ def test_a_longer_cut_than_the_model_has_positions_is_refused(make_model):
     assert model.with_max_length(80).max_length == 80
     with pytest.raises(UserError, match="at most 80 tokens"):
         model.with_max_length(81)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("dimension", [1, 8, 31])
+def test_truncated_embeddings_are_those_of_sentence_transformers(make_model, normalize, dimension):
+    """The first numbers, of length 1 again where the model has a Normalize module: a logistic regression on shorter vectors is
+    another one, and a user of `encode(normalize_embeddings=True)` would see other figures."""
+    folder = make_model(normalize=normalize)
+    model = load_finished(str(folder))
+    found = model.with_truncation(dimension).encode(TEXTS)
+    theirs = SentenceTransformer(str(folder), device="cpu", truncate_dim=dimension)
+    expected = theirs.encode(TEXTS, normalize_embeddings=normalize)
+    assert found.shape == (len(TEXTS), dimension)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert np.allclose(np.linalg.norm(found, axis=1), 1) == normalize
+    assert model.encode(TEXTS).shape == (len(TEXTS), 32)
+
+
+def test_a_truncation_to_all_numbers_is_none(make_model):
+    """The figures at the full width are those that the model has without any of this, to the last bit."""
+    model = load_finished(str(make_model()))
+    assert model.with_truncation(None) is model
+    np.testing.assert_array_equal(model.with_truncation(32).encode(TEXTS), model.encode(TEXTS))
+    for beyond in (33, 0):
+        with pytest.raises(UserError, match=r"evaluation\.truncate_dim") as caught:
+            model.with_truncation(beyond)
+        assert "from 1 to 32" in caught.value.faults[0].allowed
+
+
+def test_what_is_saved_is_whole_whatever_was_measured(make_model, tmp_path):
+    """A checkpoint that opens with a truncate_dim gives its users fewer numbers than it was trained to give."""
+    student(make_model()).with_truncation(8).save(tmp_path / "saved")
+    assert "truncate_dim" not in json.loads((tmp_path / "saved" / "config_sentence_transformers.json").read_text())
+    assert opened_elsewhere(tmp_path / "saved").shape == (len(TEXTS), 32)
