@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -104,14 +104,29 @@ def evaluate(
     config: RunPath,
     set_: Set = None,
     model: Annotated[list[str] | None, typer.Option(help="A folder or hub id; may be repeated.", show_default=False)] = None,
-    steps: Annotated[str | None, typer.Option(help="Checkpoints: all, or N,N,...", show_default=False)] = None,
+    steps: Annotated[str | None, typer.Option(help="Checkpoints: all, selected, or N,N,...", show_default=False)] = None,
+    truncate_dim: Annotated[
+        list[int] | None,
+        typer.Option(help="Also the first so many numbers of each embedding; may be repeated.", min=1, show_default=False),
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Measure checkpoints as they land, until the training ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure models on the config's tasks: by default base, the newest checkpoint and the guide, side by side."""
+    """Measure models on the config's tasks: by default base, the selected or newest checkpoint and the guide, side by side."""
     from gist_train.results.comparison import compare, comparison_table
+    from gist_train.results.watching import watched
 
     loaded, run = _config_and_run(config, set_ or [])
-    figures = dict(compare(loaded, run, models=model or [], steps=_steps(steps, run)))
+    if watch:
+        if model or steps or truncate_dim:
+            raise UserError(Fault("--watch", "another option that names models", "--watch alone", "leave the other one out"))
+        figures = watched(loaded, run, err)
+    else:
+        named = None if steps == "selected" else _steps(steps, run)
+        compared = compare(
+            loaded, run, models=model or [], steps=named, selected=steps == "selected", dimensions=truncate_dim or []
+        )
+        figures = dict(compared)
     if as_json:
         print(json.dumps(next(iter(figures.values())) if len(figures) == 1 else figures))
     else:
@@ -119,10 +134,54 @@ def evaluate(
 
 
 @app.command()
+def select(
+    config: RunPath,
+    set_: Set = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="A figure, <task>/<metric>, or <task>/<metric>=WEIGHT; of several the mean.", show_default=False),
+    ] = None,
+    rule: Annotated[
+        tuple[str, float] | None,
+        typer.Option(help="loss-percentile 0.025: by training loss, as the recipe's authors chose.", show_default=False),
+    ] = None,
+    around: Annotated[int | None, typer.Option(help="A step to choose around; without a metric, that step.", min=0)] = None,
+    window: Annotated[int | None, typer.Option(help="Steps to either side of it.", min=0)] = None,
+    average: Annotated[int | None, typer.Option(help="Also the mean of so many checkpoints' weights.")] = None,
+    average_of: Annotated[Literal["best", "last"], typer.Option(help="Which checkpoints are averaged.")] = "best",
+    merge_base: Annotated[float | None, typer.Option(help="Also with so large a share of the base model.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose the model of a run, say why and how sure that is, and keep its checkpoint from being deleted."""
+    from gist_train.results.criteria import criteria_of
+    from gist_train.results.selecting import select as choose
+    from gist_train.results.selection_table import selection_page
+
+    loaded, run = _config_and_run(config, set_ or [])
+    criteria = criteria_of(
+        loaded,
+        metrics=metric or [],
+        rule=rule,
+        around=around,
+        window=window,
+        average=average,
+        average_of=average_of,
+        merge_base=merge_base,
+    )
+    told = choose(loaded, run, criteria, err)
+    if as_json:
+        print(json.dumps({**told, "checkpoint": str(run / told["checkpoint"])}))
+    else:
+        Console().print(selection_page(told))
+
+
+@app.command()
 def export(
     config: RunPath,
     set_: Set = None,
-    step: Annotated[int | None, typer.Option(help="The checkpoint; the newest by default.", show_default=False)] = None,
+    step: Annotated[
+        int | None, typer.Option(help="The checkpoint; the selected one by default, else the newest.", show_default=False)
+    ] = None,
     to: Annotated[
         Path | None, typer.Option(help="Where to write it; export/ in the run folder by default.", show_default=False)
     ] = None,
@@ -152,7 +211,7 @@ def _steps(told: str | None, run: Path) -> list[int] | None:
     if told == "all":
         return saved_steps(run)
     if not all(part.strip().isdecimal() for part in told.split(",")):
-        raise UserError(Fault("--steps", f'"{told}"', "all, or steps such as 500,1000", "name one of these"))
+        raise UserError(Fault("--steps", f'"{told}"', "all, selected, or steps such as 500,1000", "name one of these"))
     return [int(part) for part in told.split(",")]
 
 

@@ -17,7 +17,7 @@ from gist_train.model.encoder import embed
 from gist_train.model.guide import HASH_BYTES, GuideStore, store_folder
 from gist_train.model.pretrained import Pretrained, load_guide, load_student
 from gist_train.prepare import batch_plan, cache_folder, check_folders, prepare_corpus, prepare_tokens
-from gist_train.results.evaluation import load_tasks
+from gist_train.results.tasks import load_tasks
 from gist_train.training.distributed import make_accelerator, this_device, uses_bf16
 from gist_train.training.estimates import (
     EpochTokens,

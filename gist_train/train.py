@@ -3,8 +3,9 @@
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,17 +20,20 @@ from gist_train.config.errors import Fault, UserError
 from gist_train.config.loading import resolved_yaml
 from gist_train.config.models import GuideConfig
 from gist_train.config.schema import Config
-from gist_train.data.files import held, read_json, write_json, write_text
+from gist_train.data.files import held, write_json, write_text
 from gist_train.model.pretrained import load_student
 from gist_train.prepare import batch_plan, check_folders, prepare_corpus, prepare_guide, prepare_tokens
-from gist_train.results.evaluation import LoadedTask, evaluate, load_tasks
-from gist_train.results.figures import append_figures
+from gist_train.results.early_stopping import out_of_patience, remember_end, stays_ended
+from gist_train.results.figures import cut_figures
+from gist_train.results.measuring import Measuring
+from gist_train.results.selected import selected_steps
+from gist_train.results.watching import ENDED
 from gist_train.training import checkpoint as checkpoints
 from gist_train.training.checkpoint import Progress
 from gist_train.training.display import Display
 from gist_train.training.distributed import largest_over_ranks, make_accelerator, precision_of, same_on_all_ranks
 from gist_train.training.loop import steps
-from gist_train.training.opening import Job, check_dimensions, open_training
+from gist_train.training.opening import Job, check_dimensions, last_step, open_training
 from gist_train.training.resume import checkpoint_to_start_from, refuse_other_content, verified_for
 from gist_train.training.runlog import RunLog
 from gist_train.training.signals import StopSignal
@@ -77,7 +81,7 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Path, resume: st
     """`train`, in a run folder that nobody else writes to. Returns the signal that stopped it, or 0."""
     _refuse_missing_tracker(config)
     origin = checkpoint_to_start_from(run, resume)
-    tasks = load_tasks(config.evaluation.tasks)
+    measuring = Measuring.of(config.evaluation)
     manifest = verified_for(origin, config) if origin is not None else None  # before the guide is put to work
     job = open_job(config, accelerator, console)
     progress = Progress(0, 0.0, 0, 0, 0)
@@ -86,20 +90,34 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Path, resume: st
         checkpoints.load_checkpoint(origin, job.student, job.adamw)
         progress = checkpoints.progress_of(manifest)
     _refuse_unlike_ranks(accelerator, progress.step, job.facts)
+    stays = stays_ended(config, run, progress.step)
+    if stays:
+        job = replace(job, stop=progress.step)
     console.print(_plan_lines(config, job, progress.step), soft_wrap=True)
     if accelerator.is_main_process:
         checkpoints.sweep(run)
         if aside := checkpoints.set_aside_later(run, progress.step):
             console.print(f"going back to step {progress.step:,}: the checkpoints after it are now in {aside}", soft_wrap=True)
+        cut_figures(run, progress.step, aside)
+        if progress.step < job.stop:
+            (run / ENDED).unlink(missing_ok=True)
         _describe(run, config, accelerator, job)
-    signal_number = _drive(config, job, run, progress, tasks, signals, console)
+    signal_number, step = _drive(config, job, run, progress, measuring, signals, console)
     if signal_number:
         console.print("stopped with a checkpoint written; the same command goes on from there")
-    else:
-        console.print(f"done: step {job.stop:,} of {job.training.schedule.total_steps:,}: {run}", soft_wrap=True)
-        following = [f"gist-train evaluate {run}"] * bool(tasks) + [f"gist-train export {run}"]
-        console.print(f"next: {', '.join(following)}", soft_wrap=True, highlight=False)
-    return signal_number
+        return signal_number
+    early = step < last_step(config, job.training.schedule)
+    if accelerator.is_main_process:
+        if early and not stays:
+            remember_end(config, run, step)
+        write_json(run / ENDED, {"step": step})
+    if early:
+        why = f"{', '.join(config.selection.metric or {})} has not risen for {config.evaluation.stop_after} evaluations"
+        console.print(f"ended early: {why}. Raise evaluation.stop_after or training.stop_at_step to go on", soft_wrap=True)
+    console.print(f"done: step {step:,} of {job.training.schedule.total_steps:,}: {run}", soft_wrap=True)
+    following = [f"gist-train evaluate {run}", f"gist-train select {run}"] * bool(measuring.tasks) + [f"gist-train export {run}"]
+    console.print(f"next: {', '.join(following)}", soft_wrap=True, highlight=False)
+    return 0
 
 
 def open_job(config: Config, accelerator: Accelerator, console: Console) -> Job:
@@ -123,11 +141,14 @@ def _drive(
     job: Job,
     run: Path,
     progress: Progress,
-    tasks: Sequence[LoadedTask],
+    measuring: Measuring,
     signals: StopSignal,
     console: Console,
-) -> int:
-    """Takes the steps that are left; logs, saves and evaluates when they are due. Returns the signal that stopped it, or 0."""
+) -> tuple[int, int]:
+    """Takes the steps that are left; logs, saves and evaluates when they are due.
+
+    Returns the signal that stopped it, or 0, and the step at which it ended.
+    """
     accelerator, student = job.training.accelerator, job.student
     main, processes = accelerator.is_main_process, accelerator.num_processes
     rate = matmul_rate(student.encoder, 2048, torch.bfloat16 if precision_of(accelerator) == "bf16" else torch.float32)
@@ -139,29 +160,38 @@ def _drive(
             _retire(run, config)
         accelerator.wait_for_everyone()
 
-    def measure(step: int) -> None:
-        if main and tasks:
-            append_figures(run, step, evaluate(student.with_max_length(config.evaluation.max_length), tasks))
-        accelerator.wait_for_everyone()
+    def measure(step: int) -> bool:
+        """Whether the run ends here, for want of a rise."""
+        ends = False
+        if main and measuring.tasks:
+            measuring.of_step(run, step, lambda: student)
+            ends = out_of_patience(config, run, measuring, step)
+        return bool(largest_over_ranks(int(ends), accelerator.device))
 
     with (
         RunLog(run if main else None, config.name, config.tracking, config.model_dump(mode="json"), progress) as log,
         signals,
         Display(console, progress.step, job.stop) as display,
     ):
-        if config.evaluation.every and progress.step == 0:
-            measure(0)
+        every = config.evaluation.every
+        # The base model; after an interruption, what it left out.
+        if every and progress.step % every == 0 and progress.step < job.stop and measure(progress.step):
+            return 0, progress.step
         for record in steps(job.training, progress.step, job.stop):
             flops = training_flops(student.encoder, record.groups) * processes
             display.show(record, log.add(record, flops, rate * processes))
             signal_number = largest_over_ranks(signals.received(), accelerator.device)
-            if record.step % config.checkpoint.every == 0 or record.step == job.stop or signal_number:
+            last = record.step == job.stop
+            due = record.step % config.checkpoint.every == 0 or last or signal_number
+            if due:
                 save()
-            if config.evaluation.every and record.step % config.evaluation.every == 0:
-                measure(record.step)
             if signal_number:
-                return signal_number
-    return 0
+                return signal_number, record.step
+            if every and (record.step % every == 0 or last) and measure(record.step):
+                if not due:
+                    save()
+                return 0, record.step
+    return 0, job.stop
 
 
 @contextmanager
@@ -242,6 +272,10 @@ def _describe(run: Path, config: Config, accelerator: Accelerator, job: Job) -> 
 
 
 def _retire(run: Path, config: Config) -> None:
-    selected = read_json(run / "selected.json")["step"] if (run / "selected.json").exists() else None
-    kept: Callable[[int], bool] = lambda step: step == selected or checkpoints.in_window(config.selection, step)  # noqa: E731
-    checkpoints.retire_checkpoints(run, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every, kept=kept)
+    selected = selected_steps(run)
+    checkpoints.retire_checkpoints(
+        run,
+        keep_last=config.checkpoint.keep_last,
+        keep_every=config.checkpoint.keep_every,
+        kept=lambda step: step in selected or checkpoints.in_window(config.selection, step),
+    )

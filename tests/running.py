@@ -9,12 +9,13 @@ import shutil
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from rich.console import Console
@@ -24,12 +25,16 @@ from torch import Tensor
 from gist_train import cli
 from gist_train.config.schema import Config
 from gist_train.model.pretrained import Pretrained
+from gist_train.results.evaluation import Figure
+from gist_train.results.figures import Terms, append_figures
 from gist_train.train import open_job
 from gist_train.training.checkpoint import STATE, checkpoint_folder
 from gist_train.training.distributed import make_accelerator
 from gist_train.training.loop import Training
 
 QUIET = Console(quiet=True)
+WHOLE = Terms(None, None)
+"""Figures of embeddings as they are."""
 MEASURED = ("time", "tokens_per_second", "mfu")
 """Columns of metrics.jsonl that the clock decides; all others are a function of the config and the data."""
 _SERVER = multiprocessing.get_context("forkserver")
@@ -80,6 +85,13 @@ def assert_same_run(found: Path, expected: Path, step: int) -> None:
     assert len(ours) > 60  # of the tiny model: weights, and two moments of each that is trained
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
     assert metrics(found) == metrics(expected)
+
+
+def add_figures(run: Path, step: int, values: Mapping[str, float], *, terms: Terms = WHOLE, content: str = "content") -> None:
+    """Appends figures of two items each, which are the value."""
+    figures = {key: Figure(value, np.array([value, value])) for key, value in values.items()}
+    contents = {key.split("/")[0]: content for key in values}
+    append_figures(run, step, figures, terms=terms, normalized=True, contents=contents)
 
 
 def training_of(config: Config) -> tuple[Training, Pretrained, torch.optim.AdamW]:

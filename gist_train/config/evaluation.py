@@ -1,8 +1,8 @@
 """Tasks that judge a model, as the YAML's `evaluation` lists them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from gist_train.config.fields import Count, CountOrZero, FolderName, MaxLength, Section, Text
 
@@ -18,7 +18,7 @@ class StsColumns(Section):
     """Column of the human score."""
 
 
-class ClassificationColumns(Section):
+class LabelColumns(Section):
     """Columns of a file of labelled texts."""
 
     text: Text = "text"
@@ -27,9 +27,32 @@ class ClassificationColumns(Section):
     """Column of the label."""
 
 
+class PairColumns(Section):
+    """Columns of a file of pairs that belong together or not."""
+
+    text1: Text = "sentence1"
+    """Column of the first text."""
+    text2: Text = "sentence2"
+    """Column of the second text."""
+    label: Text = "label"
+    """Column of 1 (belongs together) and 0."""
+
+
+class TripletColumns(Section):
+    """Columns of a file of triplets."""
+
+    anchor: Text = "anchor"
+    """Column of the anchor."""
+    positive: Text = "positive"
+    """Column of what is nearer to it."""
+    negative: Text = "negative"
+    """Column of what is less near."""
+
+
 class StsTask(Section):
     """Semantic textual similarity: rank correlation with human scores."""
 
+    METRICS: ClassVar = ("spearman", "pearson")
     type: Literal["sts"] = "sts"
     """Kind of the task."""
     name: FolderName
@@ -43,6 +66,7 @@ class StsTask(Section):
 class RetrievalTask(Section):
     """Retrieval over a folder of corpus, queries and judgements."""
 
+    METRICS: ClassVar = ("ndcg@10", "recall@100", "mrr@10")
     type: Literal["retrieval"] = "retrieval"
     """Kind of the task."""
     name: FolderName
@@ -54,26 +78,69 @@ class RetrievalTask(Section):
 
 
 class ClassificationTask(Section):
-    """A linear classifier fitted on the embeddings of `train`, judged on `test`."""
+    """Classifiers fitted on the embeddings of `train`, judged on `test`: a logistic regression, and the 5 nearest neighbours."""
 
+    METRICS: ClassVar = ("accuracy", "f1", "knn_accuracy")
     type: Literal["classification"] = "classification"
     """Kind of the task."""
     name: FolderName
     """Name of the task, the first part of its figures' names."""
     train: Text
-    """File the classifier is fitted on."""
+    """File the classifiers are fitted on."""
     test: Text
-    """File it is judged on."""
-    columns: ClassificationColumns = ClassificationColumns()
+    """File they are judged on."""
+    columns: LabelColumns = LabelColumns()
     """Names of the columns of both files."""
     per_class: Count | None = None
     """Rows per class drawn from train with a seed; null = all rows."""
 
 
+class ClusteringTask(Section):
+    """Clustering: k-means into as many clusters as there are labels, against the labels."""
+
+    METRICS: ClassVar = ("v_measure",)
+    type: Literal["clustering"] = "clustering"
+    """Kind of the task."""
+    name: FolderName
+    """Name of the task, the first part of its figures' names."""
+    path: Text
+    """File of labelled texts."""
+    columns: LabelColumns = LabelColumns()
+    """Names of the file's columns."""
+
+
+class PairTask(Section):
+    """Pair classification: do the pairs that belong together have the higher similarities?"""
+
+    METRICS: ClassVar = ("ap",)
+    type: Literal["pair"] = "pair"
+    """Kind of the task."""
+    name: FolderName
+    """Name of the task, the first part of its figures' names."""
+    path: Text
+    """File of pairs with a label of 0 or 1."""
+    columns: PairColumns = PairColumns()
+    """Names of the file's columns."""
+
+
+class TripletTask(Section):
+    """Triplets: the share of anchors that are more similar to their positive than to their negative."""
+
+    METRICS: ClassVar = ("accuracy",)
+    type: Literal["triplet"] = "triplet"
+    """Kind of the task."""
+    name: FolderName
+    """Name of the task, the first part of its figures' names."""
+    path: Text
+    """File of triplets."""
+    columns: TripletColumns = TripletColumns()
+    """Names of the file's columns."""
+
+
 EvaluationTask = Annotated[
-    StsTask | RetrievalTask | ClassificationTask,
+    StsTask | RetrievalTask | ClassificationTask | ClusteringTask | PairTask | TripletTask,
     Field(discriminator="type"),
-    "a mapping with a key type: sts, retrieval or classification",
+    "a mapping with a key type: sts, retrieval, classification, clustering, pair or triplet",
 ]
 
 
@@ -84,6 +151,18 @@ class EvaluationConfig(Section):
     """Optimizer steps between two evaluations; 0 = only when asked."""
     max_length: MaxLength | None = None
     """Tokens a text is cut to; null = as the evaluated model says."""
+    truncate_dim: Count | None = None
+    """First numbers of an embedding that are kept; null = all. Figures of two values are never mixed."""
+    stop_after: Count | None = None
+    """Evaluations without a rise of selection.metric after which the run ends; null = it goes on."""
+
+    @field_validator("stop_after")
+    @classmethod
+    def _stops_on_evaluations(cls, stop_after: int | None, info: ValidationInfo) -> int | None:
+        if stop_after is not None and info.data.get("every") == 0:
+            raise ValueError("set evaluation.every too: without it nothing is evaluated during training")
+        return stop_after
+
     tasks: Annotated[list[EvaluationTask], "a list of tasks, each with a name of its own"] = Field(default=[])
     """The tasks."""
 
@@ -95,3 +174,18 @@ class EvaluationConfig(Section):
         if twice:
             raise ValueError(f"give each task a name of its own; used more than once: {', '.join(twice)}")
         return tasks
+
+
+def measured_metrics(evaluation: EvaluationConfig) -> list[str]:
+    """Names of the figures that the tasks give, "<task>/<metric>"."""
+    return [f"{task.name}/{metric}" for task in evaluation.tasks for metric in task.METRICS]
+
+
+def is_measured(evaluation: EvaluationConfig, name: str) -> bool:
+    """Whether a task gives the figure `name`."""
+    return name in measured_metrics(evaluation)
+
+
+def told_metrics(evaluation: EvaluationConfig) -> str:
+    """The figures that exist, for a message."""
+    return ", ".join(measured_metrics(evaluation)) or "none: evaluation.tasks is empty"

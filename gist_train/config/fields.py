@@ -6,9 +6,10 @@ with its unit, and is shown in error messages too.
 
 import re
 from itertools import pairwise
+from math import inf
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _plain_folder_name(name: str) -> str:
@@ -33,6 +34,20 @@ def _whole_characters(text: str) -> str:
     if text.encode("utf-8", "ignore").decode() != text:
         raise ValueError("it holds half of a surrogate pair: write the whole character")
     return text
+
+
+def _weights(metric: object) -> object:
+    """One metric's name counts alone."""
+    if isinstance(metric, str):
+        return {metric: 1.0}
+    if not isinstance(metric, dict) or not metric:
+        raise ValueError(
+            "name a metric, such as stsb/spearman, or several with a weight each: {stsb/spearman: 1, b77/accuracy: 2}"
+        )
+    for name, weight in metric.items():
+        if not isinstance(name, str) or isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < inf:
+            raise ValueError(f"give each metric a weight above 0: {name} has {weight}")
+    return {name: float(weight) for name, weight in metric.items()}
 
 
 Prompt = Annotated[str, AfterValidator(_whole_characters), "text"]
@@ -61,6 +76,9 @@ Dimensions = Annotated[
     "a list of whole numbers of at least 1, each once, at least one",
 ]
 Weights = Annotated[list[Positive], Field(min_length=1), "a list of numbers above 0, at least one"]
+MetricWeights = Annotated[
+    dict[str, float], BeforeValidator(_weights), "a metric such as stsb/spearman, or a mapping of metrics to their weights"
+]
 Betas = Annotated[list[BelowOne], Field(min_length=2, max_length=2), "a list of two numbers of at least 0 and below 1"]
 
 

@@ -8,13 +8,14 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
-from gist_train.config.evaluation import EvaluationConfig
+from gist_train.config.evaluation import EvaluationConfig, is_measured, told_metrics
 from gist_train.config.fields import (
     Betas,
     Count,
     CountOrZero,
     Dimensions,
     FolderName,
+    MetricWeights,
     MisplacedError,
     Positive,
     PositiveOrZero,
@@ -167,12 +168,14 @@ class CheckpointConfig(Section):
 
 
 class SelectionConfig(Section):
-    """Which checkpoints are kept for the choice of the final one."""
+    """Which checkpoints are kept for the choice of the final one, and what it goes by."""
 
     around: Count | None = None
     """Optimizer step to choose around; null = the whole run."""
     window: CountOrZero = 5000
     """Optimizer steps to either side of `around`."""
+    metric: MetricWeights | None = None
+    """Figure to choose by, "<task>/<metric>", or several with weights, whose mean counts; null = none."""
     note: Text | None = None
     """What a reader should know of that step, shown beside it by `plan`; null = nothing."""
 
@@ -255,7 +258,25 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     """Which tasks judge the model, and when."""
     selection: SelectionConfig = SelectionConfig()
-    """Which checkpoints are kept for the choice of the final one."""
+    """Which checkpoints are kept for the choice of the final one, and what it goes by."""
+
+    @field_validator("selection")
+    @classmethod
+    def _metric_is_measured(cls, selection: SelectionConfig, info: ValidationInfo) -> SelectionConfig:
+        evaluation = info.data.get("evaluation")  # absent where it is at fault itself
+        if evaluation is None:
+            return selection
+        if selection.metric is None and evaluation.stop_after is not None:
+            mend = "name the metric that evaluation.stop_after goes by"
+            raise MisplacedError(
+                mend, path=("metric",), found="null, and evaluation.stop_after", allowed=told_metrics(evaluation)
+            )
+        for name in selection.metric or {}:
+            if not is_measured(evaluation, name):
+                mend = "name one of these, or add its task to evaluation.tasks"
+                raise MisplacedError(mend, path=("metric",), found=name, allowed=told_metrics(evaluation))
+        return selection
+
     tracking: TrackingConfig = TrackingConfig()
     """Where metrics go besides metrics.jsonl."""
 

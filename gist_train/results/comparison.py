@@ -6,60 +6,103 @@ from pathlib import Path
 from rich.table import Table
 
 from gist_train.config.errors import Fault, UserError
+from gist_train.config.evaluation import EvaluationConfig
 from gist_train.config.models import GuideConfig
 from gist_train.config.schema import Config
-from gist_train.model.pretrained import Pretrained, load_finished, load_guide, load_student
-from gist_train.results.evaluation import evaluate, load_tasks
-from gist_train.results.figures import append_figures, read_figures
-from gist_train.training.checkpoint import checkpoint_folder, no_such_step, saved_steps, verified_manifest
+from gist_train.model.pretrained import load_finished, load_guide, load_student
+from gist_train.results.measuring import Figures, Measuring, on_this_device, values
+from gist_train.results.selected import Selected, read_selected
+from gist_train.training.checkpoint import no_such_step, saved_steps
 
-Figures = dict[str, float]
-"""<task>/<metric> -> value, a fraction."""
+BASE, TUNED, GUIDE = "base", "tuned", "guide"
 
 
-def compare(config: Config, run: Path, *, models: Sequence[str], steps: Sequence[int] | None) -> Iterator[tuple[str, Figures]]:
+def compare(
+    config: Config,
+    run: Path,
+    *,
+    models: Sequence[str],
+    steps: Sequence[int] | None,
+    selected: bool,
+    dimensions: Sequence[int],
+) -> Iterator[tuple[str, Figures]]:
     """Evaluates models on `config.evaluation.tasks` and yields (name, figures) of each.
 
     Args:
         models: folders or hub ids to evaluate.
-        steps: checkpoints of the run to evaluate. With neither, base, the newest checkpoint and the guide.
+        steps: checkpoints of the run to evaluate.
+        selected: whether to evaluate what `select` chose. With none of these: base, the selected or else the newest, guide.
+        dimensions: besides the embeddings as they are, their first so many numbers.
 
     Raises:
         UserError: no tasks, or a model, checkpoint or file that is not there.
     """
-    if not config.evaluation.tasks:
+    chosen = read_selected(run)
+    if selected and chosen is None:
+        raise UserError(Fault("--steps", "selected, and nothing was", "a run with a selected.json", f"gist-train select {run}"))
+    plain = tasks_of(config.evaluation)
+    for dimension in (None, *dimensions):
+        measuring, of_dimension = plain, ""
+        if dimension is not None:
+            measuring = Measuring(config.evaluation.model_copy(update={"truncate_dim": dimension}), plain.tasks)
+            of_dimension = f", {dimension} dimensions"
+        if models or steps is not None or selected:
+            compared = _named(run, measuring, models, steps or [], chosen if selected else None)
+        else:
+            compared = _side_by_side(config, run, measuring, chosen)
+        for name, figures in compared:
+            yield name + of_dimension, figures
+
+
+def tasks_of(config: EvaluationConfig) -> Measuring:
+    """The tasks of a config, read.
+
+    Raises:
+        UserError: there is none, or their files have faults.
+    """
+    if not config.tasks:
         mend = "add one, e.g. {type: sts, name: stsb, path: stsb_dev.tsv}"
         raise UserError(Fault("evaluation.tasks", "no task", "one task at least", mend))
-    tasks = load_tasks(config.evaluation.tasks)
+    return Measuring.of(config)
+
+
+def _named(
+    run: Path, measuring: Measuring, models: Sequence[str], steps: Sequence[int], selected: Selected | None
+) -> Iterator[tuple[str, Figures]]:
     saved = saved_steps(run)
-    for step in steps or []:
+    for step in steps:
         if step not in saved:
             raise no_such_step(run, step, saved)
+    for name in models:
+        yield name, values(measuring.of_model(on_this_device(load_finished(name))))
+    for step in steps:
+        if figures := measuring.of_checkpoint(run, step):  # else deleted meanwhile
+            yield f"step {step}", figures
+    if selected is not None and (figures := _of_selected(run, measuring, selected)):
+        yield selected.told["name"], figures
 
-    def figures_of(model: Pretrained) -> Figures:
-        return evaluate(model.with_max_length(config.evaluation.max_length), tasks)
 
-    def figures_of_step(step: int) -> Figures:
-        folder = checkpoint_folder(run, step)
-        verified_manifest(folder)
-        figures = figures_of(load_finished(str(folder)))
-        append_figures(run, step, figures)
-        return figures
-
-    if models or steps is not None:
-        for name in models:
-            yield name, figures_of(load_finished(name))
-        for step in steps or []:
-            yield f"step {step}", figures_of_step(step)
-        return
-    base = figures_of(load_student(config.model))
-    if run.exists() and 0 not in read_figures(run):
-        append_figures(run, 0, base)
-    yield "base", base
-    if saved:
-        yield "tuned", figures_of_step(saved[-1])
+def _side_by_side(config: Config, run: Path, measuring: Measuring, selected: Selected | None) -> Iterator[tuple[str, Figures]]:
+    if run.exists():
+        yield BASE, measuring.of_base(run, config.model)
+    else:
+        yield BASE, values(measuring.of_model(on_this_device(load_student(config.model))))
+    saved = saved_steps(run)
+    tuned = None
+    if selected is not None:
+        tuned = _of_selected(run, measuring, selected)
+    elif saved:
+        tuned = measuring.of_checkpoint(run, saved[-1])
+    if tuned:
+        yield TUNED, tuned
     if isinstance(config.guide, GuideConfig):
-        yield "guide", figures_of(load_guide(config.guide))
+        yield GUIDE, values(measuring.of_model(on_this_device(load_guide(config.guide))))
+
+
+def _of_selected(run: Path, measuring: Measuring, selected: Selected) -> Figures | None:
+    if selected.averaged:
+        return values(measuring.of_model(on_this_device(load_finished(str(selected.folder)))))
+    return measuring.of_checkpoint(run, selected.step)
 
 
 def comparison_table(figures: dict[str, Figures]) -> Table:
@@ -68,11 +111,11 @@ def comparison_table(figures: dict[str, Figures]) -> Table:
     table.add_column("figure")
     for name in figures:
         table.add_column(name, justify="right")
-    both = "base" in figures and "tuned" in figures
+    both = {BASE, TUNED} <= figures.keys()
     if both:
         table.add_column("tuned - base", justify="right")
     for key in next(iter(figures.values())):
         cells = [f"{100 * values[key]:.1f}" for values in figures.values()]
-        difference = [f"{100 * (figures['tuned'][key] - figures['base'][key]):+.1f}"] if both else []
+        difference = [f"{100 * (figures[TUNED][key] - figures[BASE][key]):+.1f}"] if both else []
         table.add_row(key, *cells, *difference)
     return table

@@ -1,35 +1,38 @@
-"""Evaluation: an encoder and tasks -> named figures. All metrics are scipy's and scikit-learn's.
+"""Evaluation: an encoder and tasks -> named figures, each with the items that it is made of.
 
-Figures are fractions, never times 100. The readers of tasks are in `tasks.py`.
+Figures are fractions, never times 100. Metrics are in `metrics.py`, the readers of tasks in `tasks.py`.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import pearsonr, spearmanr  # type: ignore[import-untyped]
+from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+from sklearn.cluster import KMeans  # type: ignore[import-untyped]
 from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
-from sklearn.metrics import accuracy_score, f1_score, ndcg_score  # type: ignore[import-untyped]
+from sklearn.metrics import ndcg_score  # type: ignore[import-untyped]
+from sklearn.neighbors import KNeighborsClassifier  # type: ignore[import-untyped]
 
-from gist_train.config.errors import Fault, UserError
-from gist_train.config.evaluation import ClassificationTask, EvaluationTask, RetrievalTask, StsTask
-from gist_train.results.tasks import (
+from gist_train.results.loaded_tasks import (
     LoadedClassification,
+    LoadedClustering,
+    LoadedPairs,
     LoadedRetrieval,
     LoadedSts,
     LoadedTask,
-    read_classification,
-    read_retrieval,
-    read_sts,
+    LoadedTriplets,
 )
-
-__all__ = ["LoadedTask", "TextEncoder", "evaluate", "load_tasks"]
+from gist_train.results.metrics import Items, figure_of
 
 DRAW_SEED = 42
-"""Of the draw of `per_class` rows. A constant, no setting: figures of two models are comparable on the same rows only."""
+"""Of the draw of `per_class` rows and of k-means' first centres. No setting: figures of two models are comparable alike only."""
 RANKED = 1 << 22
 """Similarities ranked at a time: 4 bytes each, and some 40 in scikit-learn while it sorts."""
+NEIGHBOURS = 5
+"""Of the k-nearest-neighbours classifier."""
+RECALL_AT, MRR_AT = 100, 10
 
 
 class TextEncoder(Protocol):
@@ -40,35 +43,23 @@ class TextEncoder(Protocol):
         ...
 
 
-def load_tasks(tasks: Sequence[EvaluationTask]) -> list[LoadedTask]:
-    """The tasks with their files read and checked, in order.
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What one metric of a task says of a model."""
 
-    Raises:
-        UserError: with all faults of all tasks.
-    """
-    faults: list[Fault] = []
-    loaded: list[LoadedTask | None] = []
-    for index, task in enumerate(tasks):
-        where = f"evaluation.tasks[{index}] ({task.name})"
-        match task:
-            case StsTask():
-                loaded.append(read_sts(task, where, faults))
-            case RetrievalTask():
-                loaded.append(read_retrieval(task, where, faults))
-            case ClassificationTask():
-                loaded.append(read_classification(task, where, faults))
-    if faults:
-        raise UserError(*faults)
-    return [task for task in loaded if task is not None]  # none is None where there is no fault
+    value: float
+    """A fraction."""
+    items: Items | None
+    """What `metrics.figure_of` made it of, in the task's own order; None where that is not known."""
 
 
-def evaluate(encoder: TextEncoder, tasks: Sequence[LoadedTask]) -> dict[str, float]:
-    """`<task>/<metric>` -> figure as a fraction, tasks in the order given. Each unique text of a task is encoded once.
+def evaluate(encoder: TextEncoder, tasks: Sequence[LoadedTask]) -> dict[str, Figure]:
+    """`<task>/<metric>` -> figure, tasks in the order given. Each unique text of a task is encoded once.
 
     Raises:
         ValueError: the encoder gave another number of vectors than texts, or a value that is not finite.
     """
-    figures: dict[str, float] = {}
+    figures: dict[str, Figure] = {}
     for task in tasks:
         match task:
             case LoadedSts():
@@ -77,46 +68,86 @@ def evaluate(encoder: TextEncoder, tasks: Sequence[LoadedTask]) -> dict[str, flo
                 found = _retrieval(encoder, task)
             case LoadedClassification():
                 found = _classification(encoder, task)
-        figures |= {f"{task.name}/{metric}": value for metric, value in found.items()}
+            case LoadedClustering():
+                found = _clustering(encoder, task)
+            case LoadedPairs():
+                found = _pairs(encoder, task)
+            case LoadedTriplets():
+                found = _triplets(encoder, task)
+        figures |= {f"{task.name}/{metric}": Figure(figure_of(metric, items), items) for metric, items in found.items()}
     return figures
 
 
-def _sts(encoder: TextEncoder, task: LoadedSts) -> dict[str, float]:
-    """Correlation of cosine similarities with human scores, -1 to 1; 0 where all similarities are the same."""
-    first, second = [_unit(vectors) for vectors in _encode(encoder, task.name, task.texts1, task.texts2)]
-    similarities = np.einsum("nd,nd->n", first, second, dtype=np.float64)
-    if similarities.min() == similarities.max():
-        # scipy says nan, which is no JSON. A model that tells no pair from another has found nothing of the order.
-        return {"spearman": 0.0, "pearson": 0.0}
-    return {
-        "spearman": float(spearmanr(similarities, task.scores).statistic),
-        "pearson": float(pearsonr(similarities, task.scores).statistic),
-    }
+def _sts(encoder: TextEncoder, task: LoadedSts) -> dict[str, Items]:
+    """Correlation of cosine similarities with human scores, -1 to 1."""
+    first, second = _encode(encoder, task.name, task.texts1, task.texts2)
+    items = np.stack([_cosines(first, second), task.scores], axis=1)
+    return {"spearman": items, "pearson": items}
 
 
-def _retrieval(encoder: TextEncoder, task: LoadedRetrieval) -> dict[str, float]:
-    """Mean over queries of nDCG at 10: gains as judged, documents of one similarity share their places."""
+def _retrieval(encoder: TextEncoder, task: LoadedRetrieval) -> dict[str, Items]:
+    """By query: nDCG at 10 (gains as judged, documents of one similarity share their places), recall at 100, reciprocal rank."""
     queries, documents = [_unit(vectors) for vectors in _encode(encoder, task.name, task.queries, task.documents)]
     at_a_time = max(1, RANKED // len(documents))
-    total = 0.0
+    ndcg, recall, reciprocal = (np.zeros(len(queries)) for _ in range(3))
     for start in range(0, len(queries), at_a_time):
         similarities = queries[start : start + at_a_time] @ documents.T
         gains = np.zeros_like(similarities)
         for row, judged in enumerate(task.judgements[start : start + at_a_time]):
             gains[row, list(judged)] = list(judged.values())
-        total += float(ndcg_score(gains, similarities, k=10)) * len(similarities)
-    return {"ndcg@10": total / len(queries)}
+            recall[start + row], reciprocal[start + row] = _found_among_best(similarities[row], judged)
+            ndcg[start + row] = ndcg_score(gains[row : row + 1], similarities[row : row + 1], k=10)
+    return {"ndcg@10": ndcg, "recall@100": recall, "mrr@10": reciprocal}
 
 
-def _classification(encoder: TextEncoder, task: LoadedClassification) -> dict[str, float]:
-    """Accuracy and macro F1 on test of a logistic regression fitted on train, on the vectors as the encoder gives them."""
+def _found_among_best(similarities: NDArray[np.float32], judged: dict[int, float]) -> tuple[float, float]:
+    """Recall at 100 and reciprocal rank at 10 of one query, by sentence-transformers' evaluator. What is judged is relevant."""
+    best = np.argsort(-similarities, kind="stable")[:RECALL_AT].tolist()
+    evaluator = InformationRetrievalEvaluator(
+        {"query": ""},
+        {},
+        {"query": {f"{document:09d}" for document in judged}},
+        mrr_at_k=[MRR_AT],
+        ndcg_at_k=[],
+        accuracy_at_k=[],
+        map_at_k=[],
+        precision_recall_at_k=[RECALL_AT],
+    )
+    # Of one similarity it ranks by name, hence names that sort as the numbers do.
+    hits = [{"corpus_id": f"{document:09d}", "score": float(similarities[document])} for document in best]
+    found = evaluator.compute_metrics([hits])
+    return float(found["recall@k"][RECALL_AT]), float(found["mrr@k"][MRR_AT])
+
+
+def _classification(encoder: TextEncoder, task: LoadedClassification) -> dict[str, Items]:
+    """(said, label) of each text of test: by a logistic regression on the vectors as the encoder gives them, by the nearest."""
     rows = drawn_rows(task.train_labels, task.per_class)
     train, test = _encode(encoder, task.name, [task.train_texts[row] for row in rows], task.test_texts)
-    said = LogisticRegression(max_iter=1000).fit(train, task.train_labels[rows]).predict(test)
-    return {
-        "accuracy": float(accuracy_score(task.test_labels, said)),
-        "f1": float(f1_score(task.test_labels, said, average="macro", zero_division=0)),
-    }
+    labels = task.train_labels[rows]
+    linear = LogisticRegression(max_iter=1000).fit(train, labels).predict(test)
+    nearest = (
+        KNeighborsClassifier(min(NEIGHBOURS, len(rows)), metric="cosine", algorithm="brute").fit(train, labels).predict(test)
+    )
+    by_linear, by_nearest = (np.stack([said, task.test_labels], axis=1).astype(np.float64) for said in (linear, nearest))
+    return {"accuracy": by_linear, "f1": by_linear, "knn_accuracy": by_nearest}
+
+
+def _clustering(encoder: TextEncoder, task: LoadedClustering) -> dict[str, Items]:
+    """(cluster, label) of each text, by k-means on the vectors as the encoder gives them."""
+    (vectors,) = _encode(encoder, task.name, task.texts)
+    clusters = KMeans(int(task.labels.max()) + 1, n_init=4, random_state=DRAW_SEED).fit_predict(vectors)
+    return {"v_measure": np.stack([clusters, task.labels], axis=1).astype(np.float64)}
+
+
+def _pairs(encoder: TextEncoder, task: LoadedPairs) -> dict[str, Items]:
+    first, second = _encode(encoder, task.name, task.texts1, task.texts2)
+    return {"ap": np.stack([_cosines(first, second), task.together], axis=1)}
+
+
+def _triplets(encoder: TextEncoder, task: LoadedTriplets) -> dict[str, Items]:
+    """1 for each anchor that is more similar to its positive, else 0: a tie decides nothing, and so is no success."""
+    anchors, positives, negatives = _encode(encoder, task.name, task.anchors, task.positives, task.negatives)
+    return {"accuracy": (_cosines(anchors, positives) > _cosines(anchors, negatives)).astype(np.float64)}
 
 
 def drawn_rows(labels: NDArray[np.int64], per_class: int | None) -> NDArray[np.int64]:
@@ -152,3 +183,9 @@ def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     lengths: NDArray[np.float32] = np.linalg.norm(vectors, axis=1, keepdims=True)
     lengths[lengths == 0] = 1
     return vectors / lengths
+
+
+def _cosines(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(N,) cosine similarities of row i of both (N, D)."""
+    cosines: NDArray[np.float64] = np.einsum("nd,nd->n", _unit(first), _unit(second), dtype=np.float64)
+    return cosines

@@ -10,19 +10,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from gist_train import __version__
 from gist_train.config.errors import Fault, UserError
 from gist_train.data.files import read_json, whole_folder
-from gist_train.results.figures import read_figures
+from gist_train.results.figures import Terms, read_figures
+from gist_train.results.selected import read_selected
 from gist_train.training.checkpoint import MANIFEST, STATE, checkpoint_to_resume, verified_manifest
 
 
 def export_model(run: Path, step: int | None, to: Path) -> Path:
-    """Writes the checkpoint of `step` (None: the newest) of the run folder `run` to `to`, with a README.md.
+    """Writes the checkpoint of `step` (None: what was selected, or else the newest) of the run folder `run` to `to`, with a card.
 
     An export that stands at `to` is replaced; any other folder is left alone.
 
     Raises:
         UserError: no such checkpoint, a damaged one, or something else stands at `to`.
     """
-    origin = checkpoint_to_resume(run, step)
+    selected = read_selected(run) if step is None else None
+    origin = checkpoint_to_resume(run, step) if selected is None else selected.folder
     if origin is None:
         raise UserError(Fault(f"{run}/checkpoints", "no checkpoint", "one at least", "train first"))
     manifest = verified_manifest(origin)
@@ -40,7 +42,7 @@ def model_card(run: Path, manifest: dict[str, Any]) -> str:
     """The README.md of a model: what it was made of, by which config, and its figures against the base's, falls too."""
     config_text = (run / "config.yaml").read_text(encoding="utf-8")
     config = yaml.safe_load(config_text)
-    described, figures, step = read_json(run / "run.json"), read_figures(run), manifest["step"]
+    described, figures, step = read_json(run / "run.json"), read_figures(run, Terms(None, None)), manifest["step"]
     base, tuned = figures.get(0, {}), figures.get(step, {})
     environment = Environment(
         loader=PackageLoader("gist_train", "results"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -73,7 +73,7 @@ def save_checkpoint(
     with whole_folder(folder) as partial:
         student.save(partial)
         save_file(_moments(student, optimizer), partial / STATE)
-        write_json(partial / MANIFEST, _manifest(partial, progress, facts))
+        seal(partial, {**asdict(progress), **facts})
     return folder
 
 
@@ -92,19 +92,15 @@ def _trained(student: Pretrained) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, p) for name, p in student.encoder.transformer.named_parameters() if p.requires_grad]
 
 
-def _manifest(folder: Path, progress: Progress, facts: dict[str, Any]) -> dict[str, Any]:
+def seal(folder: Path, facts: dict[str, Any]) -> None:
+    """Writes manifest.json with `facts` and the size and SHA-256 of every file that is in the folder now, and of itself."""
     files = {
         str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    manifest = {
-        "format": FORMAT,
-        **asdict(progress),
-        **facts,
-        "files": files,
-    }
-    return {**manifest, "sha256": _own_hash(manifest)}
+    manifest = {"format": FORMAT, **facts, "files": files}
+    write_json(folder / MANIFEST, {**manifest, "sha256": _own_hash(manifest)})
 
 
 def _own_hash(manifest: dict[str, Any]) -> str:

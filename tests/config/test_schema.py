@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from gist_train.config import evaluation, models, schema, sources
+from gist_train.config.faults import fault_of
 from gist_train.config.fields import Section
 from gist_train.config.models import GuideConfig
 from gist_train.config.schema import Config, mathematics
@@ -59,6 +60,7 @@ def test_smallest_config_has_the_recipes_hyperparameters():
         ),
         ("data", {"train": [{"source": "jsonl", "path": "a", "weight": 1}], "batching": "reference"}),
         ("selection", {"around": 5, "note": "why"}),
+        ("evaluation", {"truncate_dim": 64, "tasks": [{"type": kind, "name": "t", "path": "p"} for kind in ("pair",)]}),
         ("tracking", {"wandb": {"project": "p", "mode": "offline"}}),
     ],
 )
@@ -85,11 +87,13 @@ def test_accepts(section: str, accepted: object):
         (("schedule", "warmup_ratio"), 1.1),
         (("data", "train"), []),
         (("data", "train"), None),
+        (("evaluation", "stop_after"), 3),  # and every is 0
+        (("evaluation", "truncate_dim"), 0),
+        *[(("selection", "metric"), bad) for bad in ({}, [], 3, {"s/spearman": 0}, {"s/spearman": True}, {3: 1}, {"a/b": "1"})],
         (("evaluation", "tasks"), [{"type": "retrieval", "name": "a", "path": p} for p in "xy"]),
         # Keys of later work are unknown today: a run must not go on as if they had been heeded.
         (("training", "max_tokens_per_forward"), None),
         (("training", "gradient_checkpointing"), False),
-        (("selection", "metric"), None),
     ],
 )
 def test_refuses(path: tuple[str, ...], bad: object):
@@ -222,3 +226,32 @@ def test_mathematics_names_what_changed(section: str, changed: dict[str, Any], k
     """A resume with this changed would go on silently with another run."""
     before, after = mathematics(config(guide={"name": "g"})), mathematics(config(**{"guide": {"name": "g"}, section: changed}))
     assert [name for name in before if before[name] != after[name]] == [key]
+
+
+STS = {"type": "sts", "name": "s", "path": "p.tsv"}
+
+
+def test_a_metric_counts_alone_or_with_weights():
+    """`metric: stsb/spearman` is the mapping with one weight, so that all that reads it reads one form."""
+    of = {"tasks": [STS]}
+    assert config(evaluation=of, selection={"metric": "s/spearman"}).selection.metric == {"s/spearman": 1.0}
+    weights = {"s/spearman": 2, "s/pearson": 0.5}
+    assert config(evaluation=of, selection={"metric": weights}).selection.metric == {"s/spearman": 2.0, "s/pearson": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "selection", "found", "allowed"),
+    [
+        ({"tasks": [STS]}, {"metric": "s/accuracy"}, "s/accuracy", "s/spearman, s/pearson"),
+        ({"tasks": [STS]}, {"metric": {"s/spearman": 1, "x/f1": 1}}, "x/f1", "s/spearman, s/pearson"),
+        ({}, {"metric": "s/spearman"}, "s/spearman", "none: evaluation.tasks is empty"),
+        ({"tasks": [STS], "every": 5, "stop_after": 2}, {}, "null, and evaluation.stop_after", "s/spearman, s/pearson"),
+    ],
+)
+def test_a_metric_must_be_measured(evaluation, selection, found, allowed):
+    """A misspelt metric would show after the training, when it is to be chosen by; stop_after would never stop."""
+    with pytest.raises(ValidationError) as caught:
+        config(evaluation=evaluation, selection=selection)
+    (error,) = caught.value.errors()
+    fault = fault_of(error, {(): ("run.yaml", None)})
+    assert (fault.where, fault.found, fault.allowed) == ("run.yaml: selection.metric", found, allowed)

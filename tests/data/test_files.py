@@ -112,7 +112,7 @@ def test_write_text_is_atomic(tmp_path, monkeypatch, function):
     elif function == "replace":
         monkeypatch.setattr(Path, "replace", fail)
     else:
-        monkeypatch.setattr(Path, "write_text", fail)
+        monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OSError, match="no space"):
         write_text(path, "new, and longer")
     assert path.read_text() == "old"

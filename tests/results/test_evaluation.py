@@ -13,16 +13,30 @@ import pytest
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.evaluation import (
-    ClassificationColumns,
     ClassificationTask,
+    ClusteringTask,
     EvaluationTask,
+    LabelColumns,
+    PairTask,
     RetrievalTask,
     StsColumns,
     StsTask,
+    TripletTask,
 )
 from gist_train.results import evaluation
-from gist_train.results.evaluation import drawn_rows, evaluate, load_tasks
-from gist_train.results.tasks import LoadedClassification, LoadedRetrieval, LoadedSts
+from gist_train.results.evaluation import TextEncoder, drawn_rows, evaluate
+from gist_train.results.loaded_tasks import (
+    LoadedClassification,
+    LoadedClustering,
+    LoadedPairs,
+    LoadedRetrieval,
+    LoadedSts,
+    LoadedTask,
+    LoadedTriplets,
+    content_hash,
+)
+from gist_train.results.metrics import figure_of
+from gist_train.results.tasks import load_tasks
 
 DATA = Path(os.environ.get("GIST_TRAIN_DATA", Path(__file__).parents[2] / "../shared/data"))
 QRELS = "query-id\tcorpus-id\tscore\n"
@@ -38,6 +52,15 @@ class Table:
     def encode(self, texts: Sequence[str]) -> Any:
         self.asked += texts
         return np.array([self.vectors[text] for text in texts], dtype=np.float32)
+
+
+def values_of(encoder: TextEncoder, task: LoadedTask) -> dict[str, float]:
+    """Figures without their items, from which each must come out again."""
+    figures = evaluate(encoder, [task])
+    for key, figure in figures.items():
+        assert figure.items is not None
+        assert figure_of(key.rsplit("/", 1)[1], figure.items) == figure.value
+    return {key: figure.value for key, figure in figures.items()}
 
 
 def angle(degrees: float, length: float = 1.0) -> list[float]:
@@ -82,7 +105,7 @@ def test_sts_is_the_correlation_of_cosines_with_scores():
     """Dot products in place of cosines would let the long vector of the third pair win, and turn the order around."""
     task = LoadedSts("s", ("a", "a", "a"), ("b", "c", "d"), np.array([5.0, 3.0, 0.0]))
     encoder = Table({"a": angle(0, 2), "b": angle(0), "c": angle(60), "d": angle(90, 50)})
-    figures = evaluate(encoder, [task])
+    figures = values_of(encoder, task)
     # Cosines 1, 1/2, 0 (mean 1/2) with scores 5, 3, 0 (mean 8/3): covariance 5/2, variances 1/2 and 38/3.
     assert list(figures) == ["s/spearman", "s/pearson"]
     assert figures["s/spearman"] == pytest.approx(1.0)
@@ -93,7 +116,7 @@ def test_sts_is_the_correlation_of_cosines_with_scores():
 def test_a_collapsed_model_has_correlation_zero():
     """scipy's nan would stand in a JSON file that jq then refuses to open."""
     task = LoadedSts("s", ("a", "b"), ("b", "a"), np.array([1.0, 2.0]))
-    assert evaluate(Table({"a": [1, 0], "b": [1, 0]}), [task]) == {"s/spearman": 0.0, "s/pearson": 0.0}
+    assert values_of(Table({"a": [1, 0], "b": [1, 0]}), task) == {"s/spearman": 0.0, "s/pearson": 0.0}
 
 
 def by_hand() -> tuple[LoadedRetrieval, Table]:
@@ -110,16 +133,28 @@ def test_ndcg_is_the_value_by_hand():
     task, encoder = by_hand()
     gained = 1 / math.log2(3) + 2 / math.log2(5)
     ideal = 2 / math.log2(2) + 1 / math.log2(3) + 1 / math.log2(4)
-    assert evaluate(encoder, [task]) == {"r/ndcg@10": pytest.approx((gained / ideal + 1) / 2)}
+    assert values_of(encoder, task)["r/ndcg@10"] == pytest.approx((gained / ideal + 1) / 2)
+
+
+def test_recall_and_reciprocal_rank_are_the_values_by_hand():
+    """The first relevant document of q is at rank 2, of p at rank 1; both find all of theirs among a hundred. One of two at rank
+    101 halves recall, and a first one at rank 11 has no reciprocal rank at 10."""
+    task, encoder = by_hand()
+    figures = values_of(encoder, task)
+    assert (figures["r/recall@100"], figures["r/mrr@10"]) == (1.0, pytest.approx((1 / 2 + 1) / 2))
+    documents = tuple(f"d{n}" for n in range(150))
+    far = LoadedRetrieval("r", ("q",), documents, ({10: 1.0, 100: 3.0},))
+    figures = values_of(Table({name: angle(n / 2) for n, name in enumerate(documents)} | {"q": angle(-1)}), far)
+    assert (figures["r/recall@100"], figures["r/mrr@10"]) == (0.5, 0.0)
 
 
 def test_queries_in_chunks_give_the_same_figure(monkeypatch):
     """A mean of the chunks' means, or judgements of the wrong chunk, would show where queries don't fit at once."""
     task, encoder = by_hand()
     task = LoadedRetrieval("r", ("q", "p", "q"), task.documents, (*task.judgements, {0: 1.0}))
-    whole = evaluate(encoder, [task])
+    whole = values_of(encoder, task)
     monkeypatch.setattr(evaluation, "RANKED", 25)  # two queries of twelve documents, then one
-    assert evaluate(encoder, [task]) == pytest.approx(whole)
+    assert values_of(encoder, task) == pytest.approx(whole)
 
 
 def test_classification_fits_on_train_and_counts_on_test():
@@ -128,8 +163,54 @@ def test_classification_fits_on_train_and_counts_on_test():
     task = LoadedClassification(
         "c", ("a", "b", "a", "b"), np.array([0, 1, 0, 1]), ("a", "a", "b", "c"), np.array([0, 0, 1, 2]), None
     )
-    figures = evaluate(Table({"a": [9, 0], "b": [0, 9], "c": [0, 8]}), [task])
-    assert figures == {"c/accuracy": 0.75, "c/f1": pytest.approx((1 + 2 / 3 + 0) / 3)}
+    figures = values_of(Table({"a": [9, 0], "b": [0, 9], "c": [0, 8]}), task)
+    assert (figures["c/accuracy"], figures["c/f1"]) == (0.75, pytest.approx((1 + 2 / 3 + 0) / 3))
+
+
+def test_the_nearest_neighbours_vote_by_cosine():
+    """By Euclidean distance the long vector of class 1 would be far from its direction, and its text go to class 0."""
+    train = tuple("aaabbbbb")
+    task = LoadedClassification("c", train, np.array([0] * 3 + [1] * 5), ("x", "y"), np.array([1, 0]), None)
+    vectors = {"a": angle(0), "b": angle(60, 40), "x": angle(50), "y": angle(1, 90)}
+    # Five neighbours: of y the three of its direction, and two of the five others.
+    assert values_of(Table(vectors), task)["c/knn_accuracy"] == 1.0
+
+
+def test_clustering_is_the_agreement_of_clusters_with_labels():
+    """Three bundles that are the labels have V-measure 1; labels that cut across them share nothing with the clusters."""
+    texts = tuple(f"t{n}" for n in range(12))
+    encoder = Table({name: [*angle(120 * (n % 3)), 0.001 * n] for n, name in enumerate(texts)})
+    across = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3])
+    assert values_of(encoder, LoadedClustering("k", texts, np.arange(12) % 3)) == {"k/v_measure": pytest.approx(1.0)}
+    assert values_of(encoder, LoadedClustering("k", texts[:9], across[:9]))["k/v_measure"] < 0.1
+
+
+def test_pairs_are_the_average_precision_of_their_cosines():
+    """Together are the first and third by similarity: (1/1 + 2/3) / 2, by cosine and not by the long vectors' dot products."""
+    task = LoadedPairs("p", ("a",) * 4, ("b", "c", "d", "e"), np.array([True, False, True, False]))
+    encoder = Table({"a": angle(0), "b": angle(5), "c": angle(20, 50), "d": angle(40), "e": angle(80, 90)})
+    assert values_of(encoder, task) == {"p/ap": pytest.approx((1 + 2 / 3) / 2)}
+
+
+def test_a_triplet_counts_where_the_positive_is_nearer():
+    """A model that gives all texts one vector is no success: a tie counts as a miss."""
+    task = LoadedTriplets("t", ("a",) * 3, ("b", "c", "b"), ("c", "b", "b"))
+    assert values_of(Table({"a": angle(0), "b": angle(5), "c": angle(50, 9)}), task) == {"t/accuracy": pytest.approx(1 / 3)}
+
+
+def test_a_task_of_other_content_is_another():
+    """Figures of one task file would pass for those of another after an edit of a single text, score or label."""
+    task = LoadedSts("s", ("a", "b"), ("c", "d"), np.array([1.0, 2.0]))
+    assert content_hash(task) == content_hash(LoadedSts("renamed", ("a", "b"), ("c", "d"), np.array([1.0, 2.0])))
+    others = [
+        LoadedSts("s", ("a", "b"), ("c", "e"), np.array([1.0, 2.0])),
+        LoadedSts("s", ("a", "bc"), ("", "d"), np.array([1.0, 2.0])),
+        LoadedSts("s", ("a", "b"), ("c", "d"), np.array([1.0, 3.0])),
+        LoadedSts("s", ("b", "a"), ("c", "d"), np.array([1.0, 2.0])),
+        LoadedPairs("s", ("a", "b"), ("c", "d"), np.array([True, False])),
+        LoadedTriplets("s", ("a", "b"), ("c", "d"), ("c", "d")),
+    ]
+    assert len({content_hash(task), *map(content_hash, others)}) == 7
 
 
 def test_only_drawn_rows_are_encoded():
@@ -137,7 +218,7 @@ def test_only_drawn_rows_are_encoded():
     train = tuple(f"t{n}" for n in range(40))
     task = LoadedClassification("c", train, np.arange(40) % 2, ("t0",), np.array([0]), 3)
     encoder = Table({name: [n % 2, 1] for n, name in enumerate(train)})
-    assert evaluate(encoder, [task])["c/accuracy"] == 1.0
+    assert evaluate(encoder, [task])["c/accuracy"].value == 1.0
     assert len(set(encoder.asked) - {"t0"}) in (5, 6)
 
 
@@ -273,7 +354,7 @@ def test_bad_jsonl_rows(tmp_path, row, what):
 
 def test_a_missing_column_is_told_once_with_what_is_there(tmp_path):
     """Told a row at a time, a wrong column name would bury the other faults."""
-    columns = ClassificationColumns(text="question", label="intent")
+    columns = LabelColumns(text="question", label="intent")
     files = [labelled(tmp_path / name, "x", "y") for name in ("train.jsonl", "test.jsonl")]
     faults = refused(ClassificationTask(name="c", train=files[0], test=files[1], columns=columns))
     assert [fault.where.split(": ", 1)[1] for fault in faults] == [
@@ -347,6 +428,53 @@ def test_no_relevant_document(tmp_path):
     """The mean over no query is a division by zero."""
     (fault,) = refused(beir(tmp_path, qrels="q1\td1\t0\n"))
     assert (fault.where, fault.found) == ("evaluation.tasks[0] (r): qrels/test.tsv: score", "no score above 0")
+
+
+def test_the_other_kinds_are_read(tmp_path):
+    """Labels by name, 1 and 0 as numbers, text or JSON's own truth, triplets in the order of their columns."""
+    clusters = labelled(tmp_path / "c.jsonl", "x", 7, "x")
+    pairs = text(tmp_path / "p.tsv", "sentence1\tsentence2\tlabel\na\tb\t1\nc\td\t0\n")
+    true = lines(tmp_path / "t.jsonl", *({"one": "a", "two": "b", "same": same} for same in (True, 1, "0", False)))
+    triplets = text(tmp_path / "t.csv", "negative,positive,anchor\nn,p,a\nm,q,b\n")
+    loaded = load_tasks(
+        [
+            ClusteringTask(name="k", path=clusters),
+            PairTask(name="p", path=pairs),
+            PairTask.model_validate({"name": "t", "path": true, "columns": {"text1": "one", "text2": "two", "label": "same"}}),
+            TripletTask(name="tri", path=triplets),
+        ]
+    )
+    clustering, first, second, of_three = loaded
+    assert isinstance(clustering, LoadedClustering)
+    assert (clustering.texts, clustering.labels.tolist()) == (("c 0", "c 1", "c 2"), [0, 1, 0])
+    assert isinstance(first, LoadedPairs)
+    assert isinstance(second, LoadedPairs)
+    assert (first.texts1, first.texts2, first.together.tolist()) == (("a", "c"), ("b", "d"), [True, False])
+    assert second.together.tolist() == [True, True, False, False]
+    assert of_three == LoadedTriplets("tri", ("a", "b"), ("p", "q"), ("n", "m"))
+
+
+def test_the_other_kinds_say_what_is_wrong(tmp_path):
+    """scikit-learn's own errors would name neither file nor row, and half a class has no average precision."""
+    one = labelled(tmp_path / "one.jsonl", "x", "x")
+    each = labelled(tmp_path / "each.jsonl", "x", "y")
+    scored = text(tmp_path / "scored.tsv", "sentence1\tsentence2\tlabel\na\tb\t0.5\nc\td\t0\n")
+    alike = text(tmp_path / "alike.tsv", "sentence1\tsentence2\tlabel\na\tb\t1\nc\td\t1\n")
+    short = text(tmp_path / "short.csv", "anchor,positive,negative\na,p,\n")
+    faults = refused(
+        ClusteringTask(name="one", path=one),
+        ClusteringTask(name="each", path=each),
+        PairTask(name="scored", path=scored),
+        PairTask(name="alike", path=alike),
+        TripletTask(name="short", path=short),
+    )
+    assert [(fault.where.partition(": ")[2], fault.found) for fault in faults] == [
+        ("one.jsonl: label", "1 different in 2 rows"),
+        ("each.jsonl: label", "2 different in 2 rows"),
+        ('scored.tsv, row 1: "label" is neither 1 nor 0', '"0.5"'),
+        ("alike.tsv: label", "1 in each of 2 rows"),
+        ('short.csv, row 1: "negative" is empty', '""'),
+    ]
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="no real data at GIST_TRAIN_DATA")

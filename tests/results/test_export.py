@@ -6,13 +6,12 @@ import re
 import numpy as np
 import pytest
 import yaml
-from running import gist
+from running import add_figures, gist
 from sentence_transformers import SentenceTransformer
 
 from gist_train.config.errors import UserError
 from gist_train.model.pretrained import load_finished
 from gist_train.results.export import export_model
-from gist_train.results.figures import append_figures
 from gist_train.training.checkpoint import checkpoint_folder
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -24,8 +23,8 @@ def run(write_config, tmp_path):
     ended = gist("train", write_config(training={"batch_size": 8, "max_steps": 8, "precision": "float32"}))
     assert ended.code == 0, ended.err
     folder = tmp_path / "runs" / "run"
-    append_figures(folder, 0, {"stsb/spearman": 0.8, "b77/accuracy": 0.5})
-    append_figures(folder, 8, {"stsb/spearman": 0.7512, "b77/accuracy": 0.625, "new/ndcg@10": 0.25})
+    add_figures(folder, 0, {"stsb/spearman": 0.8, "b77/accuracy": 0.5})
+    add_figures(folder, 8, {"stsb/spearman": 0.7512, "b77/accuracy": 0.625, "new/ndcg@10": 0.25})
     return folder
 
 

@@ -1,22 +1,105 @@
-"""evaluations.jsonl: what is appended is read back, whatever happened in between."""
+"""evaluations.jsonl: what is appended is read back, whatever happened in between, and figures of unlike terms are never mixed."""
 
-from gist_train.results.figures import FIGURES, append_figures, read_figures
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from running import WHOLE, add_figures, exit_code_of
+
+from gist_train.results.evaluation import Figure
+from gist_train.results.figures import FIGURES, Terms, append_figures, cut_figures, read_figures, read_items
 
 
 def test_figures_come_back_by_step(tmp_path):
     """Values of a step that is evaluated again replace the older ones."""
-    append_figures(tmp_path, 0, {"sts/spearman": 0.5, "b77/f1": 0.25})
-    append_figures(tmp_path, 4, {"sts/spearman": 0.6})
-    append_figures(tmp_path, 4, {"sts/spearman": 0.7})
-    assert read_figures(tmp_path) == {0: {"sts/spearman": 0.5, "b77/f1": 0.25}, 4: {"sts/spearman": 0.7}}
-    assert read_figures(tmp_path / "elsewhere") == {}
+    add_figures(tmp_path, 0, {"sts/spearman": 0.5, "b77/f1": 0.25})
+    add_figures(tmp_path, 4, {"sts/spearman": 0.6})
+    add_figures(tmp_path, 4, {"sts/spearman": 0.7})
+    assert read_figures(tmp_path, WHOLE) == {0: {"sts/spearman": 0.5, "b77/f1": 0.25}, 4: {"sts/spearman": 0.7}}
+    assert read_figures(tmp_path / "elsewhere", WHOLE) == {}
+
+
+def test_a_row_says_how_it_was_measured(tmp_path):
+    """The published figures are of unnormalised embeddings: a figure that does not say which it is can't be put beside them."""
+    figures = {"sts/spearman": Figure(0.5, np.zeros((7, 2))), "mteb/accuracy": Figure(0.25, None)}
+    contents = {"sts": "abc", "mteb": "def"}
+    append_figures(tmp_path, 3, figures, terms=Terms(128, 256), normalized=False, contents=contents)
+    first, second = (json.loads(line) for line in (tmp_path / FIGURES).read_text().splitlines())
+    common = {"step": 3, "normalized": False, "max_length": 128, "truncate_dim": 256}
+    assert first == {**common, "task": "sts", "metric": "spearman", "value": 0.5, "items": 7, "content": "abc"}
+    assert second == {**common, "task": "mteb", "metric": "accuracy", "value": 0.25, "items": None, "content": "def"}
+
+
+def test_figures_of_other_terms_stay_apart(tmp_path):
+    """A figure of 256 dimensions beside one of 384, or of 64 tokens beside 512, would pass for a gain or a loss of training."""
+    short, narrow = Terms(64, None), Terms(None, 256)
+    add_figures(tmp_path, 4, {"sts/spearman": 0.5})
+    add_figures(tmp_path, 4, {"sts/spearman": 0.4}, terms=short)
+    add_figures(tmp_path, 4, {"sts/spearman": 0.3}, terms=narrow)
+    told = {terms: read_figures(tmp_path, terms) for terms in (WHOLE, short, narrow)}
+    assert [told[terms][4]["sts/spearman"] for terms in (WHOLE, short, narrow)] == [0.5, 0.4, 0.3]
+    items = [read_items(tmp_path, 4, "sts/spearman", terms, "content") for terms in (WHOLE, short, narrow)]
+    assert [None if of is None else of.tolist() for of in items] == [[0.5, 0.5], [0.4, 0.4], [0.3, 0.3]]
+
+
+def test_figures_of_another_task_file_do_not_count(tmp_path):
+    """After an edit of the file the old figures are another task's: the latest content counts, or the one that is asked for."""
+    add_figures(tmp_path, 0, {"sts/spearman": 0.5, "b77/f1": 0.2})
+    add_figures(tmp_path, 4, {"sts/spearman": 0.6}, content="edited")
+    assert read_figures(tmp_path, WHOLE) == {0: {"b77/f1": 0.2}, 4: {"sts/spearman": 0.6}}
+    assert read_figures(tmp_path, WHOLE, {"sts": "content"}) == {0: {"sts/spearman": 0.5}}
+    assert read_items(tmp_path, 4, "sts/spearman", WHOLE, "content") is None
+    assert read_items(tmp_path, 4, "sts/spearman", WHOLE, "edited") is not None
+    assert read_items(tmp_path, 4, "sts/pearson", WHOLE, "edited") is None
+    assert read_items(tmp_path, 5, "sts/spearman", WHOLE, "content") is None
 
 
 def test_a_torn_line_spoils_no_other(tmp_path):
     """The power went in the middle of a line: it is lost, those before and after it are not."""
-    append_figures(tmp_path, 0, {"sts/spearman": 0.5})
+    add_figures(tmp_path, 0, {"sts/spearman": 0.5})
     with (tmp_path / FIGURES).open("a") as file:
         file.write('{"step": 4, "ta')
-    assert read_figures(tmp_path) == {0: {"sts/spearman": 0.5}}
-    append_figures(tmp_path, 8, {"sts/spearman": 0.6})
-    assert read_figures(tmp_path) == {0: {"sts/spearman": 0.5}, 8: {"sts/spearman": 0.6}}
+    assert read_figures(tmp_path, WHOLE) == {0: {"sts/spearman": 0.5}}
+    add_figures(tmp_path, 8, {"sts/spearman": 0.6})
+    assert read_figures(tmp_path, WHOLE) == {0: {"sts/spearman": 0.5}, 8: {"sts/spearman": 0.6}}
+
+
+def test_a_torn_file_of_items_is_no_items(tmp_path):
+    """Without them there is no interval; a traceback would keep the user from selecting at all."""
+    add_figures(tmp_path, 0, {"sts/spearman": 0.5})
+    (path,) = (tmp_path / "evaluation-items").iterdir()
+    path.write_bytes(path.read_bytes()[:10])
+    assert read_items(tmp_path, 0, "sts/spearman", WHOLE, "content") is None
+
+
+def test_a_run_that_goes_back_cuts_later_figures(tmp_path):
+    """They are those of the trajectory that was left: kept, they would be taken for the new one's, and never measured again."""
+    for step in (0, 4, 8, 12):
+        add_figures(tmp_path, step, {"sts/spearman": step / 100})
+    before = (tmp_path / FIGURES).read_text()
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    cut_figures(tmp_path, 8, aside)
+    assert [*read_figures(tmp_path, WHOLE)] == [0, 4, 8]
+    assert (aside / FIGURES).read_text() == before
+    cut_figures(tmp_path, 4, None)
+    assert [*read_figures(tmp_path, WHOLE)] == [0, 4]
+    cut_figures(tmp_path / "nothing", 4, None)
+    assert not (tmp_path / "nothing").exists()
+
+
+def _append_many(run: str, first: int) -> int:
+    for step in range(first, first + 40):
+        add_figures(Path(run), step, {f"task{n}/spearman": 0.5 for n in range(20)})
+    return 0
+
+
+def test_two_writers_never_tear_a_line(tmp_path):
+    """`evaluate --watch` and the training write at the same time: a torn line is a figure that is lost."""
+    with ThreadPoolExecutor(2) as both:
+        codes = both.map(lambda first: exit_code_of(_append_many, str(tmp_path), first), (0, 100))
+        assert [*codes] == [0, 0]
+    lines = (tmp_path / FIGURES).read_text().splitlines()
+    assert len(lines) == 2 * 40 * 20
+    assert len({(row["step"], row["task"]) for row in map(json.loads, lines)}) == 2 * 40 * 20

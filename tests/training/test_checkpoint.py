@@ -249,7 +249,8 @@ def test_a_run_keeps_newest_nth_window_and_selected(write_config, tmp_path):
     """The rules together, as `train` applies them after each save."""
     run = tmp_path / "runs" / "run"
     run.mkdir(parents=True)
-    (run / "selected.json").write_text('{"step": 2}')
+    selected = {"step": 2, "steps": [2], "base_weight": 0.0, "checkpoint": "checkpoints/step-000000002"}
+    (run / "selected.json").write_text(json.dumps(selected))
     path = write_config(
         checkpoint={"every": 1, "keep_last": 2, "keep_every": 5},
         selection={"around": 8, "window": 1},

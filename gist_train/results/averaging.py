@@ -1,0 +1,60 @@
+"""Means of weights: of several checkpoints, and with the base model (model soups, Wortsman et al. 2022, arXiv 2203.05482)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gist_train.config.errors import Fault, UserError
+from gist_train.config.models import ModelConfig
+from gist_train.data.files import whole_folder
+from gist_train.model.pretrained import Pretrained, load_finished, load_student
+from gist_train.training.checkpoint import checkpoint_folder, seal, verified_manifest
+
+
+def averaged(run: Path, steps: Sequence[int], base: ModelConfig, base_weight: float) -> Pretrained:
+    """A model whose weights are (1 - base_weight) times the mean of the steps' checkpoints plus base_weight times the base's.
+
+    Sums are float64, so that the order of the steps does not matter; one checkpoint at a time is in memory beside them.
+
+    Raises:
+        UserError: a checkpoint is damaged, or the base model's weights are of another shape.
+    """
+    models = (_verified(run, step) for step in steps)
+    model = next(models)
+    sums = {name: weight.to(torch.float64) for name, weight in _weights(model).items()}
+    for other in models:
+        for name, weight in _weights(other).items():
+            sums[name] += weight
+    for weight in sums.values():
+        weight *= (1 - base_weight) / len(steps)
+    if base_weight:
+        of_base = _weights(load_student(base))
+        if {name: weight.shape for name, weight in of_base.items()} != {name: weight.shape for name, weight in sums.items()}:
+            allowed = "the model that the run was trained from"
+            raise UserError(Fault("model.name", f"{base.name}, whose weights are of another shape", allowed, "name that one"))
+        for name, weight in of_base.items():
+            sums[name].add_(weight, alpha=base_weight)
+    with torch.no_grad():
+        for name, weight in _weights(model).items():
+            weight.copy_(sums[name])
+    return model
+
+
+def save_averaged(model: Pretrained, folder: Path, facts: dict[str, object]) -> None:
+    """Writes a mean as a model folder with a manifest that holds `facts`; one that stands there gives way once it is whole."""
+    with whole_folder(folder, replace=True) as partial:
+        model.save(partial)
+        seal(partial, facts)
+
+
+def _verified(run: Path, step: int) -> Pretrained:
+    folder = checkpoint_folder(run, step)
+    verified_manifest(folder)
+    return load_finished(str(folder))
+
+
+def _weights(model: Pretrained) -> dict[str, Tensor]:
+    """The weights by name, as they are in memory. Buffers are the architecture's, not learnt: all models have the same."""
+    return {name: weight.detach() for name, weight in model.encoder.transformer.named_parameters()}

@@ -1,0 +1,120 @@
+"""A model, or a step of a run, on the tasks of a config: what is there is not computed again."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from gist_train.config.errors import UserError
+from gist_train.config.evaluation import EvaluationConfig
+from gist_train.config.models import ModelConfig
+from gist_train.model.pretrained import Pretrained, load_finished, load_student
+from gist_train.results.evaluation import Figure, evaluate
+from gist_train.results.figures import Terms, append_figures, read_figures, read_items
+from gist_train.results.loaded_tasks import LoadedTask, content_hash
+from gist_train.results.metrics import Items
+from gist_train.results.tasks import load_tasks
+from gist_train.training.checkpoint import checkpoint_folder, verified_manifest
+from gist_train.training.distributed import this_device
+
+Figures = dict[str, float]
+"""<task>/<metric> -> value, a fraction."""
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """The tasks of a config, read, and the terms that models are measured under."""
+
+    config: EvaluationConfig
+    tasks: list[LoadedTask]
+
+    @classmethod
+    def of(cls, config: EvaluationConfig) -> "Measuring":
+        """Raises UserError with all faults of the tasks' files."""
+        return cls(config, load_tasks(config.tasks))
+
+    @cached_property
+    def contents(self) -> Mapping[str, str]:
+        """Task -> hash over what it asks."""
+        return {task.name: content_hash(task) for task in self.tasks}
+
+    @property
+    def terms(self) -> Terms:
+        """What the figures are measured under."""
+        return Terms.of(self.config)
+
+    def only(self, names: Collection[str]) -> "Measuring":
+        """Those tasks alone."""
+        config = self.config.model_copy(update={"tasks": [task for task in self.config.tasks if task.name in names]})
+        return Measuring(config, [task for task in self.tasks if task.name in names])
+
+    def of_model(self, model: Pretrained) -> dict[str, Figure]:
+        """Figures of a model that is no step of a run; kept nowhere.
+
+        Raises:
+            UserError: it has fewer positions than evaluation.max_length, or fewer numbers than evaluation.truncate_dim.
+        """
+        return evaluate(self._on_terms(model), self.tasks)
+
+    def of_step(self, run: Path, step: int, load: Callable[[], Pretrained]) -> Figures:
+        """Figures of a step: those that evaluations.jsonl has, and those of the other tasks, which are added to it.
+
+        Args:
+            load: opens the step's model; called where a task is missing.
+        """
+        known = self.known(run).get(step, {})
+        told = {task.name: {f"{task.name}/{metric}" for metric in task.METRICS} for task in self.config.tasks}
+        missing = [task for task in self.tasks if not told[task.name] <= known.keys()]
+        if missing:
+            model = self._on_terms(load())
+            found = evaluate(model, missing)
+            normalized = model.encoder.normalized
+            append_figures(run, step, found, terms=self.terms, normalized=normalized, contents=self.contents)
+            known |= values(found)
+        order = {task.name: number for number, task in enumerate(self.tasks)}
+        return dict(sorted(known.items(), key=lambda of: order[of[0].rsplit("/", 1)[0]]))
+
+    def of_base(self, run: Path, model: ModelConfig) -> Figures:
+        """Figures of the student before training, which are step 0 of the run."""
+        return self.of_step(run, 0, lambda: on_this_device(load_student(model)))
+
+    def of_checkpoint(self, run: Path, step: int) -> Figures | None:
+        """Figures of the step's checkpoint; None where it is gone: a run that trains meanwhile deletes those it need not keep.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        folder = checkpoint_folder(run, step)
+
+        def load() -> Pretrained:
+            verified_manifest(folder)
+            return on_this_device(load_finished(str(folder)))
+
+        try:
+            return self.of_step(run, step, load)
+        except (UserError, OSError):
+            if folder.exists():
+                raise
+            return None
+
+    def known(self, run: Path) -> dict[int, Figures]:
+        """By step, what evaluations.jsonl has of these tasks under these terms."""
+        return read_figures(run, self.terms, self.contents)
+
+    def items(self, run: Path, step: int, key: str) -> Items | None:
+        """The items of a figure of a step, where they are on disk."""
+        return read_items(run, step, key, self.terms, self.contents[key.rsplit("/", 1)[0]])
+
+    def _on_terms(self, model: Pretrained) -> Pretrained:
+        return model.with_max_length(self.config.max_length).with_truncation(self.config.truncate_dim)
+
+
+def on_this_device(model: Pretrained) -> Pretrained:
+    """The same model, moved to where this process would train."""
+    model.encoder.to(this_device())
+    return model
+
+
+def values(figures: Mapping[str, Figure]) -> Figures:
+    """The values alone."""
+    return {key: figure.value for key, figure in figures.items()}

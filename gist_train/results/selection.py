@@ -1,0 +1,115 @@
+"""Figures -> which model of a run and why. Pure: numbers in, choice out.
+
+Legend: a candidate is a checkpoint, or a mean of several; its score is the weighted mean of the figures it is judged by.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import fsum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gist_train.results.metrics import Items, figure_of
+
+RESAMPLES = 1000
+"""Of a bootstrap."""
+CONFIDENCE = 0.95
+"""Of an interval."""
+SEED = 42
+"""Of the resamples. No setting: the same figures have the same interval."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # told apart by identity: arrays have no equality
+class Candidate:
+    """A model that may be chosen."""
+
+    steps: tuple[int, ...]
+    """The checkpoint's step, or those of a mean of several, ascending."""
+    base_weight: float
+    """Share of the base model in its weights, from 0."""
+    figures: Mapping[str, float]
+    """<task>/<metric> -> fraction; of the metrics it is judged by at least."""
+    items: Mapping[str, Items | None]
+    """By metric that it is judged by, what the figure is made of; None where that is not known."""
+
+    @property
+    def averaged(self) -> bool:
+        """Whether it is no checkpoint, but made of some."""
+        return len(self.steps) > 1 or self.base_weight > 0
+
+    @property
+    def name(self) -> str:
+        """As tables call it."""
+        steps = ", ".join(f"{step:,}" for step in self.steps)
+        of_steps = f"step {steps}" if len(self.steps) == 1 else f"mean of steps {steps}"
+        return of_steps if not self.base_weight else f"{of_steps}, {self.base_weight:g} of base"
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """How far a candidate lies behind the chosen one."""
+
+    behind: float
+    """Score of the chosen one minus its own, a fraction."""
+    low: float | None
+    """Where `behind` begins in 95 % of resamples of the tasks' items; None where the items are not known."""
+    high: float | None
+    """Where it ends."""
+
+    @property
+    def within_noise(self) -> bool | None:
+        """Whether the interval holds 0: on other items of the same kind the order might be the other one."""
+        return None if self.low is None or self.high is None else self.low <= 0 <= self.high
+
+
+def score(figures: Mapping[str, float], metric: Mapping[str, float]) -> float:
+    """The mean of `figures`, each with its weight in `metric` ("<task>/<metric>" -> weight)."""
+    return fsum(figures[key] * weight for key, weight in metric.items()) / fsum(metric.values())
+
+
+def ranked(candidates: Sequence[Candidate], metric: Mapping[str, float]) -> list[Candidate]:
+    """The best score first. Of two with one score, the simpler: fewer checkpoints, less of the base, then the earlier step."""
+    return sorted(candidates, key=lambda of: (-score(of.figures, metric), len(of.steps), of.base_weight, of.steps))
+
+
+def by_loss(losses: Mapping[int, float], percentile: float) -> list[int]:
+    """Steps in order of their training loss, the chosen one first: the one at index int(n * percentile), then the others.
+
+    The rule of GISTEmbed's authors (avsolatorio/GISTEmbed), with a percentile of 0.025. It looks at no benchmark.
+    """
+    ascending = sorted(losses, key=lambda step: (losses[step], step))
+    chosen = ascending[min(int(len(ascending) * percentile), len(ascending) - 1)]
+    return [chosen, *(step for step in ascending if step != chosen)]
+
+
+def distance(chosen: Candidate, other: Candidate, metric: Mapping[str, float]) -> Distance:
+    """How far `other` lies behind `chosen`, with a paired bootstrap interval (Efron 1979) over the items of each task.
+
+    Both are judged on the same resampled items, so that what makes an item hard for both cancels out.
+    """
+    behind = score(chosen.figures, metric) - score(other.figures, metric)
+    spreads: dict[str, NDArray[np.float64]] = {}
+    draws: dict[str, NDArray[np.int64]] = {}
+    for key in metric:
+        ours, theirs = chosen.items[key], other.items[key]
+        if ours is None or theirs is None or len(ours) != len(theirs):
+            return Distance(behind, None, None)
+        task, name = key.rsplit("/", 1)
+        if task not in draws:  # all metrics of a task see the same items
+            draws[task] = np.random.default_rng([SEED, *task.encode()]).integers(len(ours), size=(RESAMPLES, len(ours)))
+        spreads[key] = np.array([figure_of(name, ours[draw]) - figure_of(name, theirs[draw]) for draw in draws[task]])
+    behinds = sum(spreads[key] * weight for key, weight in metric.items()) / fsum(metric.values())
+    low, high = np.quantile(behinds, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Distance(behind, float(low), float(high))
+
+
+def evaluations_since_rise(scores: Mapping[int, float], after: int) -> int:
+    """Evaluations since the best score so far was first reached, of those after step `after` alone.
+
+    Args:
+        scores: step -> score, of the evaluations so far.
+        after: a step from which patience counts anew: 0, or where the run was told to go on after it had been ended.
+    """
+    best = min(scores, key=lambda step: (-scores[step], step), default=0)
+    return sum(step > max(best, after) for step in scores)

@@ -1,0 +1,133 @@
+"""A run that ends when its metric no longer rises, and goes on when told to."""
+
+import json
+
+import pytest
+import yaml
+from running import WHOLE, add_figures, assert_same_run, gist, metrics
+
+from gist_train.config.loading import load_config
+from gist_train.results import measuring as measured
+from gist_train.results.early_stopping import EARLY_STOP, out_of_patience, remember_end, stays_ended
+from gist_train.results.evaluation import Figure
+from gist_train.results.figures import read_figures
+from gist_train.results.loaded_tasks import content_hash
+from gist_train.results.measuring import Measuring
+from gist_train.results.watching import ENDED
+from gist_train.training.checkpoint import saved_steps
+
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
+
+@pytest.fixture
+def stopping(write_config, triplets, tmp_path):
+    """Writes the YAML of a run of 12 steps, evaluated every 2, that ends after 2 evaluations without a rise."""
+    texts = [row["anchor"] for row in triplets]
+    pairs = [f"{a}\t{b}\t{i % 6}\n" for i, (a, b) in enumerate(zip(texts[:9], texts[9:18], strict=True))]
+    (tmp_path / "pairs.tsv").write_text("sentence1\tsentence2\tscore\n" + "".join(pairs))
+    tasks = [{"type": "sts", "name": "pairs", "path": str(tmp_path / "pairs.tsv")}]
+
+    def write(name="run", *, stop_after=2, stop_at_step=None, max_steps=12, checkpoint=4):
+        return write_config(
+            name,
+            evaluation={"every": 2, "tasks": tasks, "stop_after": stop_after},
+            selection={"metric": "pairs/spearman"},
+            training={"batch_size": 8, "max_steps": max_steps, "stop_at_step": stop_at_step, "precision": "float32"},
+            checkpoint={"every": checkpoint, "keep_last": 20},
+        )
+
+    return write
+
+
+@pytest.fixture
+def scores(monkeypatch):
+    """What each evaluation finds, in turn: by their number they are the steps 0, 2, 4 ..."""
+    told: list[float] = []
+    found: list[float] = []
+
+    def evaluate(_encoder, tasks):
+        found.append(told[len(found)])
+        return {f"{task.name}/{metric}": Figure(found[-1], None) for task in tasks for metric in ("spearman", "pearson")}
+
+    monkeypatch.setattr(measured, "evaluate", evaluate)
+    return told
+
+
+def test_it_ends_and_stays_ended_and_goes_on(stopping, scores, tmp_path):
+    """Ended at step 6, the second evaluation after the best, with a checkpoint though none was due; again the same command does
+    nothing; stop_at_step raised lets it go on, with patience anew; and its weights are those of a run that never ended."""
+    scores += [0.1, 0.5, 0.4, 0.5, 0.3, 0.2, 0.9]
+    run = tmp_path / "runs" / "run"
+    ended = gist("train", stopping())
+    assert ended.code == 0, ended.err
+    assert "pairs/spearman has not risen for 2 evaluations" in ended.err
+    assert saved_steps(run) == [4, 6]
+    assert metrics(run)[-1]["step"] == 6
+    assert json.loads((run / ENDED).read_text())["step"] == 6
+
+    again = gist("train", stopping())
+    assert again.code == 0
+    assert "ended early" in again.err
+    assert saved_steps(run) == [4, 6]
+
+    # Steps 8 and 10 are no rise either: the patience that was used up counts anew from step 6.
+    further = gist("train", stopping(stop_at_step=11))
+    assert further.code == 0, further.err
+    assert saved_steps(run) == [4, 6, 8, 10]
+    assert json.loads((run / EARLY_STOP).read_text())["step"] == 10
+    last = gist("train", stopping(stop_after=None, stop_at_step=11))
+    assert last.code == 0, last.err
+    assert "ended early" not in last.err
+    assert saved_steps(run)[-1] == 11
+    # The end is measured too, though no evaluation is due at step 11.
+    assert [*read_figures(run, WHOLE)] == [0, 2, 4, 6, 8, 10, 11]
+    scores[:0] = [0.0] * 7
+    whole = gist("train", stopping("whole", stop_after=None, stop_at_step=11))
+    assert whole.code == 0, whole.err
+    assert_same_run(run, tmp_path / "runs" / "whole", 11)
+
+
+def test_a_rise_in_time_lets_it_go_on(stopping, scores, tmp_path):
+    """Two evaluations without a rise must follow one another."""
+    scores += [0.1, 0.05, 0.2, 0.1, 0.3, 0.2, 0.4]
+    assert gist("train", stopping()).code == 0
+    assert saved_steps(tmp_path / "runs" / "run")[-1] == 12
+
+
+def test_what_an_interruption_left_out_is_measured(stopping, scores, tmp_path):
+    """Stopped at step 4 before it was evaluated, a run that goes on measures step 4 first, or patience would miscount."""
+    scores += [0.5, 0.6, 0.7, 0.1, 0.2]
+    run = tmp_path / "runs" / "run"
+    assert gist("train", stopping(stop_at_step=4)).code == 0
+    (run / "evaluations.jsonl").write_text("".join((run / "evaluations.jsonl").read_text().splitlines(keepends=True)[:-2]))
+    assert [*read_figures(run, WHOLE)] == [0, 2]
+    scores[3:3] = [0.7]  # step 4, again
+    assert gist("train", stopping()).code == 0
+    assert read_figures(run, WHOLE)[4]["pairs/spearman"] == 0.7
+    assert saved_steps(run)[-1] == 8
+
+
+def test_the_decision_rests_on_what_is_in_the_folder(stopping, tmp_path):
+    """Another process must decide the same: nothing is counted in memory. Figures of an edited task file do not count."""
+    config = load_config(stopping(stop_after=2), [])
+    run = tmp_path / "runs" / "run"
+    run.mkdir(parents=True)
+    measuring = Measuring.of(config.evaluation)
+    content = content_hash(measuring.tasks[0])
+    for step, value in ((0, 0.5), (2, 0.4)):
+        add_figures(run, step, {"pairs/spearman": value}, content=content)
+    assert not out_of_patience(config, run, measuring, 2)
+    add_figures(run, 4, {"pairs/spearman": 0.3}, content="edited")
+    assert not out_of_patience(config, run, measuring, 4)
+    add_figures(run, 4, {"pairs/spearman": 0.3}, content=content)
+    assert out_of_patience(config, run, measuring, 4)
+    assert not stays_ended(config, run, 4)  # nobody has ended it yet
+    remember_end(config, run, 4)
+    assert stays_ended(config, run, 4)
+    assert not stays_ended(config, run, 2)
+    raised = [{"stop_after": 3}, {"stop_after": None}]
+    assert not any(stays_ended(load_config(stopping(**of), []), run, 4) for of in [*raised, {"stop_at_step": 6}])
+    assert stays_ended(load_config(stopping(stop_after=1), []), run, 4)
+    assert stays_ended(load_config(stopping(stop_at_step=4), []), run, 4)
+    assert not out_of_patience(config, run, measuring, 4)  # patience counts anew from where it was ended
+    assert yaml.safe_load(stopping().read_text())["evaluation"]["stop_after"] == 2
