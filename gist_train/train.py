@@ -128,7 +128,8 @@ def open_job(config: Config, accelerator: Accelerator, console: Console) -> Job:
     """
     student = load_student(config.model)
     check_dimensions(config.loss, student)
-    student.with_max_length(config.evaluation.max_length)  # refuses what the model can't read, before the guide is put to work
+    # Refuses what the model can't read or give, before the guide is put to work.
+    student.with_max_length(config.evaluation.max_length).with_truncation(config.evaluation.truncate_dim)
     corpus = prepare_corpus(config, accelerator.device, console)
     plan = batch_plan(config, corpus)  # refuses too few rows, before the guide is put to work
     tokens = prepare_tokens(corpus, student, console)
