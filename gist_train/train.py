@@ -264,12 +264,21 @@ def _describe(run: Path, config: Config, accelerator: Accelerator, job: Job) -> 
         "processes": accelerator.num_processes,
         "precision": precision_of(accelerator),
         "corpus": job.facts["corpus"],
-        "data": job.training.corpus.meta["origins"],
+        "data": _data_told(job.training.corpus.meta),
         "guide": job.facts["guide"],
+        "total_steps": job.training.schedule.total_steps,
+        "stop": job.stop,
         "started": time.time(),
         "command": sys.argv,
     }
     write_json(run / "run.json", described)
+
+
+def _data_told(meta: dict[str, Any]) -> list[dict[str, Any]]:
+    """`name`, `commit` and `rows` of each source; rows are those that were left to train on."""
+    left_out = ("bad", "alone", "same_text", "not_drawn")
+    rows = [count["read"] - sum(count[key] for key in left_out) for count in meta["sources"]]
+    return [{**origin, "rows": left} for origin, left in zip(meta["origins"], rows, strict=True)]
 
 
 def _retire(run: Path, config: Config) -> None:

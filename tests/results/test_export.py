@@ -74,13 +74,14 @@ def test_the_card_tells_what_it_is_made_of(run, tmp_path, make_model):
     assert told["library_name"] == "sentence-transformers"
     assert "sentence-similarity" in told["tags"]
     assert "8 steps of 8 triplets: 64 triplets seen" in card
-    assert "rows.jsonl (jsonl)" in card
+    assert "rows.jsonl (jsonl, 96 rows)" in card
     config = yaml.safe_load((run / "config.yaml").read_text())
     block = re.search(r"```yaml\n(.*?)```", card, re.DOTALL)
     assert block is not None
     assert yaml.safe_load(block[1]) == config
     assert json.loads((run / "run.json").read_text())["corpus"] in card
     assert config["guide"]["name"] in card
+    assert "after the warm-up of 1 steps, in a schedule of 8;" in card
 
 
 def test_the_card_tells_falls_as_well_as_rises(run, tmp_path):
@@ -91,6 +92,19 @@ def test_the_card_tells_falls_as_well_as_rises(run, tmp_path):
     assert "| b77/accuracy | 0.5000 | 0.6250 | +0.1250 |" in lines
     assert [line for line in lines if line.startswith("| new/ndcg@10 | not measured | 0.2500 |")]
     assert len([line for line in lines if line.startswith("| ") and "/" in line]) == 3
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_card_tells_whether_embeddings_have_length_1(write_config, tmp_path, make_model, normalize):
+    """Who compares by dot product must know; the model's own list of modules is what it does."""
+    training = {"batch_size": 8, "max_steps": 1, "precision": "float32"}
+    model = {"name": str(make_model(normalize=normalize))}
+    assert gist("train", write_config("bare", model=model, guide=None, training=training)).code == 0
+    export_model(tmp_path / "runs" / "bare", None, tmp_path / "model")
+    modules = json.loads((tmp_path / "model" / "modules.json").read_text())
+    assert modules[-1]["type"].endswith("Normalize") == normalize
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert ("are normalised to length 1" in card, "are not normalised" in card) == (normalize, not normalize)
 
 
 @pytest.mark.parametrize("guide", ["self", None])
@@ -132,7 +146,7 @@ def test_an_export_that_fails_leaves_the_old_one(run, tmp_path, monkeypatch):
     to = tmp_path / "model"
     export_model(run, 4, to)
 
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError("no space left on device")
 
     monkeypatch.setattr("gist_train.results.export.model_card", fail)

@@ -1,0 +1,182 @@
+"""A run and one of its checkpoints -> the model's card: README.md, with the figures in the hub's model-index format."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from gist_train import __version__
+from gist_train.config.evaluation import EvaluationConfig
+from gist_train.data.files import read_json
+from gist_train.results.figures import Terms, read_figures
+from gist_train.results.provenance import Licence, licence_of, on_hub
+from gist_train.training.schedule import Schedule, make_schedule
+
+TAGS = ["sentence-transformers", "feature-extraction", "sentence-similarity", "gist-embed"]
+TASK_TYPES = {
+    "sts": "semantic-similarity",
+    "retrieval": "information-retrieval",
+    "classification": "text-classification",
+    "clustering": "clustering",
+    "pair": "binary-classification",
+    "triplet": "triplet",
+}
+"""Kind of a task -> its type in a model index: what sentence-transformers' evaluators write, and the hub's own names."""
+METRICS = {"sts": "{}_cosine", "retrieval": "cosine_{}"}
+"""Kind of a task -> what sentence-transformers calls its metrics."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A figure before training and after, as fractions."""
+
+    key: str
+    """<task>/<metric>"""
+    before: float | None
+    """None where it was not measured."""
+    after: float
+
+    @property
+    def difference(self) -> float | None:
+        """after - before, to the four decimals that the table shows, so that what is counted is what is seen."""
+        return None if self.before is None else round(self.after, 4) - round(self.before, 4)
+
+
+def model_card(run: Path, manifest: dict[str, Any], *, hub_id: str | None = None) -> str:
+    """The README.md of a model: what it was made of, by which config, and its figures against the base's, falls too.
+
+    Args:
+        run: the run folder.
+        manifest: the checkpoint's.
+        hub_id: repository of the hub that the model is meant for, which its example then loads.
+    """
+    config_text = (run / "config.yaml").read_text(encoding="utf-8")
+    config = yaml.safe_load(config_text)
+    described, step = read_json(run / "run.json"), manifest["step"]
+    figures = read_figures(run, Terms.of(EvaluationConfig.model_validate(config["evaluation"])))
+    changes = [Change(key, figures.get(0, {}).get(key), value) for key, value in sorted(figures.get(step, {}).items())]
+    sources = list(zip(config["data"]["train"], described["data"], strict=True))
+    base, guide = config["model"], config["guide"]
+    base_licence = licence_of(base["name"], base["revision"])
+    metadata = card_metadata(config, sources, changes, base_licence)
+    metadata["gist_train"] = {
+        "version": described["gist_train"],
+        "run": config["name"],
+        "step": step,
+        "corpus": described["corpus"],
+    }
+    environment = Environment(
+        loader=PackageLoader("gist_train", "results"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    body = environment.get_template("card.md.jinja").render(
+        name=config["name"],
+        address=hub_id or config["name"],
+        base=base,
+        base_licence=base_licence,
+        guide=guide,
+        guide_on_hub=isinstance(guide, dict) and on_hub(guide["name"]),
+        guide_prompt=json.dumps(guide["prompt"], ensure_ascii=False) if isinstance(guide, dict) else None,
+        guide_licence=licence_of(guide["name"], guide["revision"]) if isinstance(guide, dict) else None,
+        config=config,
+        config_text=config_text.strip(),
+        step=step,
+        triplets=step * config["training"]["batch_size"],
+        pooling=manifest["student"][1],
+        normalized=manifest["student"][2],
+        schedule=_schedule(config, described),
+        sources=[(source, origin, _data_licence(source, origin)) for source, origin in sources],
+        changes=changes,
+        **_counted(changes),
+        run=described,
+        version=__version__,
+    )
+    return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
+
+
+def card_metadata(
+    config: Mapping[str, Any],
+    sources: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
+    changes: Sequence[Change],
+    base_licence: Licence | None,
+) -> ModelCardData:
+    """What a program reads of the card: the hub's metadata, figures included. Only what is known stands in it.
+
+    Args:
+        config: the run's, as plain values.
+        sources: (entry of `data.train`, its origin in run.json).
+    """
+    kinds = {task["name"]: task for task in config["evaluation"]["tasks"]}
+    results = [_result(change, kinds.get(change.key.split("/", 1)[0], {})) for change in changes]
+    base = config["model"]["name"]
+    # A folder of this machine means nothing to the hub, which links a base_model.
+    linked = on_hub(base)
+    metadata = ModelCardData(
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=TAGS,
+        base_model=base if linked else None,
+        base_model_relation="finetune" if linked else None,
+        # A source that was read from the hub has a commit.
+        datasets=list(dict.fromkeys(source["path"] for source, origin in sources if origin["commit"])) or None,
+        metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
+        model_name=config["name"],
+        eval_results=results or None,
+    )
+    if base_licence is not None:
+        metadata["license"], metadata["license_name"] = base_licence.id, base_licence.name
+    return metadata
+
+
+def _result(change: Change, task: Mapping[str, Any]) -> EvalResult:
+    """A figure in the model index, named by sentence-transformers' habits; `task` is empty where the config has no such task.
+
+    Source: `format_eval_metrics` of sentence-transformers' model cards.
+    """
+    name, metric = change.key.split("/", 1)
+    kind = task.get("type", "")
+    task_type = TASK_TYPES.get(kind, "feature-extraction")
+    metric_type = METRICS.get(kind, "{}").format(metric)
+    return EvalResult(
+        task_type=task_type,
+        task_name=task_type.replace("-", " ").title(),
+        dataset_type=name,
+        dataset_name=name.replace("_", " ").replace("-", " "),
+        dataset_split=task.get("split"),
+        metric_type=metric_type,
+        metric_name=metric_type.replace("_", " ").title(),
+        metric_value=change.after,
+    )
+
+
+def _counted(changes: Sequence[Change]) -> dict[str, Any]:
+    """How many figures rose and fell, and which fell most (None where none did)."""
+    known = [(change.difference, change) for change in changes if change.difference is not None]
+    worst = min(known, key=lambda pair: pair[0], default=None)
+    return {
+        "rose": sum(difference > 0 for difference, _ in known),
+        "fell": sum(difference < 0 for difference, _ in known),
+        "same": sum(difference == 0 for difference, _ in known),
+        "new": len(changes) - len(known),
+        "worst": worst[1] if worst is not None and worst[0] < 0 else None,
+    }
+
+
+def _schedule(config: Mapping[str, Any], described: Mapping[str, Any]) -> Schedule | None:
+    """The run's schedule; None for a run.json of the days when it did not tell the total."""
+    if "total_steps" not in described:
+        return None
+    kind, lr, share = config["schedule"]["type"], config["optimizer"]["lr"], config["schedule"]["warmup_ratio"]
+    return make_schedule(kind, lr, share, steps_per_epoch=0, epochs=None, max_steps=described["total_steps"])
+
+
+def _data_licence(source: Mapping[str, Any], origin: Mapping[str, Any]) -> Licence | None:
+    """Of a data set of the hub at the commit that was read, or of a local folder of one."""
+    if origin["commit"]:
+        return licence_of(source["path"], origin["commit"], "dataset")
+    # A file's name may look like an id of the hub's, where somebody else's data set may have it.
+    return None if on_hub(source["path"]) else licence_of(source["path"], None, "dataset")

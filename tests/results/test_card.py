@@ -1,0 +1,270 @@
+"""The model card: what the hub's own library reads of it, and what a person is told."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, constants, metadata_load
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from running import add_figures
+
+from gist_train.results.card import Change, card_metadata, model_card
+from gist_train.results.provenance import Licence, licence_of, on_hub
+
+COMMIT = "3" * 40
+TASKS = [
+    {"type": "sts", "name": "stsb", "path": "s.tsv"},
+    {"type": "retrieval", "name": "sci_fact", "path": "folder", "split": "dev"},
+    {"type": "classification", "name": "b77", "train": "a", "test": "b"},
+]
+BEFORE = {"stsb/spearman": 0.8, "sci_fact/ndcg@10": 1 / 3, "b77/accuracy": 0.5, "b77/f1": 0.25}
+AFTER = {"stsb/spearman": 0.7512, "sci_fact/ndcg@10": 2 / 3, "b77/accuracy": 0.625, "b77/f1": 0.25, "new/mrr@10": 1e-05}
+
+
+@pytest.fixture
+def make_card(tmp_path, monkeypatch):
+    """Writes the files of a run folder and returns its card; nothing is trained."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+
+    def make(*, before=BEFORE, after=AFTER, step=8, name="run", hub_id=None, **sections):
+        run = tmp_path / "run"
+        shutil.rmtree(run, ignore_errors=True)
+        run.mkdir()
+        config = {
+            "name": name,
+            "model": {"name": "org/base", "revision": None, "layers": None},
+            "guide": {"name": "org/guide", "revision": "v1", "pooling": "mean", "prompt": "say: <it>", "dtype": "float16"},
+            "data": {"train": [{"source": "hub", "path": "org/triplets"}, {"source": "jsonl", "path": "rows.jsonl"}]},
+            "training": {"batch_size": 16, "seed": 42},
+            "optimizer": {"lr": 5e-6},
+            "schedule": {"type": "linear", "warmup_ratio": 0.1},
+            "loss": {"temperature": 0.01},
+            "evaluation": {"tasks": TASKS},
+            **sections,
+        }
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        described = {
+            "gist_train": "0.1.0",
+            "python": "3.11.9",
+            "packages": {"torch": "2.13.0"},
+            "processes": 1,
+            "precision": "bf16",
+            "corpus": "c0ffee",
+            "total_steps": 100,
+            "data": [
+                {"name": "org/triplets (en)", "commit": COMMIT, "rows": 12000},
+                {"name": "rows.jsonl", "commit": None, "rows": 96},
+            ],
+        }
+        (run / "run.json").write_text(json.dumps(described))
+        for at, figures in ((0, before), (step, after)):
+            add_figures(run, at, figures)
+        manifest = {"step": step, "student": ["tokenizer", "cls", True]}
+        (run / "README.md").write_text(model_card(run, manifest, hub_id=hub_id), encoding="utf-8")
+        return run / "README.md"
+
+    return make
+
+
+@pytest.fixture
+def in_cache(tmp_path):
+    """Puts a README.md into the hub's cache, as a download at a branch or a commit leaves it."""
+
+    def put(kind, name, readme, ref="main", commit="4" * 40):
+        folder = tmp_path / "hub-cache" / f"{kind}s--{name.replace('/', '--')}"
+        (folder / "snapshots" / commit).mkdir(parents=True, exist_ok=True)
+        (folder / "snapshots" / commit / "README.md").write_text(readme)
+        (folder / "refs").mkdir(exist_ok=True)
+        (folder / "refs" / ref).write_text(commit)
+
+    return put
+
+
+def test_the_hubs_library_reads_every_figure_back(make_card):
+    """The hub shows what its parser finds: another value, a lost figure or a value x 100 would be shown to everybody."""
+    path = make_card()
+    data = ModelCard.load(path).data
+    found = {(result.dataset_type, result.metric_type): result for result in data.eval_results}
+    assert {key: result.metric_value for key, result in found.items()} == {
+        ("stsb", "spearman_cosine"): 0.7512,
+        ("sci_fact", "cosine_ndcg@10"): 2 / 3,
+        ("b77", "accuracy"): 0.625,
+        ("b77", "f1"): 0.25,
+        ("new", "mrr@10"): 1e-05,
+    }
+    sts, retrieval = found["stsb", "spearman_cosine"], found["sci_fact", "cosine_ndcg@10"]
+    assert (sts.task_type, sts.task_name, sts.metric_name) == ("semantic-similarity", "Semantic Similarity", "Spearman Cosine")
+    assert (retrieval.task_type, retrieval.dataset_name, retrieval.dataset_split) == ("information-retrieval", "sci fact", "dev")
+    assert found["b77", "f1"].task_type == "text-classification"
+    assert found["new", "mrr@10"].task_type == "feature-extraction"
+    assert data["base_model"] == "org/base"
+    assert data["base_model_relation"] == "finetune"
+    assert data["datasets"] == ["org/triplets"]
+    assert (data["library_name"], data["pipeline_tag"]) == ("sentence-transformers", "sentence-similarity")
+    assert data["gist_train"] == {"version": "0.1.0", "run": "run", "step": 8, "corpus": "c0ffee"}
+    plain = metadata_load(path)
+    assert model_index_to_eval_results(plain["model-index"]) == ("run", data.eval_results)
+    assert "license" not in plain
+
+
+def test_figures_are_named_as_sentence_transformers_names_them(make_card, make_model):
+    """Figures of one task from two tools stand side by side on the hub only where both call them the same."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator, InformationRetrievalEvaluator
+
+    model = SentenceTransformer(str(make_model()), device="cpu")
+    texts = ["one", "two", "three"]
+    judged = {"q": {"d"}}
+    InformationRetrievalEvaluator({"q": "one"}, {"d": "two", "e": "three"}, judged, name="sci_fact", write_csv=False)(model)
+    EmbeddingSimilarityEvaluator(texts, texts[::-1], [0.1, 0.9, 0.2], name="stsb", write_csv=False)(model)
+    results = model.model_card_data.format_eval_metrics()["model-index"][0]["results"]
+    theirs = {
+        (*result["task"].values(), *result["dataset"].values(), metric["type"], metric["name"])
+        for result in results
+        for metric in result["metrics"]
+    }
+    assert len(theirs) > 10
+    for result in ModelCard.load(make_card()).data.eval_results:
+        if result.dataset_type in ("stsb", "sci_fact"):
+            named = (result.task_type, result.task_name, result.dataset_name, result.dataset_type)
+            assert (*named, result.metric_type, result.metric_name) in theirs
+
+
+@pytest.mark.parametrize("name", ["1e3", "no", "2024-11-24", "a.b_c-d"])
+def test_names_stay_texts(make_card, in_cache, name):
+    """A template would write a number, a boolean, a date or broken YAML where a YAML library writes a quoted text."""
+    licence = {"license": "other", "license_name": "mine: \"all\" 'yours' # no\n- comment"}
+    in_cache("model", "org/base", f"---\n{yaml.safe_dump(licence)}---\ntext")
+    path = make_card(name=name)
+    data = ModelCard.load(path).data
+    assert data.model_name == name
+    assert data["gist_train"]["run"] == name
+    assert data["license"] == "other"
+    assert data["license_name"] == licence["license_name"]
+    assert metadata_load(path)["model-index"][0]["name"] == name
+
+
+def test_a_card_without_figures_has_no_model_index(make_card):
+    """An empty model index is refused by the hub's parser."""
+    plain = metadata_load(make_card(after={}))
+    assert "model-index" not in plain
+    assert "metrics" not in plain
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line"),
+    [
+        (BEFORE, AFTER, "2 of 5 figures rose, 1 fell, 1 stayed the same, 1 was not measured before training. The largest fall: "),
+        ({"a/x": 0.1}, {"a/x": 0.2}, "1 of 1 figures rose, 0 fell."),
+        (
+            {"a/x": 0.2, "b/x": 0.9},
+            {"a/x": 0.1, "b/x": 0.6},
+            "0 of 2 figures rose, 2 fell. The largest fall: b/x, from 0.9000 to 0.6000.",
+        ),
+        ({"a/x": 0.20001}, {"a/x": 0.20002}, "0 of 1 figures rose, 0 fell, 1 stayed the same."),
+        ({}, {"a/x": 0.2, "b/x": 0.1}, "0 of 2 figures rose, 0 fell, 2 were not measured before training."),
+    ],
+)
+def test_rises_and_falls_are_counted(make_card, before, after, line):
+    """A summary that leaves the falls out, or counts what no reader can see, is an advertisement."""
+    text = make_card(before=before, after=after).read_text()
+    told = [found for found in text.splitlines() if "figures rose" in found]
+    assert [found.startswith(line) for found in told] == [True]
+    assert len([found for found in text.splitlines() if found.startswith("| ") and "/" in found]) == len(after)
+
+
+def test_differences_are_those_of_the_table():
+    """0.00005 and 0.00014 differ by 0.0001 or by 0 in the table's four digits: the count must agree with what stands there."""
+    assert Change("a/x", 0.20004, 0.20006).difference == pytest.approx(1e-4)
+    assert Change("a/x", 0.20001, 0.20004).difference == 0
+    assert Change("a/x", None, 0.2).difference is None
+
+
+def test_licences_come_from_the_parts_own_cards(make_card, in_cache):
+    """Each part's licence is what its README.md says at the revision that was read; nothing is made up for the others."""
+    in_cache("model", "org/base", "---\nlicense: mit\n---\n# base")
+    in_cache("model", "org/guide", "---\nlicense: [apache-2.0, cc-by-4.0]\n---\n# guide", ref="v1")
+    in_cache("model", "org/guide", "---\nlicense: gpl\n---\n# another revision", ref="main", commit="5" * 40)
+    in_cache("dataset", "org/triplets", "---\nlicense: cc-by-nc-4.0\n---\n# data", commit=COMMIT)
+    in_cache("dataset", "rows.jsonl", "---\nlicense: mit\n---\n# somebody else's data, called like our file")
+    path = make_card()
+    text = path.read_text()
+    assert metadata_load(path)["license"] == "mit"
+    assert "- base model `org/base`: mit\n" in text
+    assert "- guide `org/guide`: apache-2.0, cc-by-4.0\n" in text
+    assert "- data org/triplets (en): cc-by-nc-4.0\n" in text
+    assert "- data rows.jsonl: not known to gist-train: state it before you publish\n" in text
+    assert "may restrict this model further" in text
+
+
+@pytest.mark.parametrize(
+    ("readme", "found"),
+    [
+        ("---\nlicense: mit\n---\n", Licence("mit", None)),
+        ("---\nlicense: other\nlicense_name: mine\n---\n", Licence("other", "mine")),
+        ("---\nlanguage: en\n---\n", None),
+        ("---\nlicense:\n---\n", None),
+        ("---\nlicense: []\n---\n", None),
+        ("---\n- a list\n---\n", None),
+        ("---\nlicense: {broken\n---\n", None),
+        ("# no front matter\nlicense: mit", None),
+        (b"\xff\xfe\x00", None),
+        (None, None),
+    ],
+)
+def test_a_folders_licence(tmp_path, readme, found):
+    """Front matter is written by hand: what can't be read is not known, and no reason to fail an export."""
+    if readme is not None:
+        (tmp_path / "README.md").write_bytes(readme if isinstance(readme, bytes) else readme.encode())
+    assert licence_of(str(tmp_path), None) == found
+
+
+def test_names_of_this_machine_are_no_ids(tmp_path, monkeypatch):
+    """A folder that looks like an id of the hub's would be linked to somebody else's model."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    assert on_hub("org/base")
+    assert [name for name in ("models/mine", str(tmp_path), "~/model", "./model", "a/b/c", "rows/*.jsonl") if on_hub(name)] == []
+    config = {"name": "run", "model": {"name": "models/mine"}, "evaluation": {"tasks": []}}
+    data = card_metadata(config, [({"path": "models/mine"}, {"commit": None})], [], None).to_dict()
+    assert not data.keys() & {"base_model", "base_model_relation", "datasets", "license"}
+
+
+@pytest.mark.parametrize(
+    ("step", "line"),
+    [
+        (8, "inside the warm-up: step 8 of its 10, in a schedule of 100 steps; the learning rate had risen to 4e-06"),
+        (10, "after the warm-up of 10 steps, in a schedule of 100; the learning rate was 5e-06"),
+        (55, "after the warm-up of 10 steps, in a schedule of 100; the learning rate was 2.5e-06"),
+    ],
+)
+def test_the_place_in_the_schedule_is_told(make_card, step, line):
+    """GIST-small was taken from inside its warm-up: who makes it again must know that the rate was still rising."""
+    assert f"- this checkpoint lies {line}\n" in make_card(step=step).read_text()
+
+
+def test_a_run_that_tells_no_total_says_nothing_of_it(make_card):
+    """run.json of an older version: no total, so no warm-up to speak of; all else stands."""
+    path = make_card()
+    described = json.loads((path.parent / "run.json").read_text())
+    del described["total_steps"]
+    for origin in described["data"]:
+        del origin["rows"]
+    (path.parent / "run.json").write_text(json.dumps(described))
+    text = model_card(path.parent, {"step": 8, "student": ["tokenizer", "mean", False]})
+    assert "this checkpoint lies" not in text
+    assert f"- org/triplets (en) (hub, commit {COMMIT})\n" in text
+    assert "Pooling: mean. The embeddings are not normalised" in text
+
+
+def test_a_person_is_told_what_it_is_made_of(make_card):
+    """Guide, data, software and the example's name: what one needs to judge the model or to make it again."""
+    text = make_card(hub_id="me/model").read_text()
+    assert 'SentenceTransformer("me/model")' in text
+    assert "Pooling: cls. The embeddings are normalised to length 1." in text
+    assert '- guide `org/guide`, revision v1, pooling mean, prompt `"say: <it>"`, store float16' in text
+    assert f"- org/triplets (en) (hub, commit {COMMIT}, 12,000 rows)\n" in text
+    assert "- rows.jsonl (jsonl, 96 rows)\n" in text
+    assert "gist-train 0.1.0, Python 3.11.9, torch 2.13.0" in text
+    assert "`c0ffee`" in text
