@@ -185,12 +185,27 @@ def export(
     to: Annotated[
         Path | None, typer.Option(help="Where to write it; export/ in the run folder by default.", show_default=False)
     ] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            help="Repository to push it to, with the token of HF_TOKEN or the login.", metavar="USER/NAME", show_default=False
+        ),
+    ] = None,
+    private: Annotated[
+        bool | None,
+        typer.Option("--private/--no-private", help="Of a new repository; the account's default otherwise.", show_default=False),
+    ] = None,
 ) -> None:
     """Write a checkpoint as a sentence-transformers model with its card."""
     from gist_train.results.export import export_model
+    from gist_train.results.hub import check_push, push_folder
 
     _, run = _config_and_run(config, set_ or [])
-    print(export_model(run, step, to or run / "export"))
+    check_push(push_to_hub, private)
+    folder = export_model(run, step, to or run / "export", hub_id=push_to_hub)
+    print(folder)
+    if push_to_hub is not None:
+        err.print(f"pushed: {push_folder(folder, push_to_hub, private=private)}", highlight=False, soft_wrap=True)
 
 
 def _config_and_run(path: Path, overrides: list[str]) -> tuple[Config, Path]:
