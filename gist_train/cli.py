@@ -185,6 +185,11 @@ def export(
     to: Annotated[
         Path | None, typer.Option(help="Where to write it; export/ in the run folder by default.", show_default=False)
     ] = None,
+    format_: Annotated[
+        Literal["sentence-transformers", "onnx"],
+        typer.Option("--format", help="onnx: beside torch's weights, and checked against them."),
+    ] = "sentence-transformers",
+    quantize: Annotated[bool, typer.Option("--quantize", help="With onnx: in 8 bits too, and what they lose in STS.")] = False,
     push_to_hub: Annotated[
         str | None,
         typer.Option(
@@ -196,13 +201,15 @@ def export(
         typer.Option("--private/--no-private", help="Of a new repository; the account's default otherwise.", show_default=False),
     ] = None,
 ) -> None:
-    """Write a checkpoint as a sentence-transformers model with its card."""
+    """Write the selected checkpoint, or else the newest, as a sentence-transformers model with its card."""
     from gist_train.results.export import export_model
     from gist_train.results.hub import check_push, push_folder
+    from gist_train.results.onnx import plan_onnx
 
-    _, run = _config_and_run(config, set_ or [])
+    loaded, run = _config_and_run(config, set_ or [])
+    onnx = plan_onnx(loaded, format_, quantize=quantize)
     check_push(push_to_hub, private)
-    folder = export_model(run, step, to or run / "export", hub_id=push_to_hub)
+    folder = export_model(run, step, to or run / "export", onnx=onnx, hub_id=push_to_hub, console=err)
     print(folder)
     if push_to_hub is not None:
         err.print(f"pushed: {push_folder(folder, push_to_hub, private=private)}", highlight=False, soft_wrap=True)

@@ -3,23 +3,37 @@
 import shutil
 from pathlib import Path
 
+from rich.console import Console
+
 from gist_train.config.errors import Fault, UserError
 from gist_train.data.files import whole_folder
 from gist_train.results.card import model_card
+from gist_train.results.onnx import OnnxPlan, add_onnx, onnx_table
 from gist_train.results.selected import read_selected
 from gist_train.training.checkpoint import MANIFEST, STATE, checkpoint_to_resume, verified_manifest
 
 
-def export_model(run: Path, step: int | None, to: Path, *, hub_id: str | None = None) -> Path:
+def export_model(
+    run: Path,
+    step: int | None,
+    to: Path,
+    *,
+    onnx: OnnxPlan | None = None,
+    hub_id: str | None = None,
+    console: Console | None = None,
+) -> Path:
     """Writes the checkpoint of `step` (None: what was selected, or else the newest) of the run folder `run` to `to`, with a card.
 
     An export that stands at `to` is replaced; any other folder is left alone.
 
     Args:
+        onnx: what is to be done to have the model in ONNX too; None for torch's weights alone.
         hub_id: repository of the hub that it is meant for, if any.
+        console: where the figures of the ONNX model are shown.
 
     Raises:
-        UserError: no such checkpoint, a damaged one, or something else stands at `to`.
+        UserError: no such checkpoint, a damaged one, one that can't be ONNX, or something else stands at `to`.
+        ArithmeticError: the ONNX model gives other embeddings than torch.
     """
     selected = read_selected(run) if step is None else None
     origin = checkpoint_to_resume(run, step) if selected is None else selected.folder
@@ -32,5 +46,8 @@ def export_model(run: Path, step: int | None, to: Path, *, hub_id: str | None = 
         )
     with whole_folder(to, replace=True) as partial:
         shutil.copytree(origin, partial, ignore=shutil.ignore_patterns(MANIFEST, STATE), dirs_exist_ok=True)
+        report = None if onnx is None else add_onnx(partial, onnx)
         (partial / "README.md").write_text(model_card(run, manifest, hub_id=hub_id), encoding="utf-8")
+    if report is not None and console is not None:
+        console.print(onnx_table(report))
     return to
