@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from gist_train.config.models import GuideConfig
-from gist_train.config.schema import Config
+from gist_train.config.schema import Config, cache_folder
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Corpus, TokenTable
 from gist_train.model.encoder import embed
 from gist_train.model.guide import HASH_BYTES, GuideStore, store_folder
 from gist_train.model.pretrained import Pretrained, load_guide, load_student
-from gist_train.prepare import batch_plan, cache_folder, check_folders, prepare_corpus, prepare_tokens
+from gist_train.prepare import batch_plan, check_folders, prepare_corpus, prepare_tokens
 from gist_train.results.tasks import load_tasks
 from gist_train.training.distributed import make_accelerator, this_device, uses_bf16
 from gist_train.training.estimates import (

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.models import GuideConfig
-from gist_train.config.schema import Config, DataConfig
+from gist_train.config.schema import Config, DataConfig, cache_folder
 from gist_train.config.sources import ClassificationSource
 from gist_train.data.batches import BatchPlan
 from gist_train.data.building import SHOWN_FAULTS, build_corpus, labelled_texts, refuse_bad
@@ -27,11 +27,6 @@ from gist_train.data.fingerprints import ContentHashes, corpus_fingerprint
 from gist_train.model.guide import GuideStore, store_folder
 from gist_train.model.pretrained import Pretrained, load_guide
 from gist_train.training.lookups import GuideLookup
-
-
-def cache_folder(config: Config) -> Path:
-    """Where corpora and guide stores are."""
-    return Path(config.cache_dir) if config.cache_dir is not None else Path(config.output_dir) / ".cache"
 
 
 def check_folders(config: Config) -> None:

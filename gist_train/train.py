@@ -81,7 +81,9 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Path, resume: st
     """`train`, in a run folder that nobody else writes to. Returns the signal that stopped it, or 0."""
     _refuse_missing_tracker(config)
     origin = checkpoint_to_start_from(run, resume)
-    measuring = Measuring.of(config.evaluation)
+    measuring = Measuring.of(config)
+    if config.evaluation.stop_after is not None:
+        measuring.require(config.selection.metric or {})
     manifest = verified_for(origin, config) if origin is not None else None  # before the guide is put to work
     job = open_job(config, accelerator, console)
     progress = Progress(0, 0.0, 0, 0, 0)

@@ -10,10 +10,10 @@ from running import gist
 
 from gist_train import plan as plan_module
 from gist_train.config.loading import load_config
+from gist_train.config.schema import cache_folder
 from gist_train.data.batches import BatchPlan
 from gist_train.model.pretrained import load_guide
 from gist_train.plan import _schedule
-from gist_train.prepare import cache_folder
 from gist_train.training.opening import last_step, schedule_of
 
 RECIPE = {

@@ -11,6 +11,7 @@ from running import QUIET, gist
 from gist_train import prepare
 from gist_train.config.errors import UserError
 from gist_train.config.loading import load_config
+from gist_train.config.schema import cache_folder
 from gist_train.data.mining import mine_triplets
 from gist_train.model.guide import GuideStore
 from gist_train.model.pretrained import load_guide
@@ -68,7 +69,7 @@ def test_mining_has_a_model_and_a_store_of_its_own(write_config, intents, make_m
     model = {"name": str(make_model(width=24, layers=1, seed=3)), "dtype": "float32"}
     config = load_config(write_config(data=classification(intents, mining={"model": model})))
     corpus = prepare.prepare_corpus(config, CPU, QUIET)
-    stores = list((prepare.cache_folder(config) / "guides").iterdir())
+    stores = list((cache_folder(config) / "guides").iterdir())
     assert [GuideStore(folder).width for folder in stores] == [24]
     unguided = load_config(write_config("unguided", guide=None, data=classification(intents, mining={"model": model})))
     assert prepare.prepare_corpus(unguided, CPU, QUIET).folder == corpus.folder
@@ -87,7 +88,7 @@ def test_two_sources_share_one_pass_of_the_guide(write_config, intents, write_ro
     config = load_config(write_config(data=data))
     corpus = prepare.prepare_corpus(config, CPU, QUIET)
     assert (len(loads), len(hashed)) == (1, 1)
-    (folder,) = (prepare.cache_folder(config) / "guides").iterdir()
+    (folder,) = (cache_folder(config) / "guides").iterdir()
     assert len(GuideStore(folder)) == len(set(quickstart_texts[:120]))
     assert set(corpus.source.tolist()) == {0, 1}
 

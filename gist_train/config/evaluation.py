@@ -2,9 +2,9 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from gist_train.config.fields import Count, CountOrZero, FolderName, MaxLength, Section, Text
+from gist_train.config.fields import Count, CountOrZero, FolderName, MaxLength, MtebName, Section, Text
 
 
 class StsColumns(Section):
@@ -137,10 +137,36 @@ class TripletTask(Section):
     """Names of the file's columns."""
 
 
-EvaluationTask = Annotated[
-    StsTask | RetrievalTask | ClassificationTask | ClusteringTask | PairTask | TripletTask,
+LocalTask = Annotated[
+    StsTask | RetrievalTask | ClassificationTask,
     Field(discriminator="type"),
-    "a mapping with a key type: sts, retrieval, classification, clustering, pair or triplet",
+    "a mapping with a key type: sts, retrieval or classification",
+]
+
+
+class MtebTask(Section):
+    """A task or a benchmark of the package mteb, run as mteb runs it: its protocol, its metrics, its cache of results."""
+
+    type: Literal["mteb"] = "mteb"
+    """Kind of the task."""
+    name: MtebName
+    """Name in mteb of a task or a benchmark, such as Banking77Classification or MTEB(eng, v2); with files, any name."""
+    revision: Text | None = None
+    """Revision of the task's data set on the hub; null = the one that mteb pins."""
+    files: LocalTask | None = None
+    """Local files for mteb's protocol to judge on, written as a task of their own; null = the task that mteb has by this name."""
+
+    @model_validator(mode="after")
+    def _files_have_no_revision(self) -> "MtebTask":
+        if self.files is not None and self.revision is not None:
+            raise ValueError("remove revision or files: local files have no revision")
+        return self
+
+
+EvaluationTask = Annotated[
+    StsTask | RetrievalTask | ClassificationTask | ClusteringTask | PairTask | TripletTask | MtebTask,
+    Field(discriminator="type"),
+    "a mapping with a key type: sts, retrieval, classification, clustering, pair, triplet or mteb",
 ]
 
 
@@ -176,16 +202,17 @@ class EvaluationConfig(Section):
         return tasks
 
 
-def measured_metrics(evaluation: EvaluationConfig) -> list[str]:
-    """Names of the figures that the tasks give, "<task>/<metric>"."""
-    return [f"{task.name}/{metric}" for task in evaluation.tasks for metric in task.METRICS]
-
-
 def is_measured(evaluation: EvaluationConfig, name: str) -> bool:
-    """Whether a task gives the figure `name`."""
-    return name in measured_metrics(evaluation)
+    """Whether a task gives the figure `name`, "<task>/<metric>". What mteb calls its metrics is not known before it is asked."""
+    task_name, _, metric = name.partition("/")
+    named = [task for task in evaluation.tasks if task.name == task_name]
+    return any(isinstance(task, MtebTask) or metric in task.METRICS for task in named)
 
 
 def told_metrics(evaluation: EvaluationConfig) -> str:
     """The figures that exist, for a message."""
-    return ", ".join(measured_metrics(evaluation)) or "none: evaluation.tasks is empty"
+    names = []
+    for task in evaluation.tasks:
+        metrics = ["<mteb's name of the metric>"] if isinstance(task, MtebTask) else task.METRICS
+        names += [f"{task.name}/{metric}" for metric in metrics]
+    return ", ".join(names) or "none: evaluation.tasks is empty"

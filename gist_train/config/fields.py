@@ -52,6 +52,7 @@ def _weights(metric: object) -> object:
 
 Prompt = Annotated[str, AfterValidator(_whole_characters), "text"]
 Text = Annotated[str, Field(min_length=1), "text that is not empty"]
+MtebName = Annotated[str, Field(min_length=1, pattern="^[^/]*$"), "a name without a slash, which parts it from its metrics"]
 FolderName = Annotated[str, AfterValidator(_plain_folder_name), "letters, digits and . _ - only; not . or .."]
 Count = Annotated[int, Field(ge=1), "a whole number of at least 1"]
 CountOrZero = Annotated[int, Field(ge=0), "a whole number of at least 0"]

@@ -4,6 +4,7 @@ A string inside `Annotated` is what an error message says is allowed there. The 
 with its unit, and is shown in error messages too.
 """
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
@@ -279,6 +280,11 @@ class Config(Section):
 
     tracking: TrackingConfig = TrackingConfig()
     """Where metrics go besides metrics.jsonl."""
+
+
+def cache_folder(config: Config) -> Path:
+    """Where corpora, guide stores and mteb's results are."""
+    return Path(config.cache_dir) if config.cache_dir is not None else Path(config.output_dir) / ".cache"
 
 
 # What may change when a run is resumed. Everything else alters the mathematics, and so does any field added later unless it is

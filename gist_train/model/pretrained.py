@@ -123,6 +123,15 @@ class Pretrained:
         told = json.dumps([backend, self.max_length], sort_keys=True)
         return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
+    def fingerprint(self) -> str:
+        """32 hex digits over all that decides the embedding of a text: weights, tokens, pooling, normalisation, truncation."""
+        told = [type(self.encoder.transformer).__name__, self.encoder.pooling, self.encoder.normalized, self.truncate_dim]
+        digest = hashlib.blake2b(json.dumps([*told, self.tokenizer_fingerprint()]).encode(), digest_size=16)
+        for name, weight in self.encoder.transformer.state_dict().items():
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
     def save(self, folder: Path) -> None:
         """Writes a sentence-transformers folder: modules.json, weights as safetensors, tokenizer, pooling."""
         self.sentence_transformer.save_pretrained(str(folder), create_model_card=False)

@@ -6,7 +6,6 @@ from pathlib import Path
 from rich.table import Table
 
 from gist_train.config.errors import Fault, UserError
-from gist_train.config.evaluation import EvaluationConfig
 from gist_train.config.models import GuideConfig
 from gist_train.config.schema import Config
 from gist_train.model.pretrained import load_finished, load_guide, load_student
@@ -40,11 +39,11 @@ def compare(
     chosen = read_selected(run)
     if selected and chosen is None:
         raise UserError(Fault("--steps", "selected, and nothing was", "a run with a selected.json", f"gist-train select {run}"))
-    plain = tasks_of(config.evaluation)
+    plain = tasks_of(config)
     for dimension in (None, *dimensions):
         measuring, of_dimension = plain, ""
         if dimension is not None:
-            measuring = Measuring(config.evaluation.model_copy(update={"truncate_dim": dimension}), plain.tasks)
+            measuring = plain.cut_to(dimension)
             of_dimension = f", {dimension} dimensions"
         if models or steps is not None or selected:
             compared = _named(run, measuring, models, steps or [], chosen if selected else None)
@@ -54,13 +53,13 @@ def compare(
             yield name + of_dimension, figures
 
 
-def tasks_of(config: EvaluationConfig) -> Measuring:
+def tasks_of(config: Config) -> Measuring:
     """The tasks of a config, read.
 
     Raises:
         UserError: there is none, or their files have faults.
     """
-    if not config.tasks:
+    if not config.evaluation.tasks:
         mend = "add one, e.g. {type: sts, name: stsb, path: stsb_dev.tsv}"
         raise UserError(Fault("evaluation.tasks", "no task", "one task at least", mend))
     return Measuring.of(config)

@@ -1,6 +1,6 @@
 """Evaluation: an encoder and tasks -> named figures, each with the items that it is made of.
 
-Figures are fractions, never times 100. Metrics are in `metrics.py`, the readers of tasks in `tasks.py`.
+Figures are fractions, never times 100. Metrics are in `metrics.py`, the readers of tasks in `tasks.py`; mteb judges its own.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ from gist_train.results.loaded_tasks import (
     LoadedPairs,
     LoadedRetrieval,
     LoadedSts,
-    LoadedTask,
     LoadedTriplets,
+    LocalTask,
 )
 from gist_train.results.metrics import Items, figure_of
 
@@ -53,7 +53,7 @@ class Figure:
     """What `metrics.figure_of` made it of, in the task's own order; None where that is not known."""
 
 
-def evaluate(encoder: TextEncoder, tasks: Sequence[LoadedTask]) -> dict[str, Figure]:
+def evaluate(encoder: TextEncoder, tasks: Sequence[LocalTask]) -> dict[str, Figure]:
     """`<task>/<metric>` -> figure, tasks in the order given. Each unique text of a task is encoded once.
 
     Raises:

@@ -49,7 +49,7 @@ def append_figures(
     """
     lines, items = [], dict[str, dict[str, Items]]()
     for key, figure in figures.items():
-        task, metric = key.rsplit("/", 1)
+        task, metric = key.split("/", 1)
         row = {
             "step": step,
             "task": task,
@@ -94,7 +94,7 @@ def read_figures(run: Path, terms: Terms, contents: Mapping[str, str] | None = N
 
 def read_items(run: Path, step: int, key: str, terms: Terms, content: str) -> Items | None:
     """The items of a figure; None where they are not there, or are those of another content."""
-    task, metric = key.rsplit("/", 1)
+    task, metric = key.split("/", 1)
     try:
         with safe_open(_items_path(run, step, task, terms), framework="np") as items:
             if items.metadata() != {"content": content} or metric not in items.keys():  # noqa: SIM118

@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, fields
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,12 +77,35 @@ class LoadedTriplets:
     negatives: tuple[str, ...]
 
 
-LoadedTask: TypeAlias = LoadedSts | LoadedRetrieval | LoadedClassification | LoadedClustering | LoadedPairs | LoadedTriplets
+@dataclass(frozen=True, slots=True)
+class LoadedMteb:
+    """A task of mteb, all tasks of one of its benchmarks, or local files as one of its tasks. No data of the hub is read yet."""
+
+    name: str
+    tasks: tuple[Any, ...]
+    """mteb's AbsTask objects, as mteb made them: they draw random numbers, so that each measurement has copies of its own."""
+    benchmark: bool
+    where: str
+    """The task's key in the YAML."""
+
+    def metrics(self) -> list[str]:
+        """Names of its figures: the main score, or "<mteb task>/<main score>" of each task of a benchmark and their mean."""
+        if not self.benchmark:
+            return [task.metadata.main_score for task in self.tasks]
+        return [*(f"{task.metadata.name}/{task.metadata.main_score}" for task in self.tasks), "mean"]
+
+
+LocalTask: TypeAlias = LoadedSts | LoadedRetrieval | LoadedClassification | LoadedClustering | LoadedPairs | LoadedTriplets
+LoadedTask: TypeAlias = LocalTask | LoadedMteb
 
 
 def content_hash(task: LoadedTask) -> str:
     """16 hex digits over what a task asks, its name aside: figures of two contents are never compared."""
     content = hashlib.blake2b(type(task).__name__.encode(), digest_size=8)
+    if isinstance(task, LoadedMteb):  # its data are mteb's: a revision of a data set is a content
+        of_tasks = [(of.metadata.name, of.metadata.main_score, of.metadata.dataset.get("revision")) for of in task.tasks]
+        content.update(repr(of_tasks).encode())
+        return content.hexdigest()
     for field in fields(task):
         if field.name == "name":
             continue

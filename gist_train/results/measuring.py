@@ -1,18 +1,20 @@
 """A model, or a step of a run, on the tasks of a config: what is there is not computed again."""
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from gist_train.config.errors import UserError
-from gist_train.config.evaluation import EvaluationConfig
+from gist_train.config.errors import Fault, UserError
+from gist_train.config.evaluation import EvaluationConfig, MtebTask
 from gist_train.config.models import ModelConfig
+from gist_train.config.schema import Config, cache_folder
 from gist_train.model.pretrained import Pretrained, load_finished, load_student
 from gist_train.results.evaluation import Figure, evaluate
 from gist_train.results.figures import Terms, append_figures, read_figures, read_items
-from gist_train.results.loaded_tasks import LoadedTask, content_hash
+from gist_train.results.loaded_tasks import LoadedMteb, LoadedTask, content_hash
 from gist_train.results.metrics import Items
+from gist_train.results.mteb_tasks import measure_mteb
 from gist_train.results.tasks import load_tasks
 from gist_train.training.checkpoint import checkpoint_folder, verified_manifest
 from gist_train.training.distributed import this_device
@@ -27,11 +29,13 @@ class Measuring:
 
     config: EvaluationConfig
     tasks: list[LoadedTask]
+    mteb_cache: Path
+    """Folder of mteb's own results."""
 
     @classmethod
-    def of(cls, config: EvaluationConfig) -> "Measuring":
+    def of(cls, config: Config) -> "Measuring":
         """Raises UserError with all faults of the tasks' files."""
-        return cls(config, load_tasks(config.tasks))
+        return cls(config.evaluation, load_tasks(config.evaluation.tasks), cache_folder(config) / "mteb")
 
     @cached_property
     def contents(self) -> Mapping[str, str]:
@@ -46,7 +50,24 @@ class Measuring:
     def only(self, names: Collection[str]) -> "Measuring":
         """Those tasks alone."""
         config = self.config.model_copy(update={"tasks": [task for task in self.config.tasks if task.name in names]})
-        return Measuring(config, [task for task in self.tasks if task.name in names])
+        return replace(self, config=config, tasks=[task for task in self.tasks if task.name in names])
+
+    def cut_to(self, truncate_dim: int) -> "Measuring":
+        """The same tasks, of the first `truncate_dim` numbers of an embedding."""
+        return replace(self, config=self.config.model_copy(update={"truncate_dim": truncate_dim}))
+
+    def metrics(self, task: LoadedTask) -> list[str]:
+        """Names of the task's figures, "<task>/<metric>"."""
+        if isinstance(task, LoadedMteb):
+            return [f"{task.name}/{metric}" for metric in task.metrics()]
+        (of_config,) = [of for of in self.config.tasks if of.name == task.name and not isinstance(of, MtebTask)]
+        return [f"{task.name}/{metric}" for metric in of_config.METRICS]
+
+    def require(self, metric: Collection[str]) -> None:
+        """Raises UserError where a figure is asked for that no task gives: mteb's names are known only once it was asked."""
+        known = [name for task in self.tasks for name in self.metrics(task)]
+        if unknown := [name for name in metric if name not in known]:
+            raise UserError(Fault("the metric to go by", ", ".join(unknown), ", ".join(known), "name one of these"))
 
     def of_model(self, model: Pretrained) -> dict[str, Figure]:
         """Figures of a model that is no step of a run; kept nowhere.
@@ -54,7 +75,7 @@ class Measuring:
         Raises:
             UserError: it has fewer positions than evaluation.max_length, or fewer numbers than evaluation.truncate_dim.
         """
-        return evaluate(self._on_terms(model), self.tasks)
+        return self._evaluate(model, self.tasks)
 
     def of_step(self, run: Path, step: int, load: Callable[[], Pretrained]) -> Figures:
         """Figures of a step: those that evaluations.jsonl has, and those of the other tasks, which are added to it.
@@ -63,16 +84,14 @@ class Measuring:
             load: opens the step's model; called where a task is missing.
         """
         known = self.known(run).get(step, {})
-        told = {task.name: {f"{task.name}/{metric}" for metric in task.METRICS} for task in self.config.tasks}
-        missing = [task for task in self.tasks if not told[task.name] <= known.keys()]
+        missing = [task for task in self.tasks if not known.keys() >= set(self.metrics(task))]
         if missing:
-            model = self._on_terms(load())
-            found = evaluate(model, missing)
+            model = load()
+            found = self._evaluate(model, missing)
             normalized = model.encoder.normalized
             append_figures(run, step, found, terms=self.terms, normalized=normalized, contents=self.contents)
             known |= values(found)
-        order = {task.name: number for number, task in enumerate(self.tasks)}
-        return dict(sorted(known.items(), key=lambda of: order[of[0].rsplit("/", 1)[0]]))
+        return {name: known[name] for task in self.tasks for name in self.metrics(task)}
 
     def of_base(self, run: Path, model: ModelConfig) -> Figures:
         """Figures of the student before training, which are step 0 of the run."""
@@ -103,10 +122,25 @@ class Measuring:
 
     def items(self, run: Path, step: int, key: str) -> Items | None:
         """The items of a figure of a step, where they are on disk."""
-        return read_items(run, step, key, self.terms, self.contents[key.rsplit("/", 1)[0]])
+        return read_items(run, step, key, self.terms, self.contents[key.split("/", 1)[0]])
 
-    def _on_terms(self, model: Pretrained) -> Pretrained:
-        return model.with_max_length(self.config.max_length).with_truncation(self.config.truncate_dim)
+    def _evaluate(self, model: Pretrained, tasks: Sequence[LoadedTask]) -> dict[str, Figure]:
+        model = model.with_max_length(self.config.max_length).with_truncation(self.config.truncate_dim)
+        figures: dict[str, Figure] = {}
+        for task in tasks:
+            if not isinstance(task, LoadedMteb):
+                figures |= evaluate(model, [task])
+                continue
+            found = measure_mteb(
+                model,
+                task,
+                identity=model.fingerprint(),
+                normalized=model.encoder.normalized,
+                prompts={name: prompt or "" for name, prompt in model.sentence_transformer.prompts.items()},
+                cache=self.mteb_cache,
+            )
+            figures |= {f"{task.name}/{metric}": Figure(value, None) for metric, value in found.items()}
+        return figures
 
 
 def on_this_device(model: Pretrained) -> Pretrained:

@@ -36,7 +36,7 @@ from gist_train.model.pretrained import Pretrained, load_finished
 from gist_train.results.evaluation import evaluate
 from gist_train.results.loaded_tasks import LoadedSts
 from gist_train.results.measuring import values
-from gist_train.results.tasks import read_sts
+from gist_train.results.task_readers import read_sts
 
 Format: TypeAlias = Literal["sentence-transformers", "onnx"]
 

@@ -31,10 +31,11 @@ def select(config: Config, run: Path, criteria: Criteria, console: Console) -> d
         UserError: nothing to choose from, a step without a checkpoint, or a damaged checkpoint.
     """
     steps = _steps_to_choose_from(run, criteria)
-    measuring = tasks_of(config.evaluation) if config.evaluation.tasks else None
+    measuring = tasks_of(config) if config.evaluation.tasks else None
     losses = training_losses(run, steps)
     distances: dict[Candidate, Distance] = {}
     if criteria.metric is not None and measuring is not None:
+        measuring.require(criteria.metric)
         order = ranked(_candidates(config, run, criteria, criteria.metric, measuring, steps, console), criteria.metric)
         distances = _distances(order, criteria.metric)
     else:
@@ -127,7 +128,7 @@ def _candidates(
     if criteria.average is not None and criteria.average > len(steps):
         found = f"{criteria.average}, of {len(steps)} checkpoints to choose from"
         raise UserError(Fault("--average", found, f"at most {len(steps)}", "lower it, or widen --window"))
-    of_metric = measuring.only({key.rsplit("/", 1)[0] for key in metric})
+    of_metric = measuring.only({key.split("/", 1)[0] for key in metric})
     candidates = []
     for number, step in enumerate(steps, 1):
         known = of_metric.known(run).get(step, {}).keys() >= metric.keys()

@@ -89,17 +89,23 @@ def distance(chosen: Candidate, other: Candidate, metric: Mapping[str, float]) -
     Both are judged on the same resampled items, so that what makes an item hard for both cancels out.
     """
     behind = score(chosen.figures, metric) - score(other.figures, metric)
-    spreads: dict[str, NDArray[np.float64]] = {}
-    draws: dict[str, NDArray[np.int64]] = {}
-    for key in metric:
-        ours, theirs = chosen.items[key], other.items[key]
-        if ours is None or theirs is None or len(ours) != len(theirs):
-            return Distance(behind, None, None)
-        task, name = key.rsplit("/", 1)
-        if task not in draws:  # all metrics of a task see the same items
-            draws[task] = np.random.default_rng([SEED, *task.encode()]).integers(len(ours), size=(RESAMPLES, len(ours)))
-        spreads[key] = np.array([figure_of(name, ours[draw]) - figure_of(name, theirs[draw]) for draw in draws[task]])
-    behinds = sum(spreads[key] * weight for key, weight in metric.items()) / fsum(metric.values())
+    behinds = np.zeros(RESAMPLES)
+    for task in dict.fromkeys(key.split("/", 1)[0] for key in metric):
+        pairs = [
+            (key.split("/", 1)[1], weight, chosen.items[key], other.items[key])
+            for key, weight in metric.items()
+            if key.startswith(f"{task}/")
+        ]
+        generator = np.random.default_rng([SEED, *task.encode()])
+        for resample in range(RESAMPLES):
+            draw: NDArray[np.int64] | None = None  # all metrics of a task see the same items
+            for name, weight, ours, theirs in pairs:
+                if ours is None or theirs is None or len(ours) != len(theirs):
+                    return Distance(behind, None, None)
+                if draw is None:
+                    draw = generator.integers(len(ours), size=len(ours))
+                behinds[resample] += weight * (figure_of(name, ours[draw]) - figure_of(name, theirs[draw]))
+    behinds /= fsum(metric.values())
     low, high = np.quantile(behinds, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Distance(behind, float(low), float(high))
 

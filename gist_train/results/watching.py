@@ -27,7 +27,7 @@ def watch(config: Config, run: Path) -> Iterator[tuple[int, Figures | None]]:
     Raises:
         UserError: no tasks, their files have faults, or a checkpoint is damaged.
     """
-    measuring = tasks_of(config.evaluation)
+    measuring = tasks_of(config)
     done: set[int] = set()
     while True:
         # Asked before the folder is looked at: what landed before the end is seen.

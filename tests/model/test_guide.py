@@ -22,6 +22,7 @@ from gist_train import prepare
 from gist_train.config.errors import UserError
 from gist_train.config.loading import load_config
 from gist_train.config.models import GuideConfig
+from gist_train.config.schema import cache_folder
 from gist_train.data.corpus import text_hash
 from gist_train.data.files import locked
 from gist_train.model import guide as guide_module
@@ -294,7 +295,7 @@ def test_without_a_model_there_is_no_store(write_config, given):
     config = load_config(write_config(guide=given))
     corpus = prepare.prepare_corpus(config, CPU, QUIET)
     assert prepare.prepare_guide(config, corpus, CPU, QUIET) == given
-    assert not (prepare.cache_folder(config) / "guides").exists()
+    assert not (cache_folder(config) / "guides").exists()
 
 
 # Through `prepare`.
@@ -373,6 +374,6 @@ def test_two_processes_embed_each_text_once(write_config):
     texts = [corpus.text(i) for i in range(corpus.text_count)]
     assert sorted(here + there) == sorted(texts)
     assert loads_here + loads_there == 1  # who waited finds the work done, and needs no guide
-    folder = store_folder(prepare.cache_folder(config), config.guide, "guide")
+    folder = store_folder(cache_folder(config), config.guide, "guide")
     assert sizes(folder) == (len(texts) * 48 * 4, len(texts) * 16)
     np.testing.assert_allclose(stored(folder, texts), live(config.guide, texts), rtol=0, atol=1e-6)

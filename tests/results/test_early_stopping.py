@@ -112,7 +112,7 @@ def test_the_decision_rests_on_what_is_in_the_folder(stopping, tmp_path):
     config = load_config(stopping(stop_after=2), [])
     run = tmp_path / "runs" / "run"
     run.mkdir(parents=True)
-    measuring = Measuring.of(config.evaluation)
+    measuring = Measuring.of(config)
     content = content_hash(measuring.tasks[0])
     for step, value in ((0, 0.5), (2, 0.4)):
         add_figures(run, step, {"pairs/spearman": value}, content=content)

@@ -18,8 +18,10 @@ from gist_train.config.errors import UserError
 from gist_train.config.evaluation import StsTask
 from gist_train.model.pretrained import load_finished
 from gist_train.results import onnx as exporting
-from gist_train.results.evaluation import evaluate, load_tasks
+from gist_train.results.evaluation import evaluate
+from gist_train.results.measuring import values
 from gist_train.results.onnx import FLOAT32, INT8, OnnxEncoder, OnnxPlan, add_onnx, onnx_table
+from gist_train.results.tasks import load_tasks
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 FAMILIES = {
@@ -157,15 +159,15 @@ def test_int8_is_smaller_and_its_loss_is_told(exported, tmp_path, sts):
     assert sorted(path.name for path in (folder / "onnx").iterdir()) == ["model.onnx", "model_int8.onnx"]
     assert report.size == (folder / INT8).stat().st_size
     assert report.size < 0.6 * (folder / FLOAT32).stat().st_size  # of a model this tiny the graph is a good part
-    full = evaluate(model.with_max_length(5), tasks)
-    small = evaluate(OnnxEncoder(folder / INT8, model.with_max_length(5)), tasks)
+    full = values(evaluate(model.with_max_length(5), tasks))
+    small = values(evaluate(OnnxEncoder(folder / INT8, model.with_max_length(5)), tasks))
     assert list(report.figures) == ["pairs/spearman", "pairs/pearson"]
     for key, (before, after) in report.figures.items():
         assert abs(before - full[key]) < 1e-4
         assert after == small[key]
     before, after = report.figures["pairs/pearson"]
     assert after != before
-    assert abs(full["pairs/pearson"] - evaluate(model, tasks)["pairs/pearson"]) > 1e-2  # the cut matters
+    assert abs(full["pairs/pearson"] - evaluate(model, tasks)["pairs/pearson"].value) > 1e-2  # the cut matters
     assert 0.9 < report.lowest_cosine < report.mean_cosine < 1
 
 

@@ -67,7 +67,7 @@ def selected(run, *words):
 def test_the_best_by_the_metric_is_chosen(run):
     """A choice by another figure, or of the newest, would look the same to whoever does not measure again."""
     told = selected(run, "--metric", METRIC)
-    measuring = Measuring.of(load_config(run / "config.yaml", []).evaluation)
+    measuring = Measuring.of(load_config(run / "config.yaml", []))
     figures = {}
     for step in (4, 8, 12, 16):
         of_model = measuring.of_model(load_finished(str(checkpoint_folder(run, step))))
