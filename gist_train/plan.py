@@ -17,6 +17,7 @@ from gist_train.model.encoder import embed
 from gist_train.model.guide import HASH_BYTES, GuideStore, store_folder
 from gist_train.model.pretrained import Pretrained, load_guide, load_student
 from gist_train.prepare import batch_plan, check_folders, prepare_corpus, prepare_tokens
+from gist_train.results.leakage import count_leaks
 from gist_train.results.tasks import load_tasks
 from gist_train.training.distributed import make_accelerator, this_device, uses_bf16
 from gist_train.training.estimates import (
@@ -73,6 +74,7 @@ def plan(config: Config, console: Console, *, measure: bool) -> Found:
         "text_tokens": _histogram(tokens, student.max_length),
         "epoch": _epoch(epoch),
         "evaluation_tasks": [task.name for task in tasks],
+        "leakage": [leak.told() for leak in count_leaks(corpus, tasks)],
         "guide": _guide(config, corpus),
         "memory": _memory(config, student, epoch, device),
         "disk": _disk(config, student, corpus, stop),
@@ -89,6 +91,7 @@ def _rows(config: Config, corpus: Corpus, batches: BatchPlan) -> Found:
     counts = corpus.meta["sources"]
     size, rows = config.training.batch_size, corpus.row_count
     dropped = {key: sum(count[key] for count in counts) for key in ("bad", "alone", "same_text", "not_drawn")}
+    dropped["excluded"] = corpus.excluded_rows
     if config.data.batching == "reference":
         dropped["short_window"] = rows % size
         dropped["mixed_window"] = rows - rows % size - batches.steps_per_epoch * size
@@ -99,6 +102,7 @@ def _rows(config: Config, corpus: Corpus, batches: BatchPlan) -> Found:
         "rows": sum(count["read"] for count in counts),
         "dropped_rows": sum(dropped.values()),
         "dropped": dropped,
+        "excluded_texts": corpus.excluded_texts,
         "unique_texts": corpus.text_count,
         "tasks": dict(sorted(zip(corpus.tasks, of_task, strict=True), key=lambda item: -item[1])),
         "rows_beside_a_shared_text": batches.counts(0).shared_text,

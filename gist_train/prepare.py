@@ -5,7 +5,7 @@ the work done. So no process waits in a collective operation, however long the g
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,10 @@ from gist_train.config.sources import ClassificationSource
 from gist_train.data.batches import BatchPlan
 from gist_train.data.building import SHOWN_FAULTS, build_corpus, labelled_texts, refuse_bad
 from gist_train.data.corpus import Corpus, TokenTable, text_hashes
+from gist_train.data.excluding import Exclusion
 from gist_train.data.files import locked
 from gist_train.data.fingerprints import ContentHashes, corpus_fingerprint
+from gist_train.data.overlap import normalized_hash
 from gist_train.model.guide import GuideStore, store_folder
 from gist_train.model.pretrained import Pretrained, load_guide
 from gist_train.training.lookups import GuideLookup
@@ -52,10 +54,12 @@ def prepare_corpus(config: Config, device: torch.device, console: Console) -> Co
     """The corpus of `config.data`, built if no other run has; texts that triplets are mined of are embedded on `device`.
 
     Raises:
-        UserError: the sources can't be read, a row is bad, or the model for mining can't be loaded.
+        UserError: the sources can't be read, a row is bad, or the model for mining can't be loaded; or evaluation tasks, whose
+            texts are to be left out, can't be read.
     """
+    excluded = _evaluation_texts(config) if config.data.exclude_evaluation_texts else frozenset()
     stores = _mining_stores(config)
-    fingerprint, files = _fingerprint(config, stores)
+    fingerprint, files = _fingerprint(config, stores, excluded)
     corpora = cache_folder(config) / "corpora"
     folder = corpora / fingerprint
 
@@ -68,19 +72,32 @@ def prepare_corpus(config: Config, device: torch.device, console: Console) -> Co
 
     def settled() -> None:
         # Times too: a file that was cut and written again while it was read has its old content now.
-        if _fingerprint(config, stores) != (fingerprint, files):
+        if _fingerprint(config, stores, excluded) != (fingerprint, files):
             raise _changed(config)
 
     if not folder.exists():
-        _embed_labelled(config.data, stores, device, console)
+        _embed_labelled(config.data, stores, excluded, device, console)
         with locked(corpora, f".{fingerprint}.lock"):
             if not folder.exists():
-                counts = build_corpus(folder, config.data, fingerprint, embeddings, settled)
+                counts = build_corpus(folder, config.data, fingerprint, embeddings, settled, excluded)
                 _follow(counts, "reading rows", None, console)
     corpus = Corpus(folder)
     if skipped := corpus.meta["skipped_rows"]:
         console.print(f"{skipped:,} rows were skipped: {folder / 'skipped.jsonl'} says which and why")
+    if corpus.excluded_texts:
+        rows, texts = corpus.excluded_rows, corpus.excluded_texts
+        console.print(f"left out: {texts:,} texts that stand in an evaluation set, and with them {rows:,} rows", highlight=False)
     return corpus
+
+
+def _evaluation_texts(config: Config) -> frozenset[bytes]:
+    """Normalised hashes of all texts that the config's tasks are judged on."""
+    # Here, since it brings scikit-learn along, which nothing else of the preparation needs.
+    from gist_train.results.leakage import evaluation_texts
+    from gist_train.results.tasks import load_tasks
+
+    parts = [texts for task in load_tasks(config.evaluation.tasks) for texts in evaluation_texts(task).values()]
+    return frozenset(normalized_hash(text) for texts in parts for text in texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +127,13 @@ def _mining_stores(config: Config) -> dict[int, _MiningStore]:
     return stores
 
 
-def _fingerprint(config: Config, stores: Mapping[int, _MiningStore]) -> tuple[str, dict[str, list[object]]]:
+def _fingerprint(
+    config: Config, stores: Mapping[int, _MiningStore], excluded: Collection[bytes]
+) -> tuple[str, dict[str, list[object]]]:
     """The corpus' fingerprint, and size, times and inode of the files that it was made of."""
     hashes = ContentHashes(cache_folder(config) / "content-hashes.json")
-    fingerprint = corpus_fingerprint(config.data, hashes, {index: store.folder.name for index, store in stores.items()})
+    mined_with = {index: store.folder.name for index, store in stores.items()}
+    fingerprint = corpus_fingerprint(config.data, hashes, mined_with, excluded)
     return fingerprint, hashes.seen
 
 
@@ -122,21 +142,26 @@ def _changed(config: Config) -> UserError:
     return UserError(Fault("data.train", found, "files that stay as they are", "wait until they are written, and start again"))
 
 
-def _embed_labelled(data: DataConfig, stores: Mapping[int, _MiningStore], device: torch.device, console: Console) -> None:
+def _embed_labelled(
+    data: DataConfig, stores: Mapping[int, _MiningStore], excluded: Collection[bytes], device: torch.device, console: Console
+) -> None:
     """Has all labelled texts in their stores; refuses bad rows of all sources before a model is put to work."""
     texts: dict[Path, dict[str, None]] = {}  # by store, each text once
     faults: list[Fault] = []
-    rows = 0
+    rows = left_out = 0
+    exclusion = Exclusion(excluded)
     for index, store in stores.items():
         source = data.train[index]
         assert isinstance(source, ClassificationSource)
-        good, bad = labelled_texts(source, f"data.train[{index}]")
+        good, bad, out = labelled_texts(source, f"data.train[{index}]", exclusion)
         texts.setdefault(store.folder, {}).update(dict.fromkeys(row.text for row in good))
         faults += bad
         rows += len(good)
+        left_out += out
     if stores:
         others = len(data.train) - len(stores)  # which may have usable rows where these have none
-        refuse_bad(data, faults[:SHOWN_FAULTS], rows + len(faults), len(faults), rows + others)
+        read = rows + len(faults) + left_out
+        refuse_bad(data, faults[:SHOWN_FAULTS], read, len(faults), rows + others, left_out)
     for store in {store.folder: store for store in stores.values()}.values():
         of_store = list(texts[store.folder])
         lengths = np.array([len(text.encode()) for text in of_store])

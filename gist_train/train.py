@@ -3,7 +3,7 @@
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
@@ -25,6 +25,7 @@ from gist_train.model.pretrained import load_student
 from gist_train.prepare import batch_plan, check_folders, prepare_corpus, prepare_guide, prepare_tokens
 from gist_train.results.early_stopping import out_of_patience, remember_end, stays_ended
 from gist_train.results.figures import cut_figures
+from gist_train.results.leakage import Leak, count_leaks, leakage_line
 from gist_train.results.measuring import Measuring
 from gist_train.results.selected import selected_steps
 from gist_train.results.watching import ENDED
@@ -88,7 +89,7 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Path, resume: st
     job = open_job(config, accelerator, console)
     progress = Progress(0, 0.0, 0, 0, 0)
     if origin is not None and manifest is not None:
-        refuse_other_content(origin, manifest, job.facts)
+        refuse_other_content(origin, manifest, job.facts, excluding=config.data.exclude_evaluation_texts)
         checkpoints.load_checkpoint(origin, job.student, job.adamw)
         progress = checkpoints.progress_of(manifest)
     _refuse_unlike_ranks(accelerator, progress.step, job.facts)
@@ -103,7 +104,10 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Path, resume: st
         cut_figures(run, progress.step, aside)
         if progress.step < job.stop:
             (run / ENDED).unlink(missing_ok=True)
-        _describe(run, config, accelerator, job)
+        leaks = count_leaks(job.training.corpus, measuring.tasks)
+        if line := leakage_line(leaks):
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
+        _describe(run, config, accelerator, job, leaks)
     signal_number, step = _drive(config, job, run, progress, measuring, signals, console)
     if signal_number:
         console.print("stopped with a checkpoint written; the same command goes on from there")
@@ -251,7 +255,7 @@ def _refuse_missing_tracker(config: Config) -> None:
         raise UserError(Fault("tracking.wandb", "no package wandb", "the package, which is an extra", mend))
 
 
-def _describe(run: Path, config: Config, accelerator: Accelerator, job: Job) -> None:
+def _describe(run: Path, config: Config, accelerator: Accelerator, job: Job, leaks: Sequence[Leak]) -> None:
     """Writes config.yaml and run.json."""
     run.mkdir(parents=True, exist_ok=True)
     write_text(run / "config.yaml", resolved_yaml(config))
@@ -267,6 +271,8 @@ def _describe(run: Path, config: Config, accelerator: Accelerator, job: Job) -> 
         "precision": precision_of(accelerator),
         "corpus": job.facts["corpus"],
         "data": _data_told(job.training.corpus.meta),
+        "excluded": {"rows": job.training.corpus.excluded_rows, "texts": job.training.corpus.excluded_texts},
+        "leakage": [leak.told() for leak in leaks],
         "guide": job.facts["guide"],
         "total_steps": job.training.schedule.total_steps,
         "stop": job.stop,

@@ -194,6 +194,19 @@ def write_config(tmp_path: Path, make_model: MakeModel, triplets: list[dict[str,
     return write
 
 
+@pytest.fixture
+def write_pairs(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Writes texts as the pairs of an STS file, and returns the section `evaluation` with it as its only task, "pairs"."""
+
+    def write(texts: list[str]) -> dict[str, Any]:
+        path = tmp_path / "pairs.tsv"
+        lines = [f"{text}\tnobody trains on this {i}\t{i % 5}\n" for i, text in enumerate(texts)]
+        path.write_text("sentence1\tsentence2\tscore\nthe first\tof all\t5\n" + "".join(lines), encoding="utf-8")
+        return {"tasks": [{"type": "sts", "name": "pairs", "path": str(path)}]}
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real text for tests, from GIST_TRAIN_DATA (default ../shared/data beside the checkout)."""

@@ -1,6 +1,6 @@
 """Small corpora for tests."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from gist_train.config.schema import DataConfig
 from gist_train.config.sources import JsonlSource, Prompts
 from gist_train.data.building import build_corpus
 from gist_train.data.corpus import Corpus
+from gist_train.data.overlap import normalized_hash
 
 WriteRows = Callable[..., Path]
 ROWS: list[dict[str, Any]] = [
@@ -28,8 +29,9 @@ def data_of(*paths: Path, prompts: Prompts | None = None, **settings: Any) -> Da
     return DataConfig(train=[JsonlSource(path=str(path), prompts=prompts) for path in paths], **settings)
 
 
-def built(folder: Path, data: DataConfig) -> Corpus:
-    for _ in build_corpus(folder, data, "f" * 32, no_embeddings, settled):
+def built(folder: Path, data: DataConfig, excluded: Iterable[str] = ()) -> Corpus:
+    """The corpus of `data` without the texts `excluded`."""
+    for _ in build_corpus(folder, data, "f" * 32, no_embeddings, settled, {normalized_hash(text) for text in excluded}):
         pass
     return Corpus(folder)
 

@@ -98,8 +98,39 @@ def test_medi_like_data(write_config, shared_data):
     assert sum(found["text_tokens"]["texts_up_to"].values()) == found["unique_texts"]
 
 
+def test_leaks_are_told(write_config, write_pairs, triplets):
+    """A test set among the training rows must be seen before a GPU is paid for; no task, nothing to say."""
+    path = write_config(evaluation=write_pairs([triplets[0]["anchor"], "no training text"]))
+    (leak,) = planned(path)["leakage"]
+    assert (leak["task"], leak["part"], leak["texts"], leak["shared"]) == ("pairs", "pairs", 6, 1)
+    page = " ".join(gist("plan", path).out.split())
+    assert f"1 of 6 texts of pairs (pairs), in {leak['rows']} rows: see data.exclude_evaluation_texts" in page
+    exclude = ("--set", "data.exclude_evaluation_texts=true")
+    found = planned(path, *exclude)
+    assert found["leakage"] == [{**leak, "shared": 0, "rows": 0}]
+    assert found["excluded_texts"] == 1
+    page = " ".join(gist("plan", path, *exclude).out.split())
+    assert "1 texts that stand in an evaluation set" in page
+    assert "leaked" not in page
+    assert planned(write_config("bare"))["leakage"] == []
+
+
+def test_a_corpus_of_before_there_was_exclusion_is_planned(write_config):
+    """Its meta.json says nothing of rows left out; it must not be built again for that, nor break the plan."""
+    path = write_config()
+    before = planned(path)
+    (corpus,) = (cache_folder(load_config(path)) / "corpora").glob("[0-9a-f]*")
+    meta = json.loads((corpus / "meta.json").read_text())
+    meta = {key: value for key, value in meta.items() if not key.startswith("excluded")}
+    for count in meta["sources"]:
+        del count["excluded"]
+    (corpus / "meta.json").write_text(json.dumps(meta))
+    after = planned(path)
+    assert {**after, "disk": before["disk"]} == before
+
+
 @pytest.mark.parametrize("batching", ["reference", "task", "mixed"])
-def test_dropped_rows_are_all_told(write_config, write_rows, triplets, batching):
+def test_dropped_rows_are_all_told(write_config, write_rows, write_pairs, triplets, batching):
     """Rows read, less what is dropped and why, are the rows that an epoch trains on."""
     bad = {"anchor": "", "positive": "p"}
     path = write_rows("some.jsonl", [bad, *triplets, bad])
@@ -110,11 +141,14 @@ def test_dropped_rows_are_all_told(write_config, write_rows, triplets, batching)
         {"source": "jsonl", "path": str(path), "max_rows_per_task": 21},
         {"source": "classification", "path": str(labelled)},
     ]
-    found = planned(write_config(data={"train": sources, "batching": batching, "on_bad_row": "skip"}))
+    data = {"train": sources, "batching": batching, "on_bad_row": "skip", "exclude_evaluation_texts": True}
+    section = write_pairs(["Text 3.", triplets[95]["anchor"]])
+    found = planned(write_config(data=data, evaluation=section))
     assert found["rows"] == 98 + 21
     assert found["dropped"]["bad"] == 2
     assert found["dropped"]["alone"] == 1
-    assert found["dropped"]["not_drawn"] == 96 - 21 - 21 - 16
+    assert found["dropped"]["excluded"] == 2
+    assert found["dropped"]["not_drawn"] == 96 - 21 - 21 - 15 - 1
     assert found["dropped_rows"] == sum(found["dropped"].values())
     assert found["rows"] - found["dropped_rows"] == found["steps_per_epoch"] * 8
 

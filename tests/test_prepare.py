@@ -13,6 +13,7 @@ from gist_train.config.errors import UserError
 from gist_train.config.loading import load_config
 from gist_train.config.schema import cache_folder
 from gist_train.data.mining import mine_triplets
+from gist_train.data.overlap import normalized
 from gist_train.model.guide import GuideStore
 from gist_train.model.pretrained import load_guide
 
@@ -205,3 +206,103 @@ def test_a_resume_with_another_weight_is_refused(write_config, triplets, write_r
     ended = gist("train", write_config(data={"train": [{**source, "weight": 2.0}]}))
     assert ended.code == 2
     assert "data.train[0].weight" in ended.err
+
+
+# Evaluation texts.
+
+
+def excluding(path: Path) -> dict[str, object]:
+    return {"train": [{"source": "jsonl", "path": str(path)}], "exclude_evaluation_texts": True}
+
+
+def test_no_row_holds_an_evaluation_text(write_config, write_rows, write_pairs, triplets):
+    """What the user is promised: as the texts are compared, none of them is trained on; and how much that cost is said."""
+    texts = [triplets[i]["anchor"].upper() + " ?" for i in (0, 5, 50)] + [triplets[7]["positive"][0], triplets[11]["negative"][0]]
+    section = write_pairs(texts)
+    plain = write_config("plain", evaluation=section)
+    before = prepare.prepare_corpus(load_config(plain), CPU, QUIET)
+    path = write_config(evaluation=section, data=excluding(write_rows("rows.jsonl", triplets)))
+    ended = gist("prepare", path)
+    assert ended.code == 0, ended.err
+    corpus = prepare.prepare_corpus(load_config(path), CPU, QUIET)
+    evaluated = {normalized(text) for text in texts}
+    trained = [{normalized(text) for text in c.texts()} for c in (corpus, before)]
+    assert not trained[0] & evaluated
+    assert trained[1] >= evaluated
+    assert 0 < corpus.excluded_rows == 96 - corpus.row_count
+    assert f"left out: {corpus.excluded_texts} texts" in ended.err
+    assert f"{corpus.excluded_rows} rows" in ended.err
+    assert "left out" not in gist("prepare", plain).err
+
+
+def test_another_evaluation_file_is_another_corpus(write_config, write_rows, write_pairs, triplets):
+    """The rows without the old test set, taken for those without the new one, would leak it; without exclusion nobody asks."""
+    path = write_config(evaluation=write_pairs([triplets[0]["anchor"]]), data=excluding(write_rows("rows.jsonl", triplets)))
+    off = ["data.exclude_evaluation_texts=false"]
+    first, plain = (prepare.prepare_corpus(load_config(path, words), CPU, QUIET) for words in ([], off))
+    write_pairs([triplets[1]["anchor"]])
+    second, again = (prepare.prepare_corpus(load_config(path, words), CPU, QUIET) for words in ([], off))
+    assert len({first.folder, second.folder, plain.folder}) == 3
+    assert again.folder == plain.folder
+    held = [{corpus.text(i) for i in corpus.anchor} for corpus in (first, second)]
+    assert triplets[0]["anchor"] in held[1] - held[0]
+    assert triplets[1]["anchor"] in held[0] - held[1]
+
+
+def test_labelled_texts_of_a_test_set_are_not_mined(write_config, intents, write_pairs, quickstart_texts):
+    """Neither embedded nor drawn: the guide's store has the vectors of the others only."""
+    data = {**classification(intents), "exclude_evaluation_texts": True}
+    config = load_config(write_config(data=data, evaluation=write_pairs([text.lower() for text in quickstart_texts[:9]])))
+    corpus = prepare.prepare_corpus(config, CPU, QUIET)
+    (folder,) = (prepare.cache_folder(config) / "guides").iterdir()
+    assert len(GuideStore(folder)) == 80
+    assert corpus.excluded_rows == 10  # one of them stands there twice
+    assert not {text for row in rows_of(corpus) for text in row} & set(quickstart_texts[:9])
+
+
+def test_a_broken_evaluation_file_is_told_before_anything_is_read(write_config, write_rows, triplets):
+    """It decides which rows there are."""
+    section = {"tasks": [{"type": "sts", "name": "s", "path": "nowhere.tsv"}]}
+    ended = gist("prepare", write_config(data=excluding(write_rows("rows.jsonl", triplets)), evaluation=section))
+    assert ended.code == 2
+    assert "nowhere.tsv" in ended.err
+
+
+def test_a_training_says_what_leaks(write_config, write_pairs, triplets, tmp_path):
+    """Said before hours of training and kept in run.json, from which table and card are made; with exclusion nothing is left to
+    say, and the checkpoint of the one is none of the other."""
+    section = write_pairs([triplets[0]["anchor"].upper(), triplets[1]["anchor"], "no training text"])
+    words = ("--set", "training.stop_at_step=2")
+    ended = gist("train", write_config(evaluation=section), *words)
+    assert ended.code == 0, ended.err
+    assert "in training rows too: 2 of 8 texts of pairs (pairs); data.exclude_evaluation_texts: true" in ended.err
+    (leak,) = json.loads((tmp_path / "runs" / "run" / "run.json").read_text())["leakage"]
+    assert (leak["task"], leak["part"], leak["texts"], leak["shared"]) == ("pairs", "pairs", 8, 2)
+    assert leak["rows"] >= 2
+
+    exclude = ("--set", "data.exclude_evaluation_texts=true")
+    ended = gist("train", write_config(evaluation=section), *words, *exclude)
+    assert ended.code == 2
+    assert "data.train" in ended.err
+    assert "evaluation.tasks" in ended.err
+    ended = gist("train", write_config("clean", evaluation=section), *words, *exclude)
+    assert ended.code == 0, ended.err
+    assert "in training rows too" not in ended.err
+    (leak,) = json.loads((tmp_path / "runs" / "clean" / "run.json").read_text())["leakage"]
+    assert (leak["shared"], leak["rows"]) == (0, 0)
+    assert gist("train", write_config("bare"), *words).code == 0
+    assert json.loads((tmp_path / "runs" / "bare" / "run.json").read_text())["leakage"] == []
+
+
+def test_a_resume_over_other_excluded_texts_is_refused(write_config, write_rows, write_pairs, triplets):
+    """The rows changed under the run, although no source did; a change that leaves the same rows is none."""
+    path = write_config(evaluation=write_pairs([triplets[0]["anchor"]]), data=excluding(write_rows("rows.jsonl", triplets)))
+    assert gist("train", path, "--set", "training.stop_at_step=2").code == 0
+    write_pairs([triplets[0]["anchor"] + "!", "one more that nobody trains on"])
+    ended = gist("train", path, "--set", "training.stop_at_step=3")
+    assert ended.code == 0, ended.err
+    assert "going on from step 2" in ended.err
+    write_pairs([triplets[1]["anchor"]])
+    ended = gist("train", path, "--set", "training.stop_at_step=4")
+    assert ended.code == 2
+    assert "evaluation.tasks, whose texts data.exclude_evaluation_texts leaves out" in ended.err

@@ -38,8 +38,9 @@ def fault_of(error: ErrorDetails, origins: Origins) -> Fault:
     elif kind == "value_error":
         wrong = error["ctx"]["error"]
         mend = str(wrong)
-        if isinstance(wrong, MisplacedError):  # the fault is deeper down than the key that pydantic judged
-            path, found, words = (*path, *wrong.path), wrong.found, [wrong.allowed]
+        if isinstance(wrong, MisplacedError):  # the fault is deeper down than the key that pydantic judged, or under another
+            path = wrong.path if wrong.from_top else (*path, *wrong.path)
+            found, words = wrong.found, [wrong.allowed]
     elif isinstance(given, str) and given.lower() == "none" and "null" in words:
         mend = "did you mean null?"
     elif isinstance(given, str) and (close := get_close_matches(given.lower(), words, 1)):

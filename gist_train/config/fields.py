@@ -88,14 +88,15 @@ class MisplacedError(ValueError):
 
     Args:
         mend: what to do about it.
-        path: from the key that the check belongs to down to the one to mend.
+        path: from the key that the check belongs to down to the one to mend; or from the top of the YAML.
         found: what stands there.
         allowed: what may stand there.
+        from_top: whether the path begins at the top.
     """
 
-    def __init__(self, mend: str, *, path: tuple[str | int, ...], found: str, allowed: str):
+    def __init__(self, mend: str, *, path: tuple[str | int, ...], found: str, allowed: str, from_top: bool = False):
         super().__init__(mend)
-        self.path, self.found, self.allowed = path, found, allowed
+        self.path, self.found, self.allowed, self.from_top = path, found, allowed, from_top
 
 
 class Section(BaseModel):

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
-from gist_train.config.evaluation import EvaluationConfig, is_measured, told_metrics
+from gist_train.config.evaluation import EvaluationConfig, MtebTask, is_measured, told_metrics
 from gist_train.config.fields import (
     Betas,
     Count,
@@ -41,6 +41,8 @@ class DataConfig(Section):
     """Whether MEDI's instructions become the rows' prompts (else they are dropped)."""
     on_bad_row: Literal["fail", "skip"] = "fail"
     """What to do with a row that can't be used."""
+    exclude_evaluation_texts: bool = False
+    """Whether rows lose the texts that evaluation.tasks judge on; before triplets are mined, rows drawn and windows cut."""
 
     @field_validator("batching")
     @classmethod
@@ -256,8 +258,24 @@ class Config(Section):
     """The learning rate over the steps."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When checkpoints are written and which are kept."""
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: Annotated[EvaluationConfig, Field(validate_default=True)] = EvaluationConfig()
     """Which tasks judge the model, and when."""
+
+    @field_validator("evaluation")
+    @classmethod
+    def _excluded_texts_have_tasks(cls, evaluation: EvaluationConfig, info: ValidationInfo) -> EvaluationConfig:
+        data = info.data.get("data")  # absent where it is at fault itself
+        read = [task for task in evaluation.tasks if not isinstance(task, MtebTask)]  # whose texts are mteb's, and not read here
+        if data is not None and data.exclude_evaluation_texts and not read:
+            raise MisplacedError(
+                "list the tasks whose texts are to be left out in evaluation.tasks, or set it to false",
+                path=("data", "exclude_evaluation_texts"),
+                from_top=True,
+                found="true, and no task in evaluation.tasks that reads files",
+                allowed="false, or true where evaluation.tasks has a task over files",
+            )
+        return evaluation
+
     selection: SelectionConfig = SelectionConfig()
     """Which checkpoints are kept for the choice of the final one, and what it goes by."""
 
@@ -288,11 +306,12 @@ def cache_folder(config: Config) -> Path:
 
 
 # What may change when a run is resumed. Everything else alters the mathematics, and so does any field added later unless it is
-# named here: forgetting one refuses a resume, it does not spoil a run. `data.train` is judged by the corpus fingerprint.
+# named here: forgetting one refuses a resume, it does not spoil a run. `data.train`, and what was left out of it, is judged by
+# the content of the corpus.
 _FREE_ON_RESUME = {
     *("name", "output_dir", "cache_dir", "checkpoint", "evaluation", "selection", "tracking"),
     *("model.trust_remote_code", "guide.trust_remote_code", "guide.batch_tokens"),
-    *("data.train", "loss.block_size", "training.stop_at_step"),
+    *("data.train", "data.exclude_evaluation_texts", "loss.block_size", "training.stop_at_step"),
 }
 
 

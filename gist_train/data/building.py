@@ -7,7 +7,7 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.schema import DataConfig
-from gist_train.config.sources import AnySource, ClassificationSource
+from gist_train.config.sources import AnySource, ClassificationSource, Source
 from gist_train.data.corpus import FORMAT, Int64, text_hash, view_key
 from gist_train.data.drawing import drawn_rows, leave_out_unused_tasks, leave_out_unused_texts, of_rows, offsets
+from gist_train.data.excluding import Exclusion
 from gist_train.data.files import whole_folder, write_json
 from gist_train.data.mining import mine_triplets
 from gist_train.data.sources import Labelled, Row, origin_of, prompts_of, read_labelled, read_rows
@@ -46,12 +47,19 @@ class SourceCounts:
     """Labelled texts without another of their class, so without a positive."""
     same_text: int = 0
     """Labelled texts whose mined positive or negative is the same text."""
+    excluded: int = 0
+    """Rows left out for their evaluation texts."""
     not_drawn: int = 0
     """Rows left out by max_rows and max_rows_per_task."""
 
 
 def build_corpus(
-    folder: Path, data: DataConfig, fingerprint: str, embeddings: Embeddings, settled: Callable[[], None]
+    folder: Path,
+    data: DataConfig,
+    fingerprint: str,
+    embeddings: Embeddings,
+    settled: Callable[[], None],
+    excluded: Collection[bytes] = (),
 ) -> Iterator[int]:
     """Reads all sources into a new corpus at `folder`; yields the number of rows read so far, now and then.
 
@@ -61,6 +69,7 @@ def build_corpus(
     Args:
         embeddings: asked once for each source of labelled texts.
         settled: called when all is read: it raises where a source is not what `fingerprint` was made of any more.
+        excluded: `overlap.normalized_hash` of each text that no row may hold. Left out before triplets are mined and rows drawn.
 
     Raises:
         UserError: a file can't be read, no row is left, or a row is bad and data.on_bad_row is "fail"; nothing is left behind.
@@ -70,13 +79,14 @@ def build_corpus(
             builder = _Builder(texts)
             faults: list[Fault] = []
             counts = [SourceCounts() for _ in data.train]
+            exclusion = Exclusion(excluded)
             read = 0
             for index, (source, count) in enumerate(zip(data.train, counts, strict=True)):
                 where = f"data.train[{index}]"
                 rows = (
-                    _mined_rows(source, where, partial(embeddings, index), count)
+                    _mined_rows(source, where, partial(embeddings, index), count, exclusion)
                     if isinstance(source, ClassificationSource)
-                    else read_rows(source, where, keep_instructions=data.keep_instructions)
+                    else _rest(read_rows(source, where, keep_instructions=data.keep_instructions), source, count, exclusion)
                 )
                 for row in rows:
                     read += 1
@@ -88,40 +98,51 @@ def build_corpus(
                         builder.add(row)
                     if read % 4096 == 0:
                         yield read
-                count.read += builder.rows_of_source + count.bad
+                count.read += builder.rows_of_source + count.bad + count.excluded
                 count.not_drawn = builder.end_source(source)
         settled()
         read, bad = sum(count.read for count in counts), sum(count.bad for count in counts)
-        refuse_bad(data, faults, read, bad, len(builder.anchor))
+        left_out = sum(count.excluded for count in counts)
+        refuse_bad(data, faults, read, bad, len(builder.anchor), left_out)
         if not bad:
             (beside / "skipped.jsonl").unlink()
         told = {"format": FORMAT, "fingerprint": fingerprint, "skipped_rows": bad, "data": data.model_dump(mode="json")}
+        told |= {"excluded_rows": left_out, "excluded_texts": len(exclusion.met)}
         origins = [origin_of(source, f"data.train[{index}]") for index, source in enumerate(data.train)]
         builder.save(beside, {**told, "sources": [asdict(count) for count in counts], "origins": origins})
         yield read
 
 
-def refuse_bad(data: DataConfig, faults: Sequence[Fault], read: int, bad: int, usable: int) -> None:
+def refuse_bad(data: DataConfig, faults: Sequence[Fault], read: int, bad: int, usable: int, excluded: int) -> None:
     """UserError where no row is usable, or where a bad one is not to be skipped."""
     if not usable:
-        mend = "look at source: and columns: of data.train: are the files what they say?"
-        raise UserError(*faults[:1], Fault("data.train", f"{read:,} rows, none of them usable", "at least one usable row", mend))
+        mend, found = "look at source: and columns: of data.train: are the files what they say?", f"{read:,} rows"
+        if excluded:
+            found += f", {excluded:,} of them left out by data.exclude_evaluation_texts"
+            mend = "train on other texts than those of evaluation.tasks"
+        raise UserError(*faults[:1], Fault("data.train", f"{found}, none of them usable", "at least one usable row", mend))
     if bad and data.on_bad_row == "fail":
         told = f"{bad:,} of {read:,} rows"
         mend = f"mend them, or set skip: {told} are left out"
         raise UserError(*faults, Fault("data.on_bad_row", f"fail, and {told} can't be used", "fail or skip", mend))
 
 
-def labelled_texts(source: ClassificationSource, where: str) -> tuple[list[Labelled], list[Fault]]:
-    """All rows of a source of labelled texts, and what is wrong with the others.
+def labelled_texts(source: ClassificationSource, where: str, exclusion: Exclusion) -> tuple[list[Labelled], list[Fault], int]:
+    """All rows of a source of labelled texts, what is wrong with the others, and how many were left out as excluded.
 
     Raises:
         UserError: a file is broken, or all rows have one label, or each its own.
     """
     rows: list[Labelled] = []
     faults: list[Fault] = []
+    left_out = 0
     for row in read_labelled(source, where):
-        rows.append(row) if isinstance(row, Labelled) else faults.append(row)
+        if isinstance(row, Fault):
+            faults.append(row)
+        elif exclusion and row.text in exclusion:
+            left_out += 1
+        else:
+            rows.append(row)
     labels = Counter(row.label for row in rows)
     found = mend = None
     if len(labels) == 1:
@@ -137,15 +158,31 @@ def labelled_texts(source: ClassificationSource, where: str) -> tuple[list[Label
     if found is not None and mend is not None:
         label = f"{where}: {source.path}: {source.columns.label}"
         allowed = "two different labels or more, one of them on two rows or more"
+        found += f", {left_out:,} more left out by data.exclude_evaluation_texts" if left_out else ""
         raise UserError(*faults[:SHOWN_FAULTS], Fault(label, found, allowed, mend))
-    return rows, faults
+    return rows, faults, left_out
+
+
+def _rest(rows: Iterator[Row | Fault], source: Source, count: SourceCounts, exclusion: Exclusion) -> Iterator[Row | Fault]:
+    """The rows without excluded texts; counts those of which nothing is left."""
+    for row in rows:
+        if isinstance(row, Fault) or not exclusion:
+            yield row
+        elif (rest := exclusion.rest_of(row, in_batch_negatives=source.in_batch_negatives)) is not None:
+            yield rest
+        else:
+            count.excluded += 1
 
 
 def _mined_rows(
-    source: ClassificationSource, where: str, embeddings: Callable[[Sequence[str]], NDArray[np.float32]], count: SourceCounts
+    source: ClassificationSource,
+    where: str,
+    embeddings: Callable[[Sequence[str]], NDArray[np.float32]],
+    count: SourceCounts,
+    exclusion: Exclusion,
 ) -> Iterator[Row | Fault]:
     """The triplets of a source of labelled texts; counts the rows that gave none, as read too."""
-    rows, faults = labelled_texts(source, where)
+    rows, faults, count.excluded = labelled_texts(source, where, exclusion)
     yield from faults
     if not rows:
         return

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,6 +97,10 @@ class Corpus:
         """Of the rows and texts themselves: mining on another machine may round a draw to another row."""
         self.tasks: list[str] = self.meta["tasks"]
         self.prompts: list[str] = self.meta["prompts"]
+        self.excluded_rows: int = self.meta.get("excluded_rows", 0)
+        """Rows of the sources that were left out for their evaluation texts; old corpora, which don't say, left none out."""
+        self.excluded_texts: int = self.meta.get("excluded_texts", 0)
+        """Different texts of the sources that were left out as evaluation texts."""
         self.row_count: int = self.meta["rows"]
         self.text_count: int = self.meta["texts"]
         self.anchor, self.task = self._array("anchor"), self._array("task")
@@ -127,6 +132,14 @@ class Corpus:
     def text(self, text_id: int) -> str:
         """One text."""
         return self._text_bytes[self._text_offsets[text_id] : self._text_offsets[text_id + 1]].tobytes().decode()
+
+    def texts(self, chunk: int = 65_536) -> Iterator[str]:
+        """Every text in the order of ids, read from the disk `chunk` at a time."""
+        for first in range(0, self.text_count, chunk):
+            bounds = self._text_offsets[first : first + chunk + 1]
+            content = self._text_bytes[bounds[0] : bounds[-1]].tobytes()
+            for begin, end in pairwise((bounds - bounds[0]).tolist()):
+                yield content[begin:end].decode()
 
     def text_lengths(self) -> Int64:
         """(N,) bytes of each text: a cheap stand-in for its tokens when texts are sorted."""

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from gist_train.config.schema import DataConfig
@@ -12,6 +12,7 @@ from gist_train.config.sources import OUTSIDE_CORPUS, ClassificationSource, Sour
 from gist_train.data.corpus import FORMAT
 from gist_train.data.files import read_json, write_json
 from gist_train.data.hub import commit_of
+from gist_train.data.overlap import NORMALIZATION
 from gist_train.data.sources import files_of, is_data_set
 
 SETTLED_SECONDS = 2.0
@@ -65,12 +66,15 @@ class ContentHashes:
             self._changed = False
 
 
-def corpus_fingerprint(data: DataConfig, hashes: ContentHashes, mined_with: Mapping[int, str]) -> str:
+def corpus_fingerprint(
+    data: DataConfig, hashes: ContentHashes, mined_with: Mapping[int, str], excluded: Collection[bytes] = ()
+) -> str:
     """32 hex digits over the content of all sources and the settings that shape the rows.
 
     Args:
         hashes: of files, remembered.
         mined_with: by source of labelled texts, the fingerprint of the store of embeddings that its triplets are mined with.
+        excluded: the normalised hashes of the texts that are left out, where data.exclude_evaluation_texts.
 
     Raises:
         UserError: a source names no file, or a data set that is not there.
@@ -82,6 +86,10 @@ def corpus_fingerprint(data: DataConfig, hashes: ContentHashes, mined_with: Mapp
         if isinstance(source, ClassificationSource):
             settings["mining"]["model"] = mined_with[index]
         told.append([settings, _content(source, f"data.train[{index}]", hashes)])
+    if data.exclude_evaluation_texts:  # and else nothing: corpora of before there was this key are found
+        texts = hashlib.blake2b(b"".join(sorted(excluded)), digest_size=16).hexdigest()
+        # A row that keeps to its own negatives goes with the last of them: so here, the rows depend on it.
+        told.append([NORMALIZATION, texts, [source.in_batch_negatives for source in data.train]])
     hashes.save()
     return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16).hexdigest()
 

@@ -14,6 +14,7 @@ DROPPED = {
     "bad": "can't be used: skipped.jsonl of the corpus says why",
     "alone": "labelled, and the only one of their class",
     "same_text": "labelled, whose drawn positive or negative is the same text",
+    "excluded": "left out for their evaluation texts",
     "not_drawn": "left out by max_rows",
     "short_window": "in a last window that is not full",
     "mixed_window": "in windows of more than one task",
@@ -56,6 +57,12 @@ def _data(found: Found) -> Rows:
     for reason, count in found["dropped"].items():
         if count:
             yield "", f"{count:,} {DROPPED[reason]}"
+    if found["excluded_texts"]:
+        yield "excluded", f"{found['excluded_texts']:,} texts that stand in an evaluation set"
+    for leak in found["leakage"]:
+        if leak["shared"]:
+            of = f"{leak['shared']:,} of {leak['texts']:,} texts of {leak['task']} ({leak['part']})"
+            yield "leaked", Text(f"{of}, in {leak['rows']:,} rows: see data.exclude_evaluation_texts", style="bold yellow")
     if found["rows_beside_a_shared_text"]:
         yield "sharing a text", f"{found['rows_beside_a_shared_text']:,} rows beside one with the same anchor or positive"
     for name, rows in tasks[:SHOWN_TASKS]:

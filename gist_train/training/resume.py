@@ -72,11 +72,16 @@ def facts_of(
     }
 
 
-def refuse_other_content(origin: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Raises UserError where the same config names other data or another guide than the checkpoint was made with."""
+def refuse_other_content(origin: Path, manifest: dict[str, Any], facts: dict[str, Any], *, excluding: bool) -> None:
+    """Raises UserError where the same config names other data or another guide than the checkpoint was made with.
+
+    Args:
+        excluding: whether evaluation texts were left out of the data, so that these may be what changed.
+    """
+    tasks = {"corpus": ", or evaluation.tasks, whose texts data.exclude_evaluation_texts leaves out"} if excluding else {}
     faults = [
         Fault(
-            name,
+            name + tasks.get(key, ""),
             f"another {key} ({facts[key]})",
             f"that of {origin} ({manifest[key]}); its config.yaml: {origin.parent.parent}",
             MEND_CHANGE,

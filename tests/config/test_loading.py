@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.loading import load_config, resolved_yaml
@@ -281,3 +282,21 @@ def test_resolved_yaml_loads_back(load: Any, guide: object):
     text = resolved_yaml(config)
     assert load(text) == config
     assert resolved_yaml(load(text)) == text
+
+
+EXCLUDING = {"train": [{"source": "jsonl", "path": "a"}], "exclude_evaluation_texts": True}
+
+
+def test_exclusion_without_tasks_is_told_at_its_key(tmp_path):
+    """Nothing would be left out, and the user would believe that it was; told with all other faults, under the key to mend."""
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"name": "r", "model": {"name": "m"}, "data": EXCLUDING, "training": {"batch_size": 0}}))
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    where = [fault.where for fault in caught.value.faults]
+    assert [place.split(" (")[0] for place in where] == [f"{path}: training.batch_size", f"{path}: data.exclude_evaluation_texts"]
+    assert "(line " in where[1]
+    assert "evaluation.tasks" in caught.value.faults[1].mend
+    task = "evaluation.tasks=[{type: sts, name: s, path: p}]"
+    assert load_config(path, ["training.batch_size=2", task]).data.exclude_evaluation_texts
+    assert not load_config(path, ["training.batch_size=2", "data.exclude_evaluation_texts=false"]).evaluation.tasks

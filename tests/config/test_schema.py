@@ -194,12 +194,12 @@ def test_mathematics_leaves_out_only_what_may_change_on_resume():
         guide=guide,
         loss={"block_size": 4},
         model={"name": "m", "trust_remote_code": True},
-        data={"train": [{"source": "medi", "path": "b"}]},
+        data={"train": [{"source": "medi", "path": "b"}], "exclude_evaluation_texts": True},
         training={"stop_at_step": 5},
         checkpoint={"every": 1},
         selection={"around": 3},
         tracking={"log_every": 1},
-        evaluation={"every": 3},
+        evaluation={"every": 3, "tasks": [{"type": "sts", "name": "s", "path": "p"}]},
     )
     plain = mathematics(config(guide={"name": "g"}))
     assert mathematics(harmless) == plain

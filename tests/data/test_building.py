@@ -18,6 +18,7 @@ from gist_train.config.sources import ClassificationSource, JsonlSource, MiningC
 from gist_train.data.building import build_corpus
 from gist_train.data.corpus import Corpus, text_hash
 from gist_train.data.drawing import drawn_rows
+from gist_train.data.overlap import normalized, normalized_hash
 
 BAD = [ROWS[0], {"anchor": "", "positive": "p"}, ROWS[1], {"anchor": "a"}, {"anchor": "a", "positive": ["p", 3]}]
 
@@ -197,10 +198,11 @@ def by_hash(_: int, texts: Sequence[str]) -> np.ndarray:
     return np.stack([np.frombuffer(text_hash(text), np.uint8).astype(np.float32) for text in texts])
 
 
-def mined(folder: Path, path: Path, **settings: Any) -> Corpus:
+def mined(folder: Path, path: Path, excluded: Sequence[str] = (), **settings: Any) -> Corpus:
     """The corpus of one source of labelled texts."""
     source = ClassificationSource(path=str(path), mining=MiningConfig(model=GuideConfig(name="m")), **settings)
-    for _ in build_corpus(folder, DataConfig(train=[source]), "f" * 32, by_hash, settled):
+    hashes = {normalized_hash(text) for text in excluded}
+    for _ in build_corpus(folder, DataConfig(train=[source]), "f" * 32, by_hash, settled, hashes):
         pass
     return Corpus(folder)
 
@@ -268,4 +270,76 @@ def test_labelled_files_that_can_not_be_mined(tmp_path, write_rows, rows, said):
         mined(tmp_path / "corpus", path)
     assert said in str(caught.value)
     assert "labels.jsonl" in str(caught.value)
+    assert not (tmp_path / "corpus").exists()
+
+
+# Texts that are left out.
+
+HELD = [
+    {"anchor": "How do I pay?", "positive": "by card", "negative": "n", "task": "x"},
+    {"anchor": "a", "positive": ["By card!", "in cash", "by  CARD"], "negative": ["n", "how do i pay"], "task": "x"},
+    {"anchor": "b", "positive": "by card", "task": "y"},
+    {"anchor": "c", "positive": "in cash", "negative": ["By card", "how do I pay"], "task": "y"},
+    {"anchor": "d", "positive": "in cash", "task": "x"},
+]
+EVALUATED = ["how do I pay", "By card."]
+
+
+def test_a_corpus_without_texts_is_that_of_the_rows_without_them(tmp_path, write_rows):
+    """A row filtered by hand and one that was left out must give the same corpus: no text, task or offset stays behind."""
+    data = data_of(write_rows("held.jsonl", HELD))
+    rows = [{**HELD[1], "positive": "in cash", "negative": "n"}, {**HELD[3], "negative": []}, HELD[4]]
+    found, expected = built(tmp_path / "found", data, EVALUATED), built(tmp_path / "b", data_of(write_rows("rows.jsonl", rows)))
+    assert read_back(found) == read_back(expected) == expected_rows(rows)
+    assert found.content == expected.content
+    assert [found.text(i) for i in range(found.text_count)] == [expected.text(i) for i in range(expected.text_count)]
+    assert (found.excluded_rows, found.excluded_texts) == (2, 7)
+    assert (found.meta["sources"][0]["read"], found.meta["sources"][0]["excluded"]) == (5, 2)
+    assert (expected.excluded_rows, expected.excluded_texts) == (0, 0)
+    assert built(tmp_path / "whole", data, ["nowhere"]).content == built(tmp_path / "plain", data).content
+
+
+def test_rows_with_negatives_of_their_own_go_with_the_last_of_them(tmp_path, write_rows):
+    """Row 4 would contrast with nothing; row 5 never had a negative, and is refused later, as without any exclusion."""
+    source = JsonlSource(path=str(write_rows("held.jsonl", HELD)), in_batch_negatives=False)
+    corpus = built(tmp_path / "corpus", DataConfig(train=[source]), EVALUATED)
+    assert [row["anchor"] for row in read_back(corpus)] == ["a", "d"]
+    assert corpus.excluded_rows == 3
+
+
+def test_rows_are_drawn_of_those_that_stay(tmp_path, write_rows):
+    """Who asks for 20 rows gets 20, and none that holds an evaluation text."""
+    rows = many([30, 30])
+    source = JsonlSource(path=str(write_rows("rows.jsonl", rows)), max_rows=20)
+    corpus = built(tmp_path / "corpus", DataConfig(train=[source]), [row["anchor"] for row in rows[:36]])
+    counts = corpus.meta["sources"][0]
+    assert corpus.row_count == 20
+    assert (counts["read"], counts["excluded"], counts["not_drawn"]) == (60, 36, 4)
+    assert corpus.tasks == ["t1"]
+
+
+def test_labelled_texts_are_left_out_before_they_are_mined(tmp_path, write_rows):
+    """Left out afterwards, they would take their anchors' only triplet with them; mined of, they would be trained on."""
+    path = write_rows("banking.jsonl", LABELLED)
+    rest = write_rows("rest.jsonl", [row for row in LABELLED if row["text"] not in ("card 0", "loan 3")])
+    found = mined(tmp_path / "found", path, ["Card 0?", "loan: 3"], task="t")
+    expected = mined(tmp_path / "expected", rest, task="t")
+    assert read_back(found) == read_back(expected)
+    assert found.content == expected.content
+    assert (found.excluded_rows, found.excluded_texts) == (3, 2)
+    assert (found.meta["sources"][0]["read"], found.meta["sources"][0]["excluded"]) == (13, 3)
+    held = {normalized(found.text(i)) for i in range(found.text_count)}
+    assert not held & {"card 0", "loan 3"}
+
+
+def test_nothing_left_is_told_with_the_key(tmp_path, write_rows):
+    """ "Are the files what they say?" would send the user to the wrong place."""
+    path = write_rows("pairs.jsonl", [{"anchor": "a", "positive": "b"}] * 3)
+    with pytest.raises(UserError) as caught:
+        built(tmp_path / "corpus", data_of(path), ["a"])
+    assert "3 rows, 3 of them left out by data.exclude_evaluation_texts" in str(caught.value)
+    labelled = write_rows("labels.jsonl", [{"text": word, "label": word[0]} for word in ("x1", "x2", "y1")])
+    with pytest.raises(UserError) as caught:
+        mined(tmp_path / "corpus", labelled, ["y1"])
+    assert "1 more left out by data.exclude_evaluation_texts" in str(caught.value)
     assert not (tmp_path / "corpus").exists()

@@ -44,6 +44,13 @@ def test_real_rows(tmp_path, write_rows, triplets):
     assert read_back(corpus) == expected_rows(triplets)
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+def test_texts_in_order(tmp_path, write_rows, chunk):
+    """Whoever reads them all numbers them by their place: one that is off by a chunk would stand for another."""
+    corpus = built(tmp_path / "corpus", data_of(write_rows("a.jsonl", ROWS)))
+    assert list(corpus.texts(chunk)) == [corpus.text(i) for i in range(corpus.text_count)]
+
+
 def test_several_sources_with_and_without_prompts(tmp_path, write_rows):
     """A text under two prompts is one text, which the guide reads once, and two views, which the student tells apart."""
     plain, prompted = write_rows("a.jsonl", ROWS[:3]), write_rows("b.jsonl", ROWS)
