@@ -154,6 +154,7 @@ def select(
 ) -> None:
     """Choose the model of a run, say why and how sure that is, and keep its checkpoint from being deleted."""
     from gist_train.results.criteria import criteria_of
+    from gist_train.results.leakage import leaks_of
     from gist_train.results.selecting import select as choose
     from gist_train.results.selection_table import selection_page
 
@@ -172,7 +173,7 @@ def select(
     if as_json:
         print(json.dumps({**told, "checkpoint": str(run / told["checkpoint"])}))
     else:
-        Console().print(selection_page(told))
+        Console().print(selection_page(told, leaks_of(run)))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def averaged(run: Path, steps: Sequence[int], base: ModelConfig, base_weight: fl
     return model
 
 
-def save_averaged(model: Pretrained, folder: Path, facts: dict[str, object]) -> None:
+def save_averaged(model: Pretrained, folder: Path, facts: dict[str, Any]) -> None:
     """Writes a mean as a model folder with a manifest that holds `facts`; one that stands there gives way once it is whole."""
     with whole_folder(folder, replace=True) as partial:
         model.save(partial)

@@ -14,7 +14,11 @@ from gist_train import __version__
 from gist_train.config.evaluation import EvaluationConfig
 from gist_train.data.files import read_json
 from gist_train.results.figures import Terms, read_figures
+from gist_train.results.leakage import leaks_of
+from gist_train.results.onnx import OnnxReport
 from gist_train.results.provenance import Licence, licence_of, on_hub
+from gist_train.results.selected import Selected
+from gist_train.results.selection_table import chosen_by
 from gist_train.training.schedule import Schedule, make_schedule
 
 TAGS = ["sentence-transformers", "feature-extraction", "sentence-similarity", "gist-embed"]
@@ -47,19 +51,31 @@ class Change:
         return None if self.before is None else round(self.after, 4) - round(self.before, 4)
 
 
-def model_card(run: Path, manifest: dict[str, Any], *, hub_id: str | None = None) -> str:
+def model_card(
+    run: Path,
+    manifest: dict[str, Any],
+    *,
+    selected: Selected | None = None,
+    onnx: OnnxReport | None = None,
+    hub_id: str | None = None,
+) -> str:
     """The README.md of a model: what it was made of, by which config, and its figures against the base's, falls too.
 
     Args:
         run: the run folder.
         manifest: the checkpoint's.
+        selected: how the model was chosen; None where it was named by its step.
+        onnx: what was found out about the model in ONNX; None where it was not made.
         hub_id: repository of the hub that the model is meant for, which its example then loads.
     """
     config_text = (run / "config.yaml").read_text(encoding="utf-8")
     config = yaml.safe_load(config_text)
     described, step = read_json(run / "run.json"), manifest["step"]
     figures = read_figures(run, Terms.of(EvaluationConfig.model_validate(config["evaluation"])))
-    changes = [Change(key, figures.get(0, {}).get(key), value) for key, value in sorted(figures.get(step, {}).items())]
+    before, after = figures.get(0, {}), figures.get(step, {})
+    if selected is not None and selected.averaged:  # a model that has no step of its own
+        before, after = selected.told["base"], selected.told["figures"]
+    changes = [Change(key, before.get(key), value) for key, value in sorted(after.items())]
     sources = list(zip(config["data"]["train"], described["data"], strict=True))
     base, guide = config["model"], config["guide"]
     base_licence = licence_of(base["name"], base["revision"])
@@ -92,6 +108,11 @@ def model_card(run: Path, manifest: dict[str, Any], *, hub_id: str | None = None
         sources=[(source, origin, _data_licence(source, origin)) for source, origin in sources],
         changes=changes,
         **_counted(changes),
+        selected=selected,
+        chosen_by=None if selected is None else chosen_by(selected.told),
+        runners_up=[] if selected is None else [of for of in selected.told["candidates"][1:4] if of["behind"] is not None],
+        leaks=leaks_of(run),
+        onnx=onnx,
         run=described,
         version=__version__,
     )

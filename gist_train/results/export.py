@@ -47,7 +47,8 @@ def export_model(
     with whole_folder(to, replace=True) as partial:
         shutil.copytree(origin, partial, ignore=shutil.ignore_patterns(MANIFEST, STATE), dirs_exist_ok=True)
         report = None if onnx is None else add_onnx(partial, onnx)
-        (partial / "README.md").write_text(model_card(run, manifest, hub_id=hub_id), encoding="utf-8")
+        card = model_card(run, manifest, selected=selected, onnx=report, hub_id=hub_id)
+        (partial / "README.md").write_text(card, encoding="utf-8")
     if report is not None and console is not None:
         console.print(onnx_table(report))
     return to

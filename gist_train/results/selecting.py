@@ -17,7 +17,7 @@ from gist_train.results.criteria import Criteria
 from gist_train.results.measuring import Figures, Measuring, on_this_device, values
 from gist_train.results.selected import AVERAGED, write_selected
 from gist_train.results.selection import Candidate, Distance, by_loss, distance, ranked, score
-from gist_train.training.checkpoint import checkpoint_folder, no_such_step, saved_steps
+from gist_train.training.checkpoint import checkpoint_folder, no_such_step, saved_steps, verified_manifest
 from gist_train.training.runlog import METRICS
 
 RUNNERS_UP = 5
@@ -71,7 +71,9 @@ def _chosen_model(config: Config, run: Path, chosen: Candidate, measuring: Measu
     if chosen.averaged and measuring is not None:
         model = averaged(run, chosen.steps, config.model, chosen.base_weight)
         figures = values(measuring.of_model(on_this_device(model)))
-        facts = {"step": chosen.steps[-1], "steps": chosen.steps, "base_weight": chosen.base_weight}
+        # What its newest checkpoint says of itself holds for the mean too.
+        facts = verified_manifest(checkpoint_folder(run, chosen.steps[-1]))
+        facts |= {"steps": chosen.steps, "base_weight": chosen.base_weight}
         save_averaged(model, run / AVERAGED, facts)
         return run / AVERAGED, figures
     step = chosen.steps[0]

@@ -1,22 +1,26 @@
 """What `select` prints: the candidates, and every figure of the selected model against the base's, falls as well as rises."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from gist_train.results.leakage import Leak, leakage_table
+
 SHOWN = 10
 """Checkpoints in the table of candidates; means of several are always in it."""
 
 
-def selection_page(told: Mapping[str, Any]) -> Group:
-    """The page of a selected.json."""
+def selection_page(told: Mapping[str, Any], leaks: Sequence[Leak]) -> Group:
+    """The page of a selected.json, and what the run's training rows share with its tasks."""
     parts: list[Table | Text] = [_candidates(told)]
     if told["figures"]:
         parts += [_against_base(told["base"], told["figures"]), Text(falls(told["base"], told["figures"]))]
-    parts.append(Text(f"selected: {told['name']}, {told['checkpoint']}, by {_by(told)}"))
+    if leaks and any(leak.shared or leak.part is None for leak in leaks):
+        parts.append(leakage_table(leaks))
+    parts.append(Text(f"selected: {told['name']}, {told['checkpoint']}, by {chosen_by(told)}"))
     return Group(*parts)
 
 
@@ -31,7 +35,8 @@ def falls(base: Mapping[str, float], figures: Mapping[str, float]) -> str:
     return f"{told}; most of all {worst}, by {-100 * differences[worst]:.1f} points." if fell else f"{told}."
 
 
-def _by(told: Mapping[str, Any]) -> str:
+def chosen_by(told: Mapping[str, Any]) -> str:
+    """What a selected.json was chosen by, in words."""
     if told["metric"] is None:
         return str(told["rule"])
     weights = told["metric"]

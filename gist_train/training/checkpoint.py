@@ -93,13 +93,16 @@ def _trained(student: Pretrained) -> list[tuple[str, torch.nn.Parameter]]:
 
 
 def seal(folder: Path, facts: dict[str, Any]) -> None:
-    """Writes manifest.json with `facts` and the size and SHA-256 of every file that is in the folder now, and of itself."""
+    """Writes manifest.json with `facts` and the size and SHA-256 of every file that is in the folder now, and of itself.
+
+    Sizes and hashes that `facts` may bring from another manifest are replaced.
+    """
     files = {
         str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    manifest = {"format": FORMAT, **facts, "files": files}
+    manifest = {**facts, "format": FORMAT, "files": files}
     write_json(folder / MANIFEST, {**manifest, "sha256": _own_hash(manifest)})
 
 

@@ -10,7 +10,9 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from running import add_figures
 
 from gist_train.results.card import Change, card_metadata, model_card
+from gist_train.results.onnx import Int8Report, OnnxReport
 from gist_train.results.provenance import Licence, licence_of, on_hub
+from gist_train.results.selected import Selected
 
 COMMIT = "3" * 40
 TASKS = [
@@ -27,7 +29,9 @@ def make_card(tmp_path, monkeypatch):
     """Writes the files of a run folder and returns its card; nothing is trained."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
 
-    def make(*, before=BEFORE, after=AFTER, step=8, name="run", hub_id=None, **sections):
+    def make(
+        *, before=BEFORE, after=AFTER, step=8, name="run", hub_id=None, described=None, selected=None, onnx=None, **sections
+    ):
         run = tmp_path / "run"
         shutil.rmtree(run, ignore_errors=True)
         run.mkdir()
@@ -44,7 +48,7 @@ def make_card(tmp_path, monkeypatch):
             **sections,
         }
         (run / "config.yaml").write_text(yaml.safe_dump(config))
-        described = {
+        of_run = {
             "gist_train": "0.1.0",
             "python": "3.11.9",
             "packages": {"torch": "2.13.0"},
@@ -57,11 +61,11 @@ def make_card(tmp_path, monkeypatch):
                 {"name": "rows.jsonl", "commit": None, "rows": 96},
             ],
         }
-        (run / "run.json").write_text(json.dumps(described))
+        (run / "run.json").write_text(json.dumps({**of_run, **(described or {})}))
         for at, figures in ((0, before), (step, after)):
             add_figures(run, at, figures)
         manifest = {"step": step, "student": ["tokenizer", "cls", True]}
-        (run / "README.md").write_text(model_card(run, manifest, hub_id=hub_id), encoding="utf-8")
+        (run / "README.md").write_text(model_card(run, manifest, selected=selected, onnx=onnx, hub_id=hub_id), encoding="utf-8")
         return run / "README.md"
 
     return make
@@ -106,6 +110,64 @@ def test_the_hubs_library_reads_every_figure_back(make_card):
     plain = metadata_load(path)
     assert model_index_to_eval_results(plain["model-index"]) == ("run", data.eval_results)
     assert "license" not in plain
+
+
+def candidate(name, steps, behind, interval, within_noise):
+    return {"name": name, "steps": steps, "behind": behind, "interval": interval, "within_noise": within_noise}
+
+
+def test_the_card_tells_how_the_model_was_chosen(make_card, tmp_path):
+    """A mean of checkpoints has no step: its own figures stand there, not those of its newest, and what it is made of. Of a
+    runner-up within noise the card says so."""
+    told = {
+        "name": "mean of steps 4, 8, 0.25 of base",
+        "metric": {"stsb/spearman": 1.0, "b77/accuracy": 2.0},
+        "rule": "metric",
+        "figures": {"stsb/spearman": 0.9, "b77/accuracy": 0.4},
+        "base": {"stsb/spearman": 0.8, "b77/accuracy": 0.5},
+        "candidates": [
+            candidate("mean of steps 4, 8, 0.25 of base", [4, 8], None, None, None),
+            candidate("step 8", [8], 0.0123, [-0.001, 0.02], True),
+            candidate("step 4", [4], 0.05, [0.01, 0.09], False),
+            candidate("step 2", [2], 0.06, None, None),
+        ],
+    }
+    selected = Selected(8, (4, 8), 0.25, tmp_path / "averaged", told)
+    card = make_card(selected=selected).read_text(encoding="utf-8")
+    assert "Chosen by the mean of stsb/spearman (weight 1), b77/accuracy (weight 2), of 4 candidates" in card
+    assert "0.75 times the mean of the checkpoints at steps 4, 8 and 0.25 times the base model's." in card
+    assert "- step 8: 0.0123 behind, -0.0010 to 0.0200 in 95 % of resamples of the tasks' items: within noise\n" in card
+    assert "- step 4: 0.0500 behind, 0.0100 to 0.0900 in 95 % of resamples of the tasks' items\n" in card
+    assert "- step 2: 0.0600 behind\n" in card
+    assert "| stsb/spearman | 0.8000 | 0.9000 | +0.1000 |" in card
+    assert "| b77/accuracy | 0.5000 | 0.4000 | -0.1000 |" in card
+    assert "## Selection" not in make_card().read_text(encoding="utf-8")
+
+
+def test_the_card_tells_what_leaked(make_card):
+    """A figure on texts that were trained on is no figure; a task that was not looked at is not acquitted."""
+    leakage = [
+        {"task": "stsb", "part": "pairs", "texts": 2908, "shared": 12, "rows": 40},
+        {"task": "m", "part": None, "texts": 0, "shared": 0, "rows": 0},
+    ]
+    card = make_card(described={"leakage": leakage}).read_text(encoding="utf-8")
+    assert "| stsb | pairs | 2,908 | 12 | 40 |" in card
+    assert "| m | not checked | | | |" in card
+    assert "stand in training rows" not in make_card(described={"leakage": []}).read_text(encoding="utf-8")
+
+
+def test_the_card_tells_of_onnx_and_dimensions(make_card):
+    """Who takes the 8-bit file, or the first 64 numbers, must know what that costs and how to use them."""
+    int8 = Int8Report(23_000_000, {"stsb/spearman": (0.75, 0.7425)}, 0.97, 0.99)
+    loss = {"temperature": 0.01, "dimensions": [32, 16]}
+    card = make_card(onnx=OnnxReport(1.9e-7, 90_400_000, int8), loss=loss).read_text(encoding="utf-8")
+    assert "(`onnx/model.onnx`, 90.4 MB) embeddings differ from torch's by 1.9e-07 at most." in card
+    assert "| stsb/spearman | 0.7500 | 0.7425 | -0.0075 |" in card
+    assert "| lowest cosine with float32 | 1 | 0.9700 | |" in card
+    assert "over the first 32, 16 numbers of an embedding" in card
+    plain = make_card(onnx=OnnxReport(1.9e-7, 90_400_000, None)).read_text(encoding="utf-8")
+    assert "8 bits" not in plain
+    assert "numbers of an embedding" not in plain
 
 
 def test_figures_are_named_as_sentence_transformers_names_them(make_card, make_model):

@@ -10,7 +10,15 @@ from rich.console import Console
 
 from gist_train.results import leakage
 from gist_train.results.leakage import Leak, count_leaks, evaluation_texts, leakage_line, leakage_table, leaks_of
-from gist_train.results.loaded_tasks import LoadedClassification, LoadedRetrieval, LoadedSts
+from gist_train.results.loaded_tasks import (
+    LoadedClassification,
+    LoadedClustering,
+    LoadedMteb,
+    LoadedPairs,
+    LoadedRetrieval,
+    LoadedSts,
+    LoadedTriplets,
+)
 
 STS = LoadedSts("sts", ("a", "b"), ("c", "A?"), np.array([0.0, 1.0]))
 RETRIEVAL = LoadedRetrieval("ir", ("q", "r"), ("title text", "d", "e"), ({0: 1.0}, {1: 1.0}))
@@ -36,6 +44,10 @@ def test_texts_of_each_kind():
     assert {part: sorted(texts) for part, texts in evaluation_texts(STS).items()} == {"pairs": ["A?", "a", "b", "c"]}
     assert evaluation_texts(RETRIEVAL) == {"queries": RETRIEVAL.queries, "documents": RETRIEVAL.documents}
     assert evaluation_texts(CLASSIFICATION) == {"test": CLASSIFICATION.test_texts}
+    assert evaluation_texts(LoadedClustering("k", ("a", "b", "c"), np.array([0, 1, 0]))) == {"texts": ("a", "b", "c")}
+    assert evaluation_texts(LoadedPairs("p", ("a",), ("b",), np.array([True]))) == {"pairs": ("a", "b")}
+    assert evaluation_texts(LoadedTriplets("t", ("a",), ("b",), ("c",))) == {"triplets": ("a", "b", "c")}
+    assert evaluation_texts(LoadedMteb("m", (), False, "")) == {}
 
 
 def test_leaks_are_counted_by_task_and_part(tmp_path, write_rows):
