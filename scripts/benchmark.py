@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import transformers
 from benchmark_sides import BATCH_SIZE, Bench, Shape, compare, fill_guide, make_model, open_bench, run_ours, run_theirs
+from machine import processor
 from rich.console import Console
 from rich.table import Table
 from sentence_transformers import SentenceTransformer
@@ -128,7 +129,7 @@ def _run(options: argparse.Namespace, source: Path, folder: Path, console: Conso
     return {
         "machine": {
             "system": platform.platform(),
-            "device": torch.cuda.get_device_name() if device.type == "cuda" else _processor(),
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
         },
@@ -185,12 +186,6 @@ def _time_pairs(name: str, bench: Bench, pairs: int, warm_up: int, console: Cons
         "runs_ours": ours,
         "runs_theirs": theirs,
     }
-
-
-def _processor() -> str:
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text(encoding="utf-8").splitlines() if described.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _print(result: dict[str, Any], console: Console) -> None:

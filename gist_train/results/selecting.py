@@ -131,12 +131,13 @@ def _candidates(
         found = f"{criteria.average}, of {len(steps)} checkpoints to choose from"
         raise UserError(Fault("--average", found, f"at most {len(steps)}", "lower it, or widen --window"))
     of_metric = measuring.only({key.split("/", 1)[0] for key in metric})
+    known = of_metric.known(run)  # once: a run may have thousands of checkpoints
     candidates = []
     for number, step in enumerate(steps, 1):
-        known = of_metric.known(run).get(step, {}).keys() >= metric.keys()
-        if not known:
+        figures: Figures | None = known.get(step)
+        if figures is None or not figures.keys() >= metric.keys():
             console.print(f"measuring step {step:,} ({number} of {len(steps)})", highlight=False)
-        figures = of_metric.of_checkpoint(run, step)
+            figures = of_metric.of_checkpoint(run, step)
         if figures is None:
             console.print(f"step {step:,} is gone: its checkpoint was deleted meanwhile", highlight=False)
             continue
