@@ -10,10 +10,11 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from safetensors import SafetensorError
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.loading import load_config
-from gist_train.config.schema import Config
+from gist_train.config.schema import Config, run_folder
 
 app = typer.Typer(
     add_completion=False,
@@ -49,12 +50,12 @@ def init(
 @app.command()
 def prepare(config: ConfigPath, set_: Set = None) -> None:
     """Build the corpus, the student's tokens and the guide's store. Every other command does what it needs of this by itself."""
+    loaded = load_config(config, set_ or [])
     from gist_train.model.pretrained import load_student
     from gist_train.prepare import batch_plan, check_folders, prepare_corpus, prepare_guide, prepare_tokens
     from gist_train.training.distributed import this_device
     from gist_train.training.opening import check_dimensions
 
-    loaded = load_config(config, set_ or [])
     check_folders(loaded)
     student, device = load_student(loaded.model), this_device()
     check_dimensions(loaded.loss, student)
@@ -74,10 +75,11 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Say what training will do, without training: steps, warm-up, dropped rows, tokens, memory, disk."""
+    loaded = load_config(config, set_ or [])  # before anything slow is imported: a typo is told at once
     from gist_train.plan import plan as make_plan
     from gist_train.training.plan_page import plan_page
 
-    found = make_plan(load_config(config, set_ or []), err, measure=measure)
+    found = make_plan(loaded, err, measure=measure)
     if as_json:
         print(json.dumps(found))
     else:
@@ -94,9 +96,10 @@ def train(
     timeout: Annotated[float | None, typer.Option(help="Seconds a process waits for the others.", min=1)] = None,
 ) -> None:
     """Train, from where the run folder stands. The same command goes on after Ctrl-C, a crash or a reboot."""
+    loaded = load_config(config, set_ or [])
     from gist_train.train import train as run_training
 
-    raise typer.Exit(run_training(load_config(config, set_ or []), resume=resume, timeout=timeout, console=err))
+    raise typer.Exit(run_training(loaded, resume=resume, timeout=timeout, console=err))
 
 
 @app.command()
@@ -113,10 +116,10 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure models on the config's tasks: by default base, the selected or newest checkpoint and the guide, side by side."""
+    loaded, run = _config_and_run(config, set_ or [])
     from gist_train.results.comparison import compare, comparison_table
     from gist_train.results.watching import watched
 
-    loaded, run = _config_and_run(config, set_ or [])
     if watch:
         if model or steps or truncate_dim:
             raise UserError(Fault("--watch", "another option that names models", "--watch alone", "leave the other one out"))
@@ -124,7 +127,13 @@ def evaluate(
     else:
         named = None if steps == "selected" else _steps(steps, run)
         compared = compare(
-            loaded, run, models=model or [], steps=named, selected=steps == "selected", dimensions=truncate_dim or []
+            loaded,
+            run,
+            models=model or [],
+            steps=named,
+            selected=steps == "selected",
+            dimensions=truncate_dim or [],
+            console=err,
         )
         figures = dict(compared)
     if as_json:
@@ -148,17 +157,18 @@ def select(
     around: Annotated[int | None, typer.Option(help="A step to choose around; without a metric, that step.", min=0)] = None,
     window: Annotated[int | None, typer.Option(help="Steps to either side of it.", min=0)] = None,
     average: Annotated[int | None, typer.Option(help="Also the mean of so many checkpoints' weights.")] = None,
-    average_of: Annotated[Literal["best", "last"], typer.Option(help="Which checkpoints are averaged.")] = "best",
+    average_of: Annotated[
+        Literal["best", "last"] | None, typer.Option(help="Which these are; the best by default.", show_default=False)
+    ] = None,
     merge_base: Annotated[float | None, typer.Option(help="Also with so large a share of the base model.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Choose the model of a run, say why and how sure that is, and keep its checkpoint from being deleted."""
+    loaded, run = _config_and_run(config, set_ or [])
     from gist_train.results.criteria import criteria_of
-    from gist_train.results.leakage import leaks_of
     from gist_train.results.selecting import select as choose
     from gist_train.results.selection_table import selection_page
 
-    loaded, run = _config_and_run(config, set_ or [])
     criteria = criteria_of(
         loaded,
         metrics=metric or [],
@@ -173,7 +183,7 @@ def select(
     if as_json:
         print(json.dumps({**told, "checkpoint": str(run / told["checkpoint"])}))
     else:
-        Console().print(selection_page(told, leaks_of(run)))
+        Console().print(selection_page(told))
 
 
 @app.command()
@@ -203,14 +213,16 @@ def export(
     ] = None,
 ) -> None:
     """Write the selected checkpoint, or else the newest, as a sentence-transformers model with its card."""
+    loaded, run = _config_and_run(config, set_ or [])
     from gist_train.results.export import export_model
     from gist_train.results.hub import check_push, push_folder
     from gist_train.results.onnx import plan_onnx
 
-    loaded, run = _config_and_run(config, set_ or [])
     onnx = plan_onnx(loaded, format_, quantize=quantize)
     check_push(push_to_hub, private)
-    folder = export_model(run, step, to or run / "export", onnx=onnx, hub_id=push_to_hub, console=err)
+    folder = export_model(
+        run, step, to or run / "export", evaluation=loaded.evaluation, onnx=onnx, hub_id=push_to_hub, console=err
+    )
     print(folder)
     if push_to_hub is not None:
         err.print(f"pushed: {push_folder(folder, push_to_hub, private=private)}", highlight=False, soft_wrap=True)
@@ -218,8 +230,8 @@ def export(
 
 def _config_and_run(path: Path, overrides: list[str]) -> tuple[Config, Path]:
     """The config and the run folder that a run folder or a YAML stands for."""
-    from gist_train.train import run_folder
-
+    if not path.exists():
+        raise UserError(Fault(str(path), "no such file or folder", "a run folder, or the YAML that made it", "correct the path"))
     if path.is_dir():
         return load_config(path / "config.yaml", overrides), path
     config = load_config(path, overrides)
@@ -261,7 +273,7 @@ def main() -> None:
     except UserError as error:
         _tell(error)
         sys.exit(2)
-    except (ArithmeticError, OSError) as error:
+    except (ArithmeticError, OSError, SafetensorError) as error:
         _tell(error)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -1,12 +1,8 @@
 """Joins loop, checkpoints, run log and evaluation: what happens when the loop yields."""
 
-import platform
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,16 +13,16 @@ from rich.console import Console
 
 from gist_train import __version__
 from gist_train.config.errors import Fault, UserError
-from gist_train.config.loading import resolved_yaml
 from gist_train.config.models import GuideConfig
-from gist_train.config.schema import Config
-from gist_train.data.files import held, write_json, write_text
+from gist_train.config.schema import Config, run_folder
+from gist_train.data.files import held, write_json
+from gist_train.describe import describe
 from gist_train.model.pretrained import load_student
 from gist_train.prepare import batch_plan, check_folders, prepare_corpus, prepare_guide, prepare_tokens
-from gist_train.results.early_stopping import out_of_patience, remember_end, stays_ended
+from gist_train.results.early_stopping import best_saved, forget_later_end, no_rise, out_of_patience, remember_end, stays_ended
 from gist_train.results.figures import cut_figures
-from gist_train.results.leakage import Leak, count_leaks, leakage_line
-from gist_train.results.measuring import Measuring
+from gist_train.results.leakage import count_leaks, leakage_line
+from gist_train.results.measuring import Measuring, figures_line
 from gist_train.results.selected import selected_steps
 from gist_train.results.watching import ENDED
 from gist_train.training import checkpoint as checkpoints
@@ -40,15 +36,10 @@ from gist_train.training.runlog import RunLog
 from gist_train.training.signals import StopSignal
 from gist_train.training.throughput import matmul_rate, training_flops
 
-PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
-
+GOES_ON, ENDS, FAILED = 0, 1, 2
+"""What comes of an evaluation."""
 EVALUATION_TIMEOUT = 4 * 3600.0
 """Seconds that ranks wait for the one that evaluates: backends would give up after 10 or 30 minutes."""
-
-
-def run_folder(config: Config) -> Path:
-    """Where the run's files are."""
-    return Path(config.output_dir) / config.name
 
 
 def train(config: Config, *, resume: str, timeout: float | None, console: Console) -> int:
@@ -83,8 +74,12 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Path, resume: st
     _refuse_missing_tracker(config)
     origin = checkpoint_to_start_from(run, resume)
     measuring = Measuring.of(config)
-    if config.evaluation.stop_after is not None:
-        measuring.require(config.selection.metric or {})
+    measuring.require(config.selection.metric or {})
+    selected_steps(run)  # refuses a selected.json that can't be read, before retention goes by it
+    if accelerator.is_main_process:
+        (run / ENDED).unlink(missing_ok=True)
+    else:
+        measuring = replace(measuring, tasks=[])  # read for their faults; the first process measures
     manifest = verified_for(origin, config) if origin is not None else None  # before the guide is put to work
     job = open_job(config, accelerator, console)
     progress = Progress(0, 0.0, 0, 0, 0)
@@ -101,13 +96,14 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Path, resume: st
         checkpoints.sweep(run)
         if aside := checkpoints.set_aside_later(run, progress.step):
             console.print(f"going back to step {progress.step:,}: the checkpoints after it are now in {aside}", soft_wrap=True)
+            if max(selected_steps(run), default=0) > progress.step:
+                console.print(f"what was selected is among them: gist-train select {run}, once there is another", soft_wrap=True)
         cut_figures(run, progress.step, aside)
-        if progress.step < job.stop:
-            (run / ENDED).unlink(missing_ok=True)
+        forget_later_end(run, progress.step)
         leaks = count_leaks(job.training.corpus, measuring.tasks)
         if line := leakage_line(leaks):
             console.print(line, soft_wrap=True, markup=False, highlight=False)
-        _describe(run, config, accelerator, job, leaks)
+        describe(run, config, accelerator, job, leaks)
     signal_number, step = _drive(config, job, run, progress, measuring, signals, console)
     if signal_number:
         console.print("stopped with a checkpoint written; the same command goes on from there")
@@ -117,9 +113,9 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Path, resume: st
         if early and not stays:
             remember_end(config, run, step)
         write_json(run / ENDED, {"step": step})
-    if early:
-        why = f"{', '.join(config.selection.metric or {})} has not risen for {config.evaluation.stop_after} evaluations"
-        console.print(f"ended early: {why}. Raise evaluation.stop_after or training.stop_at_step to go on", soft_wrap=True)
+    if early and accelerator.is_main_process:
+        told = f"ended early: {no_rise(config, run, measuring)}"
+        console.print(f"{told}. Raise evaluation.stop_after or training.stop_at_step to go on", soft_wrap=True, highlight=False)
     console.print(f"done: step {step:,} of {job.training.schedule.total_steps:,}: {run}", soft_wrap=True)
     following = [f"gist-train evaluate {run}", f"gist-train select {run}"] * bool(measuring.tasks) + [f"gist-train export {run}"]
     console.print(f"next: {', '.join(following)}", soft_wrap=True, highlight=False)
@@ -164,16 +160,25 @@ def _drive(
         if main:
             log.sync()
             checkpoints.save_checkpoint(run, student, job.adamw, log.progress, job.facts)
-            _retire(run, config)
+            _retire(run, config, measuring)
         accelerator.wait_for_everyone()
 
     def measure(step: int) -> bool:
-        """Whether the run ends here, for want of a rise."""
-        ends = False
+        """Whether the run ends here, for want of a rise: the first process measures, the others hear of it."""
+        verdict, failure = GOES_ON, None
         if main and measuring.tasks:
-            measuring.of_step(run, step, lambda: student)
-            ends = out_of_patience(config, run, measuring, step)
-        return bool(largest_over_ranks(int(ends), accelerator.device))
+            try:
+                figures = measuring.of_step(run, step, student)
+                console.print(figures_line(f"step {step:,}" if step else "base", figures), soft_wrap=True, highlight=False)
+                verdict = ENDS if out_of_patience(config, run, measuring, step) else GOES_ON
+            except Exception as error:  # whatever it is, the others must not wait for it
+                verdict, failure = FAILED, error
+        verdict = largest_over_ranks(verdict, accelerator.device)
+        if failure is not None:
+            raise failure
+        if verdict == FAILED:
+            raise OSError("the evaluation failed on the first process, which says why")
+        return verdict == ENDS
 
     with (
         RunLog(run if main else None, config.name, config.tracking, config.model_dump(mode="json"), progress) as log,
@@ -182,23 +187,22 @@ def _drive(
     ):
         every = config.evaluation.every
         # The base model; after an interruption, what it left out.
-        if every and progress.step % every == 0 and progress.step < job.stop and measure(progress.step):
+        if every and (progress.step % every == 0 or progress.step >= job.stop) and measure(progress.step):
             return 0, progress.step
         for record in steps(job.training, progress.step, job.stop):
             flops = training_flops(student.encoder, record.groups) * processes
             display.show(record, log.add(record, flops, rate * processes))
             signal_number = largest_over_ranks(signals.received(), accelerator.device)
             last = record.step == job.stop
-            due = record.step % config.checkpoint.every == 0 or last or signal_number
-            if due:
+            judged = every and (record.step % every == 0 or last)
+            # Before it is judged: a figure is of use only where there is a checkpoint, and nothing is lost if measuring fails.
+            if record.step % config.checkpoint.every == 0 or last or judged or signal_number:
                 save()
             if signal_number:
                 return signal_number, record.step
-            if every and (record.step % every == 0 or last) and measure(record.step):
-                if not due:
-                    save()
+            if judged and measure(record.step):
                 return 0, record.step
-    return 0, job.stop
+    return 0, max(progress.step, job.stop)
 
 
 @contextmanager
@@ -255,45 +259,14 @@ def _refuse_missing_tracker(config: Config) -> None:
         raise UserError(Fault("tracking.wandb", "no package wandb", "the package, which is an extra", mend))
 
 
-def _describe(run: Path, config: Config, accelerator: Accelerator, job: Job, leaks: Sequence[Leak]) -> None:
-    """Writes config.yaml and run.json."""
-    run.mkdir(parents=True, exist_ok=True)
-    write_text(run / "config.yaml", resolved_yaml(config))
-    described = {
-        "gist_train": __version__,
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
-        "machine": platform.machine(),
-        "system": platform.platform(),
-        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type,
-        "threads": torch.get_num_threads(),
-        "processes": accelerator.num_processes,
-        "precision": precision_of(accelerator),
-        "corpus": job.facts["corpus"],
-        "data": _data_told(job.training.corpus.meta),
-        "excluded": {"rows": job.training.corpus.excluded_rows, "texts": job.training.corpus.excluded_texts},
-        "leakage": [leak.told() for leak in leaks],
-        "guide": job.facts["guide"],
-        "total_steps": job.training.schedule.total_steps,
-        "stop": job.stop,
-        "started": time.time(),
-        "command": sys.argv,
-    }
-    write_json(run / "run.json", described)
-
-
-def _data_told(meta: dict[str, Any]) -> list[dict[str, Any]]:
-    """`name`, `commit` and `rows` of each source; rows are those that were left to train on."""
-    left_out = ("bad", "alone", "same_text", "not_drawn")
-    rows = [count["read"] - sum(count[key] for key in left_out) for count in meta["sources"]]
-    return [{**origin, "rows": left} for origin, left in zip(meta["origins"], rows, strict=True)]
-
-
-def _retire(run: Path, config: Config) -> None:
-    selected = selected_steps(run)
+def _retire(run: Path, config: Config, measuring: Measuring) -> None:
+    try:
+        staying = {*selected_steps(run), best_saved(config, run, measuring)}
+    except UserError:  # selected.json was spoilt meanwhile: training goes on, and deletes nothing
+        return
     checkpoints.retire_checkpoints(
         run,
         keep_last=config.checkpoint.keep_last,
         keep_every=config.checkpoint.keep_every,
-        kept=lambda step: step in selected or checkpoints.in_window(config.selection, step),
+        kept=lambda step: step in staying or checkpoints.in_window(config.selection, step),
     )

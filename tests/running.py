@@ -91,7 +91,7 @@ def add_figures(run: Path, step: int, values: Mapping[str, float], *, terms: Ter
     """Appends figures of two items each, which are the value."""
     figures = {key: Figure(value, np.array([value, value])) for key, value in values.items()}
     contents = {key.split("/")[0]: content for key in values}
-    append_figures(run, step, figures, terms=terms, normalized=True, contents=contents)
+    append_figures(run, step, figures, terms=terms, normalized=True, length=64, contents=contents)
 
 
 def training_of(config: Config) -> tuple[Training, Pretrained, torch.optim.AdamW]:

@@ -19,7 +19,7 @@ from gist_train.config.schema import Config
 from gist_train.data.sources import read_labelled, read_rows
 from gist_train.init import GUIDE_POOLING, run_name, starter_yaml, write_starter
 from gist_train.prepare import batch_plan, prepare_corpus
-from gist_train.results.evaluation import load_tasks
+from gist_train.results.tasks import load_tasks
 
 ODD = "a \"b\": 'c' # d, {e} [f] \\ %g\n\t- h\u2028i\x85j\x7f\ufeff\N{PARTY POPPER}"
 """Every sign that YAML might take for its own, four that end a line and one that a YAML file may not hold."""

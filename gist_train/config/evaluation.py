@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from gist_train.config.fields import Count, CountOrZero, FolderName, MaxLength, MtebName, Section, Text
+from gist_train.config.fields import Count, CountOrZero, FolderName, MaxLength, MisplacedError, MtebName, Section, Text
 
 
 class StsColumns(Section):
@@ -174,7 +174,7 @@ class EvaluationConfig(Section):
     """Which tasks judge the model, and when."""
 
     every: CountOrZero = 0
-    """Optimizer steps between two evaluations; 0 = only when asked."""
+    """Optimizer steps between two evaluations, each with a checkpoint, and one at the end; 0 = only when asked."""
     max_length: MaxLength | None = None
     """Tokens a text is cut to; null = as the evaluated model says."""
     truncate_dim: Count | None = None
@@ -186,7 +186,8 @@ class EvaluationConfig(Section):
     @classmethod
     def _stops_on_evaluations(cls, stop_after: int | None, info: ValidationInfo) -> int | None:
         if stop_after is not None and info.data.get("every") == 0:
-            raise ValueError("set evaluation.every too: without it nothing is evaluated during training")
+            mend = "set evaluation.every too: without it nothing is evaluated during training"
+            raise MisplacedError(mend, path=(), found=str(stop_after), allowed="null while evaluation.every is 0")
         return stop_after
 
     tasks: Annotated[list[EvaluationTask], "a list of tasks, each with a name of its own"] = Field(default=[])

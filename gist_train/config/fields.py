@@ -6,10 +6,12 @@ with its unit, and is shown in error messages too.
 
 import re
 from itertools import pairwise
-from math import inf
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+LARGEST_WEIGHT = 1_000_000
+"""Of a metric: sums of larger ones would overflow."""
 
 
 def _plain_folder_name(name: str) -> str:
@@ -45,8 +47,9 @@ def _weights(metric: object) -> object:
             "name a metric, such as stsb/spearman, or several with a weight each: {stsb/spearman: 1, b77/accuracy: 2}"
         )
     for name, weight in metric.items():
-        if not isinstance(name, str) or isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < inf:
-            raise ValueError(f"give each metric a weight above 0: {name} has {weight}")
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not isinstance(name, str) or not number or not 0 < weight <= LARGEST_WEIGHT:
+            raise ValueError(f"give each metric a weight above 0, at most {LARGEST_WEIGHT:,}: {name} has {weight}")
     return {name: float(weight) for name, weight in metric.items()}
 
 

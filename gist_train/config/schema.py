@@ -305,6 +305,11 @@ def cache_folder(config: Config) -> Path:
     return Path(config.cache_dir) if config.cache_dir is not None else Path(config.output_dir) / ".cache"
 
 
+def run_folder(config: Config) -> Path:
+    """Where the run's files are."""
+    return Path(config.output_dir) / config.name
+
+
 # What may change when a run is resumed. Everything else alters the mathematics, and so does any field added later unless it is
 # named here: forgetting one refuses a resume, it does not spoil a run. `data.train`, and what was left out of it, is judged by
 # the content of the corpus.

@@ -42,6 +42,22 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(line, object) of each line of a JSONL file that holds one; nothing where there is no file.
+
+    Lines that were cut short when the power went, or garbled, are left out.
+    """
+    if not path.exists():
+        return
+    for line in path.read_bytes().decode(errors="replace").split("\n"):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            yield line, row
+
+
 def read_json(path: Path) -> Any:
     """The value in a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from gist_train import __version__
 from gist_train.config.evaluation import EvaluationConfig
 from gist_train.data.files import read_json
+from gist_train.results.changes import Change, changes, counted
 from gist_train.results.figures import Terms, read_figures
-from gist_train.results.leakage import leaks_of
+from gist_train.results.leakage import Leak, leaks_of
 from gist_train.results.onnx import OnnxReport
 from gist_train.results.provenance import Licence, licence_of, on_hub
 from gist_train.results.selected import Selected
@@ -35,26 +35,11 @@ METRICS = {"sts": "{}_cosine", "retrieval": "cosine_{}"}
 """Kind of a task -> what sentence-transformers calls its metrics."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A figure before training and after, as fractions."""
-
-    key: str
-    """<task>/<metric>"""
-    before: float | None
-    """None where it was not measured."""
-    after: float
-
-    @property
-    def difference(self) -> float | None:
-        """after - before, to the four decimals that the table shows, so that what is counted is what is seen."""
-        return None if self.before is None else round(self.after, 4) - round(self.before, 4)
-
-
 def model_card(
     run: Path,
     manifest: dict[str, Any],
     *,
+    evaluation: EvaluationConfig | None = None,
     selected: Selected | None = None,
     onnx: OnnxReport | None = None,
     hub_id: str | None = None,
@@ -64,22 +49,31 @@ def model_card(
     Args:
         run: the run folder.
         manifest: the checkpoint's.
-        selected: how the model was chosen; None where it was named by its step.
+        evaluation: whose figures are told where the model was not chosen; None: the run's own.
+        selected: how the model was chosen, and by which figures; None where it was named by its step.
         onnx: what was found out about the model in ONNX; None where it was not made.
         hub_id: repository of the hub that the model is meant for, which its example then loads.
     """
     config_text = (run / "config.yaml").read_text(encoding="utf-8")
     config = yaml.safe_load(config_text)
+    if hub_id is not None:  # which shows the card to everybody
+        config = _without_folders(config)
+        config_text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     described, step = read_json(run / "run.json"), manifest["step"]
-    figures = read_figures(run, Terms.of(EvaluationConfig.model_validate(config["evaluation"])))
-    before, after = figures.get(0, {}), figures.get(step, {})
-    if selected is not None and selected.averaged:  # a model that has no step of its own
+    if selected is not None:  # under the tasks and terms that it was chosen by
+        config["evaluation"] = selected.told["evaluation"]
         before, after = selected.told["base"], selected.told["figures"]
-    changes = [Change(key, before.get(key), value) for key, value in sorted(after.items())]
+        leaks = [Leak(**leak) for leak in selected.told["leakage"]]
+    else:
+        config["evaluation"] = (evaluation or EvaluationConfig.model_validate(config["evaluation"])).model_dump(mode="json")
+        figures = read_figures(run, Terms(config["evaluation"]["max_length"], config["evaluation"]["truncate_dim"]))
+        before, after = figures.get(0, {}), figures.get(step, {})
+        leaks = leaks_of(run, [task["name"] for task in config["evaluation"]["tasks"]])
+    changed = sorted(changes(before, after), key=lambda change: change.key)
     sources = list(zip(config["data"]["train"], described["data"], strict=True))
     base, guide = config["model"], config["guide"]
     base_licence = licence_of(base["name"], base["revision"])
-    metadata = card_metadata(config, sources, changes, base_licence)
+    metadata = card_metadata(config, sources, changed, base_licence)
     metadata["gist_train"] = {
         "version": described["gist_train"],
         "run": config["name"],
@@ -91,7 +85,7 @@ def model_card(
     )
     body = environment.get_template("card.md.jinja").render(
         name=config["name"],
-        address=hub_id or config["name"],
+        address=hub_id or f"path/to/{config['name']}",
         base=base,
         base_licence=base_licence,
         guide=guide,
@@ -106,12 +100,12 @@ def model_card(
         normalized=manifest["student"][2],
         schedule=_schedule(config, described),
         sources=[(source, origin, _data_licence(source, origin)) for source, origin in sources],
-        changes=changes,
-        **_counted(changes),
+        changes=changed,
+        counted=counted(changed),
         selected=selected,
         chosen_by=None if selected is None else chosen_by(selected.told),
         runners_up=[] if selected is None else [of for of in selected.told["candidates"][1:4] if of["behind"] is not None],
-        leaks=leaks_of(run),
+        leaks=leaks,
         onnx=onnx,
         run=described,
         version=__version__,
@@ -119,10 +113,19 @@ def model_card(
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
 
 
+def _without_folders(value: Any) -> Any:
+    """The same config, paths from the root of this machine cut to their last part: they say who trained it, and help nobody."""
+    if isinstance(value, dict):
+        return {key: _without_folders(of) for key, of in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(of) for of in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
 def card_metadata(
     config: Mapping[str, Any],
     sources: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
-    changes: Sequence[Change],
+    changed: Sequence[Change],
     base_licence: Licence | None,
 ) -> ModelCardData:
     """What a program reads of the card: the hub's metadata, figures included. Only what is known stands in it.
@@ -132,7 +135,7 @@ def card_metadata(
         sources: (entry of `data.train`, its origin in run.json).
     """
     kinds = {task["name"]: task for task in config["evaluation"]["tasks"]}
-    results = [_result(change, kinds.get(change.key.split("/", 1)[0], {})) for change in changes]
+    results = [_result(change, kinds.get(change.key.split("/", 1)[0], {})) for change in changed]
     base = config["model"]["name"]
     # A folder of this machine means nothing to the hub, which links a base_model.
     linked = on_hub(base)
@@ -172,19 +175,6 @@ def _result(change: Change, task: Mapping[str, Any]) -> EvalResult:
         metric_name=metric_type.replace("_", " ").title(),
         metric_value=change.after,
     )
-
-
-def _counted(changes: Sequence[Change]) -> dict[str, Any]:
-    """How many figures rose and fell, and which fell most (None where none did)."""
-    known = [(change.difference, change) for change in changes if change.difference is not None]
-    worst = min(known, key=lambda pair: pair[0], default=None)
-    return {
-        "rose": sum(difference > 0 for difference, _ in known),
-        "fell": sum(difference < 0 for difference, _ in known),
-        "same": sum(difference == 0 for difference, _ in known),
-        "new": len(changes) - len(known),
-        "worst": worst[1] if worst is not None and worst[0] < 0 else None,
-    }
 
 
 def _schedule(config: Mapping[str, Any], described: Mapping[str, Any]) -> Schedule | None:

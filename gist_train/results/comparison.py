@@ -1,19 +1,25 @@
 """Several models on the same tasks, side by side."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
+from rich.console import Console, Group
 from rich.table import Table
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.models import GuideConfig
 from gist_train.config.schema import Config
-from gist_train.model.pretrained import load_finished, load_guide, load_student
+from gist_train.model.pretrained import Pretrained, load_finished, load_guide, load_student
 from gist_train.results.measuring import Figures, Measuring, on_this_device, values
 from gist_train.results.selected import Selected, read_selected
 from gist_train.training.checkpoint import no_such_step, saved_steps
 
 BASE, TUNED, GUIDE = "base", "tuned", "guide"
+SIDE_BY_SIDE = 5
+"""Models that a table has room for as columns."""
+Subject = tuple[str, Callable[[Measuring], Figures | None]]
+"""A model's name, and its figures on tasks: None where it is gone."""
 
 
 def compare(
@@ -24,6 +30,7 @@ def compare(
     steps: Sequence[int] | None,
     selected: bool,
     dimensions: Sequence[int],
+    console: Console,
 ) -> Iterator[tuple[str, Figures]]:
     """Evaluates models on `config.evaluation.tasks` and yields (name, figures) of each.
 
@@ -31,26 +38,24 @@ def compare(
         models: folders or hub ids to evaluate.
         steps: checkpoints of the run to evaluate.
         selected: whether to evaluate what `select` chose. With none of these: base, the selected or else the newest, guide.
-        dimensions: besides the embeddings as they are, their first so many numbers.
+        dimensions: besides the embeddings as the config has them, their first so many numbers.
 
     Raises:
         UserError: no tasks, or a model, checkpoint or file that is not there.
     """
-    chosen = read_selected(run)
-    if selected and chosen is None:
-        raise UserError(Fault("--steps", "selected, and nothing was", "a run with a selected.json", f"gist-train select {run}"))
-    plain = tasks_of(config)
-    for dimension in (None, *dimensions):
-        measuring, of_dimension = plain, ""
-        if dimension is not None:
-            measuring = plain.cut_to(dimension)
-            of_dimension = f", {dimension} dimensions"
-        if models or steps is not None or selected:
-            compared = _named(run, measuring, models, steps or [], chosen if selected else None)
-        else:
-            compared = _side_by_side(config, run, measuring, chosen)
-        for name, figures in compared:
-            yield name + of_dimension, figures
+    measuring = tasks_of(config)
+    if dimensions:
+        load_student(config.model).with_truncation(max(dimensions))  # refuses what it can't give before anything is measured
+    named = models or steps is not None or selected
+    subjects = _named(run, models, steps, selected) if named else _side_by_side(config, run)
+    for name, figures_on in subjects:
+        for dimension in (None, *dimensions):
+            console.print(
+                f"measuring {name}" + (f", {dimension} dimensions" if dimension else ""), highlight=False, soft_wrap=True
+            )
+            figures = figures_on(measuring if dimension is None else measuring.cut_to(dimension))
+            if figures is not None:
+                yield name if dimension is None else f"{name}, {dimension} dimensions", figures
 
 
 def tasks_of(config: Config) -> Measuring:
@@ -65,56 +70,81 @@ def tasks_of(config: Config) -> Measuring:
     return Measuring.of(config)
 
 
-def _named(
-    run: Path, measuring: Measuring, models: Sequence[str], steps: Sequence[int], selected: Selected | None
-) -> Iterator[tuple[str, Figures]]:
+def _named(run: Path, models: Sequence[str], steps: Sequence[int] | None, selected: bool) -> Iterator[Subject]:
     saved = saved_steps(run)
-    for step in steps:
+    if steps is not None and not saved:
+        raise UserError(Fault(f"{run}/checkpoints", "no checkpoint", "one at least", "train first"))
+    for step in steps or []:
         if step not in saved:
             raise no_such_step(run, step, saved)
     for name in models:
-        yield name, values(measuring.of_model(on_this_device(load_finished(name))))
-    for step in steps:
-        if figures := measuring.of_checkpoint(run, step):  # else deleted meanwhile
-            yield f"step {step}", figures
-    if selected is not None and (figures := _of_selected(run, measuring, selected)):
-        yield selected.told["name"], figures
+        yield name, partial(_of_model, on_this_device(load_finished(name)))
+    for step in steps or []:
+        yield f"step {step}", partial(_of_checkpoint, run, step)
+    if selected:
+        chosen = read_selected(run)
+        if chosen is None:
+            raise UserError(
+                Fault("--steps", "selected, and nothing was", "a run with a selected.json", f"gist-train select {run}")
+            )
+        yield chosen.told["name"], _of_selected(run, chosen)
 
 
-def _side_by_side(config: Config, run: Path, measuring: Measuring, selected: Selected | None) -> Iterator[tuple[str, Figures]]:
-    if run.exists():
-        yield BASE, measuring.of_base(run, config.model)
-    else:
-        yield BASE, values(measuring.of_model(on_this_device(load_student(config.model))))
-    saved = saved_steps(run)
-    tuned = None
+def _side_by_side(config: Config, run: Path) -> Iterator[Subject]:
+    base = on_this_device(load_student(config.model))
+    yield BASE, (lambda measuring: measuring.of_step(run, 0, base)) if run.exists() else partial(_of_model, base)
+    selected, saved = read_selected(run), saved_steps(run)
     if selected is not None:
-        tuned = _of_selected(run, measuring, selected)
+        yield TUNED, _of_selected(run, selected)
     elif saved:
-        tuned = measuring.of_checkpoint(run, saved[-1])
-    if tuned:
-        yield TUNED, tuned
+        yield TUNED, partial(_of_checkpoint, run, saved[-1])
     if isinstance(config.guide, GuideConfig):
-        yield GUIDE, values(measuring.of_model(on_this_device(load_guide(config.guide))))
+        yield GUIDE, partial(_of_model, on_this_device(load_guide(config.guide)))
 
 
-def _of_selected(run: Path, measuring: Measuring, selected: Selected) -> Figures | None:
+def _of_model(model: Pretrained, measuring: Measuring) -> Figures:
+    return values(measuring.of_model(model))
+
+
+def _of_checkpoint(run: Path, step: int, measuring: Measuring) -> Figures | None:
+    return measuring.of_checkpoint(run, step)
+
+
+def _of_selected(run: Path, selected: Selected) -> Callable[[Measuring], Figures | None]:
     if selected.averaged:
-        return values(measuring.of_model(on_this_device(load_finished(str(selected.folder)))))
-    return measuring.of_checkpoint(run, selected.step)
+        return partial(_of_model, on_this_device(load_finished(str(selected.folder))))
+    return partial(_of_checkpoint, run, selected.step)
 
 
-def comparison_table(figures: dict[str, Figures]) -> Table:
-    """A row per figure, a column per model, in percent; the last column is tuned minus base where both are there."""
+def comparison_table(figures: dict[str, Figures]) -> Group:
+    """A row per figure, a column per model, in percent; the last column is tuned minus base where both are there.
+
+    Of more models than have room, a table per task, with a row per model.
+    """
+    keys = next(iter(figures.values())).keys() if figures else []
+    if len(figures) > SIDE_BY_SIDE:
+        tasks = dict.fromkeys(key.split("/", 1)[0] for key in keys)
+        return Group(*(_of_task(task, figures) for task in tasks))
     table = Table(title="figures x 100")
-    table.add_column("figure")
+    table.add_column("figure", no_wrap=True)
     for name in figures:
         table.add_column(name, justify="right")
     both = {BASE, TUNED} <= figures.keys()
     if both:
         table.add_column("tuned - base", justify="right")
-    for key in next(iter(figures.values())):
-        cells = [f"{100 * values[key]:.1f}" for values in figures.values()]
+    for key in keys:
+        cells = [f"{100 * of[key]:.1f}" for of in figures.values()]
         difference = [f"{100 * (figures[TUNED][key] - figures[BASE][key]):+.1f}"] if both else []
         table.add_row(key, *cells, *difference)
+    return Group(table)
+
+
+def _of_task(task: str, figures: dict[str, Figures]) -> Table:
+    table = Table(title=f"{task}, figures x 100")
+    table.add_column("model", no_wrap=True)
+    keys = [key for key in next(iter(figures.values())) if key.split("/", 1)[0] == task]
+    for key in keys:
+        table.add_column(key.split("/", 1)[1], justify="right")
+    for name, of in figures.items():
+        table.add_row(name, *(f"{100 * of[key]:.1f}" for key in keys))
     return table

@@ -6,6 +6,7 @@ from typing import Literal
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.evaluation import is_measured, told_metrics
+from gist_train.config.fields import LARGEST_WEIGHT
 from gist_train.config.schema import Config
 
 LOSS_PERCENTILE = "loss-percentile"
@@ -46,7 +47,7 @@ def criteria_of(
     around: int | None,
     window: int | None,
     average: int | None,
-    average_of: Literal["best", "last"],
+    average_of: Literal["best", "last"] | None,
     merge_base: float | None,
 ) -> Criteria:
     """The command's words, and the config's selection where it says nothing.
@@ -69,9 +70,13 @@ def criteria_of(
         config.selection.around if around is None else around,
         config.selection.window if window is None else window,
         average,
-        average_of,
+        average_of or "best",
         merge_base,
     )
+    if window is not None and criteria.around is None:
+        faults.append(Fault("--window", shown(window), "a step to choose around", "add --around, or leave it out"))
+    if average_of is not None and average is None:
+        faults.append(Fault("--average-of", average_of, "with --average", "add --average K, or leave it out"))
     for option, given in (("--average", average), ("--merge-base", merge_base)):
         if given is not None and criteria.rule != "metric":
             found = f"{shown(given)} with the rule {criteria.rule}"
@@ -99,12 +104,21 @@ def _weights(config: Config, metrics: Sequence[str], faults: list[Fault]) -> dic
         if not is_measured(config.evaluation, name):
             mend = "name one of these, or add its task to evaluation.tasks"
             faults.append(Fault("--metric", shown(name), told_metrics(config.evaluation), mend))
+        if name in weights:
+            faults.append(Fault("--metric", f"{name}, twice", "each metric once", "leave one out"))
         try:
             weights[name] = float(weight) if given else 1.0
         except ValueError:
             weights[name] = 0.0
-        if not 0 < weights[name] < float("inf"):
-            faults.append(Fault("--metric", shown(told), "a weight above 0", f"write it as {name}=2, or leave the weight out"))
+        if not 0 < weights[name] <= LARGEST_WEIGHT:
+            faults.append(
+                Fault(
+                    "--metric",
+                    shown(told),
+                    f"a weight above 0, at most {LARGEST_WEIGHT:,}",
+                    f"write it as {name}=2, or leave the weight out",
+                )
+            )
     return weights
 
 

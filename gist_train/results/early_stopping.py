@@ -5,22 +5,42 @@ What the decision rests on is in the run folder (evaluations.jsonl and early-sto
 
 from pathlib import Path
 
+from pydantic import BaseModel
+
+from gist_train.config.errors import Fault, UserError
 from gist_train.config.schema import Config
 from gist_train.data.files import read_json, write_json
 from gist_train.results.measuring import Measuring
 from gist_train.results.selection import evaluations_since_rise, score
+from gist_train.training.checkpoint import saved_steps
 
 EARLY_STOP = "early-stop.json"
 
 
 def out_of_patience(config: Config, run: Path, measuring: Measuring, step: int) -> bool:
     """Whether the run ends at `step`, which was just evaluated."""
-    patience, metric = config.evaluation.stop_after, config.selection.metric
-    if patience is None or metric is None:
+    patience = config.evaluation.stop_after
+    if patience is None:
         return False
-    known = measuring.known(run)
-    scores = {at: score(figures, metric) for at, figures in known.items() if at <= step and metric.keys() <= figures.keys()}
-    return evaluations_since_rise(scores, after=_stopped_at(run)) >= patience
+    return evaluations_since_rise(_own_scores(config, run, measuring, step), after=_stopped_at(run)) >= patience
+
+
+def no_rise(config: Config, run: Path, measuring: Measuring) -> str:
+    """What did not rise since when, in words."""
+    metric, end = config.selection.metric or {}, _stopped_at(run)
+    scores = _own_scores(config, run, measuring, end)
+    best = min(scores, key=lambda step: (-scores[step], step))
+    what = next(iter(metric)) if len(metric) == 1 else f"the weighted mean of {', '.join(metric)}"
+    return f"{what} was {100 * scores[best]:.2f} at step {best:,}, and no evaluation since was better"
+
+
+def _own_scores(config: Config, run: Path, measuring: Measuring, step: int) -> dict[int, float]:
+    """Step -> score of the evaluations up to `step` that the run itself made."""
+    metric = config.selection.metric or {}
+    # Its own alone: what a watcher or `select` measured in between must not use patience up.
+    every = max(config.evaluation.every, 1)
+    own = {at: of for at, of in measuring.known(run).items() if at <= step and (at % every == 0 or at == step)}
+    return {at: score(figures, metric) for at, figures in own.items() if metric.keys() <= figures.keys()}
 
 
 def remember_end(config: Config, run: Path, step: int) -> None:
@@ -37,14 +57,46 @@ def stays_ended(config: Config, run: Path, step: int) -> bool:
     """
     if _stopped_at(run) != step or step == 0:
         return False
-    was = read_json(run / EARLY_STOP)
+    was = _read(run / EARLY_STOP)
     now_stop, now_patience = config.training.stop_at_step, config.evaluation.stop_after
-    further = now_stop is not None and now_stop > max(step, was["stop_at_step"] or 0)
-    more_patient = now_patience is None or now_patience > was["stop_after"]
+    further = now_stop is not None and now_stop > max(step, was.stop_at_step or 0)
+    more_patient = now_patience is None or now_patience > was.stop_after
     return not (further or more_patient)
+
+
+def forget_later_end(run: Path, step: int) -> None:
+    """Drops what is known of an end after `step`, which a run that goes back to it has before it again."""
+    if _stopped_at(run) > step:
+        (run / EARLY_STOP).unlink()
+
+
+def best_saved(config: Config, run: Path, measuring: Measuring) -> int | None:
+    """The step with a checkpoint whose score by `selection.metric` is the best so far: retention must leave it to be selected."""
+    metric = config.selection.metric
+    if metric is None:
+        return None
+    known = measuring.known(run)
+    scores = {step: score(known[step], metric) for step in saved_steps(run) if metric.keys() <= known.get(step, {}).keys()}
+    return min(scores, key=lambda step: (-scores[step], step), default=None)
 
 
 def _stopped_at(run: Path) -> int:
     """The step at which the run was ended last; 0 where it never was."""
     path = run / EARLY_STOP
-    return int(read_json(path)["step"]) if path.exists() else 0
+    return _read(path).step if path.exists() else 0
+
+
+class _EarlyStop(BaseModel):
+    """early-stop.json."""
+
+    step: int
+    stop_after: int
+    stop_at_step: int | None
+
+
+def _read(path: Path) -> _EarlyStop:
+    try:
+        return _EarlyStop.model_validate(read_json(path))
+    except (ValueError, RecursionError):  # pydantic's errors are ValueErrors
+        mend = "delete it: patience then counts from the start"
+        raise UserError(Fault(str(path), "a file that can't be read", "what gist-train train writes", mend)) from None

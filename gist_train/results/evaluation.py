@@ -3,7 +3,7 @@
 Figures are fractions, never times 100. Metrics are in `metrics.py`, the readers of tasks in `tasks.py`; mteb judges its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,7 +57,8 @@ def evaluate(encoder: TextEncoder, tasks: Sequence[LocalTask]) -> dict[str, Figu
     """`<task>/<metric>` -> figure, tasks in the order given. Each unique text of a task is encoded once.
 
     Raises:
-        ValueError: the encoder gave another number of vectors than texts, or a value that is not finite.
+        FloatingPointError: an embedding holds a value that is not finite.
+        ValueError: the encoder gave another number of vectors than texts.
     """
     figures: dict[str, Figure] = {}
     for task in tasks:
@@ -86,37 +87,42 @@ def _sts(encoder: TextEncoder, task: LoadedSts) -> dict[str, Items]:
 
 
 def _retrieval(encoder: TextEncoder, task: LoadedRetrieval) -> dict[str, Items]:
-    """By query: nDCG at 10 (gains as judged, documents of one similarity share their places), recall at 100, reciprocal rank."""
+    """By query: nDCG at 10 (gains as judged, documents of one similarity share their places), recall at 100, reciprocal rank.
+
+    Recall and reciprocal rank are sentence-transformers' evaluator's, for which all that is judged above 0 is relevant.
+    """
     queries, documents = [_unit(vectors) for vectors in _encode(encoder, task.name, task.queries, task.documents)]
     at_a_time = max(1, RANKED // len(documents))
-    ndcg, recall, reciprocal = (np.zeros(len(queries)) for _ in range(3))
-    for start in range(0, len(queries), at_a_time):
-        similarities = queries[start : start + at_a_time] @ documents.T
-        gains = np.zeros_like(similarities)
-        for row, judged in enumerate(task.judgements[start : start + at_a_time]):
-            gains[row, list(judged)] = list(judged.values())
-            recall[start + row], reciprocal[start + row] = _found_among_best(similarities[row], judged)
-            ndcg[start + row] = ndcg_score(gains[row : row + 1], similarities[row : row + 1], k=10)
-    return {"ndcg@10": ndcg, "recall@100": recall, "mrr@10": reciprocal}
-
-
-def _found_among_best(similarities: NDArray[np.float32], judged: dict[int, float]) -> tuple[float, float]:
-    """Recall at 100 and reciprocal rank at 10 of one query, by sentence-transformers' evaluator. What is judged is relevant."""
-    best = np.argsort(-similarities, kind="stable")[:RECALL_AT].tolist()
     evaluator = InformationRetrievalEvaluator(
         {"query": ""},
         {},
-        {"query": {f"{document:09d}" for document in judged}},
+        {"query": {"document"}},  # set anew for each query below
         mrr_at_k=[MRR_AT],
+        precision_recall_at_k=[RECALL_AT],
         ndcg_at_k=[],
         accuracy_at_k=[],
         map_at_k=[],
-        precision_recall_at_k=[RECALL_AT],
     )
-    # Of one similarity it ranks by name, hence names that sort as the numbers do.
-    hits = [{"corpus_id": f"{document:09d}", "score": float(similarities[document])} for document in best]
-    found = evaluator.compute_metrics([hits])
-    return float(found["recall@k"][RECALL_AT]), float(found["mrr@k"][MRR_AT])
+    items = np.zeros((3, len(queries)))
+    for start in range(0, len(queries), at_a_time):
+        similarities = queries[start : start + at_a_time] @ documents.T
+        for row, judged in enumerate(task.judgements[start : start + at_a_time]):
+            near = _near(similarities[row], judged)
+            gains = np.array([judged.get(document, 0.0) for document in near.tolist()])
+            items[0, start + row] = ndcg_score(gains[None], similarities[row, near][None], k=10)
+            # It ranks documents of one similarity by name, hence names that sort as the numbers do.
+            evaluator.relevant_docs = {"query": {f"{document:09d}" for document in judged}}
+            hits = [{"corpus_id": f"{document:09d}", "score": float(similarities[row, document])} for document in near.tolist()]
+            found = evaluator.compute_metrics([hits])
+            items[1:, start + row] = found["recall@k"][RECALL_AT], found["mrr@k"][MRR_AT]
+    return {"ndcg@10": items[0], "recall@100": items[1], "mrr@10": items[2]}
+
+
+def _near(similarities: NDArray[np.float32], judged: Collection[int]) -> NDArray[np.int64]:
+    """The documents that a query's figures depend on, ascending: the 100 most similar, all that tie with the last, the judged."""
+    count = min(RECALL_AT, len(similarities))
+    least = np.partition(similarities, -count)[-count]
+    return np.union1d(np.flatnonzero(similarities >= least), np.fromiter(judged, np.int64, len(judged)))
 
 
 def _classification(encoder: TextEncoder, task: LoadedClassification) -> dict[str, Items]:
@@ -129,7 +135,8 @@ def _classification(encoder: TextEncoder, task: LoadedClassification) -> dict[st
         KNeighborsClassifier(min(NEIGHBOURS, len(rows)), metric="cosine", algorithm="brute").fit(train, labels).predict(test)
     )
     by_linear, by_nearest = (np.stack([said, task.test_labels], axis=1).astype(np.float64) for said in (linear, nearest))
-    return {"accuracy": by_linear, "f1": by_linear, "knn_accuracy": by_nearest}
+    right = [(of[:, 0] == of[:, 1]).astype(np.float64) for of in (by_linear, by_nearest)]
+    return {"accuracy": right[0], "f1": by_linear, "knn_accuracy": right[1]}
 
 
 def _clustering(encoder: TextEncoder, task: LoadedClustering) -> dict[str, Items]:
@@ -174,15 +181,16 @@ def _encode(encoder: TextEncoder, name: str, *lists: Sequence[str]) -> list[NDAr
         raise ValueError(f"{name}: the encoder gave an array of shape {vectors.shape} for {len(number)} texts")
     broken = int((~np.isfinite(vectors)).any(axis=1).sum())
     if broken:
-        raise ValueError(f"{name}: {broken:,} of {len(vectors):,} embeddings hold a value that is not finite")
+        raise FloatingPointError(f"{name}: {broken:,} of {len(vectors):,} embeddings hold a value that is not finite")
     return [vectors[of] for of in rows]
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(N, D) of length 1; a vector of length 0 stays as it is, and its cosines are 0."""
+    """The same (N, D), each brought to length 1 in place; a vector of length 0 stays as it is, and its cosines are 0."""
     lengths: NDArray[np.float32] = np.linalg.norm(vectors, axis=1, keepdims=True)
     lengths[lengths == 0] = 1
-    return vectors / lengths
+    vectors /= lengths
+    return vectors
 
 
 def _cosines(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -3,10 +3,13 @@
 import shutil
 from pathlib import Path
 
+from huggingface_hub import metadata_load
 from rich.console import Console
+from yaml import YAMLError
 
 from gist_train.config.errors import Fault, UserError
-from gist_train.data.files import whole_folder
+from gist_train.config.evaluation import EvaluationConfig
+from gist_train.data.files import held, whole_folder
 from gist_train.results.card import model_card
 from gist_train.results.onnx import OnnxPlan, add_onnx, onnx_table
 from gist_train.results.selected import read_selected
@@ -18,6 +21,7 @@ def export_model(
     step: int | None,
     to: Path,
     *,
+    evaluation: EvaluationConfig | None = None,
     onnx: OnnxPlan | None = None,
     hub_id: str | None = None,
     console: Console | None = None,
@@ -27,6 +31,7 @@ def export_model(
     An export that stands at `to` is replaced; any other folder is left alone.
 
     Args:
+        evaluation: whose figures the card tells of a step that was not selected; None: the run's own.
         onnx: what is to be done to have the model in ONNX too; None for torch's weights alone.
         hub_id: repository of the hub that it is meant for, if any.
         console: where the figures of the ONNX model are shown.
@@ -40,15 +45,32 @@ def export_model(
     if origin is None:
         raise UserError(Fault(f"{run}/checkpoints", "no checkpoint", "one at least", "train first"))
     manifest = verified_manifest(origin)
-    if to.exists() and (not to.is_dir() or (any(to.iterdir()) and not (to / "modules.json").exists())):
-        raise UserError(
-            Fault("--to", f"{to}, which holds something else", "a new folder, or an earlier export", "name another folder")
-        )
-    with whole_folder(to, replace=True) as partial:
-        shutil.copytree(origin, partial, ignore=shutil.ignore_patterns(MANIFEST, STATE), dirs_exist_ok=True)
-        report = None if onnx is None else add_onnx(partial, onnx)
-        card = model_card(run, manifest, selected=selected, onnx=report, hub_id=hub_id)
-        (partial / "README.md").write_text(card, encoding="utf-8")
+    to = to.absolute()
+    with held(to.parent / f".{to.name}.export.lock") as alone:
+        if not alone:
+            raise UserError(Fault("--to", f"{to}, which another export writes", "one at a time", "wait for it, or name another"))
+        if to.exists() and not _is_export(to):
+            found = f"{to}, which is no export of this package"
+            raise UserError(Fault("--to", found, "a new folder, or an earlier export", "name another folder"))
+        with whole_folder(to, replace=True) as partial:
+            shutil.copytree(origin, partial, ignore=shutil.ignore_patterns(MANIFEST, STATE), dirs_exist_ok=True)
+            report = None if onnx is None else add_onnx(partial, onnx)
+            card = model_card(run, manifest, evaluation=evaluation, selected=selected, onnx=report, hub_id=hub_id)
+            (partial / "README.md").write_text(card, encoding="utf-8")
     if report is not None and console is not None:
         console.print(onnx_table(report))
     return to
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether a folder is one that an export wrote, or empty: a checkpoint and any other model are not to be replaced."""
+    if not folder.is_dir():
+        return False
+    if not any(folder.iterdir()):
+        return True
+    if (folder / MANIFEST).exists() or not (folder / "README.md").is_file():
+        return False
+    try:
+        return "gist_train" in (metadata_load(folder / "README.md") or {})
+    except (ValueError, YAMLError):
+        return False

@@ -8,14 +8,16 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from gist_train.config.evaluation import EvaluationConfig
-from gist_train.data.files import locked, sync, write_bytes, write_text
+from gist_train.data.files import json_lines, locked, sync, write_bytes, write_text
 from gist_train.results.evaluation import Figure
 from gist_train.results.metrics import Items
 
@@ -39,13 +41,23 @@ class Terms:
 
 
 def append_figures(
-    run: Path, step: int, figures: Mapping[str, Figure], *, terms: Terms, normalized: bool, contents: Mapping[str, str]
+    run: Path,
+    step: int,
+    figures: Mapping[str, Figure],
+    *,
+    terms: Terms,
+    normalized: bool,
+    length: int,
+    contents: Mapping[str, str],
+    base: str | None = None,
 ) -> None:
     """Adds `figures` ("<task>/<metric>" -> figure) of `step` in one write, under a lock: writers never tear a line.
 
     Args:
         normalized: whether the model's embeddings have length 1.
+        length: tokens that texts were cut to.
         contents: by task, `loaded_tasks.content_hash`.
+        base: at step 0, the model's fingerprint: another base model may train in the same run folder later.
     """
     lines, items = [], dict[str, dict[str, Items]]()
     for key, figure in figures.items():
@@ -57,9 +69,11 @@ def append_figures(
             "value": figure.value,
             "items": None if figure.items is None else len(figure.items),
             "normalized": normalized,
+            "length": length,
             "max_length": terms.max_length,
             "truncate_dim": terms.truncate_dim,
             "content": contents[task],
+            "base": base,
         }
         lines.append(json.dumps(row) + "\n")
         if figure.items is not None:
@@ -68,7 +82,7 @@ def append_figures(
     with locked(run):
         for task, of_metrics in items.items():  # before the rows that speak of them
             at = _items_path(run, step, task, terms)
-            at.parent.mkdir(exist_ok=True)
+            at.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(at, save(of_metrics, metadata={"content": contents[task]}))
         # A line that was cut short when the power went must not swallow the first of ours.
         torn = path.exists() and not path.read_bytes().endswith(b"\n")
@@ -77,17 +91,22 @@ def append_figures(
         sync(path)
 
 
-def read_figures(run: Path, terms: Terms, contents: Mapping[str, str] | None = None) -> dict[int, dict[str, float]]:
+def read_figures(
+    run: Path, terms: Terms, contents: Mapping[str, str] | None = None, base: str | None = None
+) -> dict[int, dict[str, float]]:
     """Step -> "<task>/<metric>" -> value, of the rows measured under `terms`; where a figure was measured twice, the later one.
 
     Args:
         contents: by task, the content whose figures count, no other task's; None: of each task, that of its latest row.
+        base: fingerprint of the model whose figures count at step 0; None: that of the latest row.
     """
     rows = [row for row in _rows(run) if (row["max_length"], row["truncate_dim"]) == (terms.max_length, terms.truncate_dim)]
     counting = {row["task"]: row["content"] for row in rows} if contents is None else contents
     figures: dict[int, dict[str, float]] = {}
+    bases = [row["base"] for row in rows if row["step"] == 0]
+    base = base or next(reversed(bases), None)
     for row in rows:
-        if counting.get(row["task"]) == row["content"]:
+        if counting.get(row["task"]) == row["content"] and (row["step"] > 0 or row["base"] == base):
             figures.setdefault(row["step"], {})[f"{row['task']}/{row['metric']}"] = row["value"]
     return figures
 
@@ -100,7 +119,7 @@ def read_items(run: Path, step: int, key: str, terms: Terms, content: str) -> It
             if items.metadata() != {"content": content} or metric not in items.keys():  # noqa: SIM118
                 return None
             found: Items = items.get_tensor(metric)
-            return found
+            return found if found.ndim in (1, 2) and len(found) and np.isfinite(found).all() else None
     except (OSError, SafetensorError):
         return None
 
@@ -117,23 +136,19 @@ def cut_figures(run: Path, step: int, aside: Path | None) -> None:
     with locked(run):
         if aside is not None:
             shutil.copyfile(path, aside / FIGURES)
-        write_text(path, "".join(json.dumps(row) + "\n" for row in _rows(run) if row["step"] <= step))
+        kept = [line + "\n" for line, row in json_lines(path) if not (isinstance(row.get("step"), int) and row["step"] > step)]
+        write_text(path, "".join(kept))
 
 
 def _rows(run: Path) -> Iterator[dict[str, Any]]:
-    """Rows of evaluations.jsonl that are whole, in order."""
-    path = run / FIGURES
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:  # cut short when the power went
-            continue
-        if isinstance(row, dict) and row.keys() >= {"step", "task", "metric", "value", "max_length", "truncate_dim", "content"}:
+    """Rows of evaluations.jsonl that are whole and of our form, in order. Others were garbled, or are of another tool."""
+    for _, row in json_lines(run / FIGURES):
+        numbers = isinstance(row.get("step"), int) and isinstance(row.get("value"), int | float) and isfinite(row["value"])
+        texts = all(isinstance(row.get(key), str) for key in ("task", "metric", "content"))
+        if numbers and texts and row.keys() >= {"max_length", "truncate_dim", "base"}:
             yield row
 
 
 def _items_path(run: Path, step: int, task: str, terms: Terms) -> Path:
-    of_terms = (f"-length-{terms.max_length}" if terms.max_length else "") + (
-        f"-dim-{terms.truncate_dim}" if terms.truncate_dim else ""
-    )
-    return run / ITEMS / f"step-{step:09d}-{task}{of_terms}.safetensors"
+    length, dimension = terms.max_length or "whole", terms.truncate_dim or "whole"
+    return run / ITEMS / f"length-{length}-dimension-{dimension}" / f"step-{step:09d}-{task}.safetensors"

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from gist_train.config.errors import Fault, UserError
 from gist_train.data.corpus import Corpus
 from gist_train.data.files import read_json
 from gist_train.data.overlap import count_overlaps
@@ -50,7 +51,8 @@ def evaluation_texts(task: LoadedTask) -> dict[str, Sequence[str]]:
         case LoadedSts() | LoadedPairs():
             return {"pairs": task.texts1 + task.texts2}
         case LoadedRetrieval():
-            return {"queries": task.queries, "documents": task.documents}
+            # Training data hold passages without the title that stands before them here.
+            return {"queries": task.queries, "documents": task.documents, **({"bodies": task.bodies} if task.bodies else {})}
         case LoadedClassification():
             return {"test": task.test_texts}
         case LoadedClustering():
@@ -71,10 +73,20 @@ def count_leaks(corpus: Corpus, tasks: Sequence[LoadedTask]) -> list[Leak]:
     return leaks
 
 
-def leaks_of(run: Path) -> list[Leak]:
-    """What run.json of a run folder says; nothing where the run has no tasks, or began before leaks were counted."""
+def leaks_of(run: Path, tasks: Sequence[str]) -> list[Leak]:
+    """What run.json of a run folder says of these tasks; those that came after the training were not checked.
+
+    Raises:
+        UserError: run.json can't be read.
+    """
     path = run / "run.json"
-    return [Leak(**told) for told in read_json(path).get("leakage", [])] if path.exists() else []
+    try:
+        told = [Leak(**leak) for leak in (read_json(path).get("leakage", []) if path.exists() else [])]
+    except (ValueError, TypeError, AttributeError):
+        mend = "train again: it writes it anew, and counts"
+        raise UserError(Fault(str(path), "a file that can't be read", "what gist-train train writes", mend)) from None
+    by_task = {task: [leak for leak in told if leak.task == task] for task in tasks}
+    return [leak for task, leaks in by_task.items() for leak in leaks or [Leak(task, None, 0, 0, 0)]]
 
 
 def leakage_line(leaks: Sequence[Leak]) -> str | None:

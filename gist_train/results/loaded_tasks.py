@@ -1,7 +1,7 @@
 """Evaluation tasks as they are in memory, read and checked: texts, scores, labels and judgements."""
 
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,6 +27,8 @@ class LoadedRetrieval:
     queries: tuple[str, ...]
     documents: tuple[str, ...]
     """Title, space, text; at least two."""
+    bodies: tuple[str, ...] = field(default=(), kw_only=True)
+    """The texts of the documents that have a title, without it."""
     judgements: tuple[dict[int, float], ...]
     """Per query: index of a document -> its judgement, above 0. What is not here counts 0."""
 
@@ -106,11 +108,11 @@ def content_hash(task: LoadedTask) -> str:
         of_tasks = [(of.metadata.name, of.metadata.main_score, of.metadata.dataset.get("revision")) for of in task.tasks]
         content.update(repr(of_tasks).encode())
         return content.hexdigest()
-    for field in fields(task):
-        if field.name == "name":
+    for part in fields(task):
+        if part.name in ("name", "bodies"):  # the documents hold the bodies
             continue
-        value = getattr(task, field.name)
-        content.update(f"\0{field.name}\0".encode())
+        value = getattr(task, part.name)
+        content.update(f"\0{part.name}\0".encode())
         if isinstance(value, np.ndarray):
             content.update(value.tobytes())
         else:

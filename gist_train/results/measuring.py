@@ -1,6 +1,6 @@
 """A model, or a step of a run, on the tasks of a config: what is there is not computed again."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +9,7 @@ from gist_train.config.errors import Fault, UserError
 from gist_train.config.evaluation import EvaluationConfig, MtebTask
 from gist_train.config.models import ModelConfig
 from gist_train.config.schema import Config, cache_folder
+from gist_train.data.files import read_json
 from gist_train.model.pretrained import Pretrained, load_finished, load_student
 from gist_train.results.evaluation import Figure, evaluate
 from gist_train.results.figures import Terms, append_figures, read_figures, read_items
@@ -16,7 +17,7 @@ from gist_train.results.loaded_tasks import LoadedMteb, LoadedTask, content_hash
 from gist_train.results.metrics import Items
 from gist_train.results.mteb_tasks import measure_mteb
 from gist_train.results.tasks import load_tasks
-from gist_train.training.checkpoint import checkpoint_folder, verified_manifest
+from gist_train.training.checkpoint import MANIFEST, checkpoint_folder, verified_manifest
 from gist_train.training.distributed import this_device
 
 Figures = dict[str, float]
@@ -77,25 +78,23 @@ class Measuring:
         """
         return self._evaluate(model, self.tasks)
 
-    def of_step(self, run: Path, step: int, load: Callable[[], Pretrained]) -> Figures:
+    def of_step(self, run: Path, step: int, model: Pretrained) -> Figures:
         """Figures of a step: those that evaluations.jsonl has, and those of the other tasks, which are added to it.
 
         Args:
-            load: opens the step's model; called where a task is missing.
+            model: the step's; at step 0 the student before training.
         """
-        known = self.known(run).get(step, {})
-        missing = [task for task in self.tasks if not known.keys() >= set(self.metrics(task))]
-        if missing:
-            model = load()
+        base = model.fingerprint() if step == 0 else None
+        known = read_figures(run, self.terms, self.contents, base).get(step, {})
+        if missing := self._missing(known):
             found = self._evaluate(model, missing)
-            normalized = model.encoder.normalized
-            append_figures(run, step, found, terms=self.terms, normalized=normalized, contents=self.contents)
+            self._keep(run, step, found, model, base)
             known |= values(found)
-        return {name: known[name] for task in self.tasks for name in self.metrics(task)}
+        return self._in_order(known)
 
     def of_base(self, run: Path, model: ModelConfig) -> Figures:
         """Figures of the student before training, which are step 0 of the run."""
-        return self.of_step(run, 0, lambda: on_this_device(load_student(model)))
+        return self.of_step(run, 0, on_this_device(load_student(model)))
 
     def of_checkpoint(self, run: Path, step: int) -> Figures | None:
         """Figures of the step's checkpoint; None where it is gone: a run that trains meanwhile deletes those it need not keep.
@@ -103,18 +102,23 @@ class Measuring:
         Raises:
             UserError: it is damaged.
         """
+        known = self.known(run).get(step, {})
         folder = checkpoint_folder(run, step)
-
-        def load() -> Pretrained:
-            verified_manifest(folder)
-            return on_this_device(load_finished(str(folder)))
-
-        try:
-            return self.of_step(run, step, load)
-        except (UserError, OSError):
-            if folder.exists():
-                raise
-            return None
+        if missing := self._missing(known):
+            try:
+                sealed = verified_manifest(folder)["sha256"]
+                model = on_this_device(load_finished(str(folder)))
+            except (UserError, OSError):
+                if folder.exists():
+                    raise
+                return None
+            found = self._evaluate(model, missing)
+            # A run that went back meanwhile has moved it away: these are no figures of the step as it will be.
+            if not folder.exists() or read_json(folder / MANIFEST)["sha256"] != sealed:
+                return None
+            self._keep(run, step, found, model, None)
+            known |= values(found)
+        return self._in_order(known)
 
     def known(self, run: Path) -> dict[int, Figures]:
         """By step, what evaluations.jsonl has of these tasks under these terms."""
@@ -123,6 +127,19 @@ class Measuring:
     def items(self, run: Path, step: int, key: str) -> Items | None:
         """The items of a figure of a step, where they are on disk."""
         return read_items(run, step, key, self.terms, self.contents[key.split("/", 1)[0]])
+
+    def _missing(self, known: Mapping[str, float]) -> list[LoadedTask]:
+        return [task for task in self.tasks if not known.keys() >= set(self.metrics(task))]
+
+    def _in_order(self, known: Mapping[str, float]) -> Figures:
+        return {name: known[name] for task in self.tasks for name in self.metrics(task)}
+
+    def _keep(self, run: Path, step: int, found: Mapping[str, Figure], model: Pretrained, base: str | None) -> None:
+        normalized = model.encoder.normalized
+        length = model.with_max_length(self.config.max_length).max_length
+        append_figures(
+            *(run, step, found), terms=self.terms, normalized=normalized, length=length, contents=self.contents, base=base
+        )
 
     def _evaluate(self, model: Pretrained, tasks: Sequence[LoadedTask]) -> dict[str, Figure]:
         model = model.with_max_length(self.config.max_length).with_truncation(self.config.truncate_dim)
@@ -147,6 +164,11 @@ def on_this_device(model: Pretrained) -> Pretrained:
     """The same model, moved to where this process would train."""
     model.encoder.to(this_device())
     return model
+
+
+def figures_line(name: str, figures: Mapping[str, float]) -> str:
+    """A line that tells the figures of one model."""
+    return f"{name}: " + "  ".join(f"{key} {100 * value:.1f}" for key, value in figures.items())
 
 
 def values(figures: Mapping[str, Figure]) -> Figures:

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import pearsonr, spearmanr  # type: ignore[import-untyped]
 from sklearn.metrics import (  # type: ignore[import-untyped]
-    accuracy_score,
     average_precision_score,
     f1_score,
     v_measure_score,
@@ -36,10 +35,6 @@ def _average_precision(items: Items) -> float:
     return float(average_precision_score(items[:, 1], items[:, 0])) if items[:, 1].any() else 0.0
 
 
-def _accuracy(items: Items) -> float:
-    return float(accuracy_score(items[:, 1], items[:, 0]))
-
-
 def _macro_f1(items: Items) -> float:
     return float(f1_score(items[:, 1], items[:, 0], average="macro", zero_division=0))
 
@@ -52,9 +47,7 @@ _OF_TWO_COLUMNS: dict[str, Callable[[Items], float]] = {
     "spearman": _spearman,  # similarity, human score
     "pearson": _pearson,
     "ap": _average_precision,  # similarity, whether the pair belongs together
-    "accuracy": _accuracy,  # what a classifier says, label
-    "knn_accuracy": _accuracy,
-    "f1": _macro_f1,
+    "f1": _macro_f1,  # what a classifier says, label
     "v_measure": _v_measure,  # cluster, label
 }
 

@@ -55,7 +55,8 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]  # mteb's classes are not f
             inputs: batches of mteb's DataLoader, each with a list of texts under "text".
 
         Raises:
-            ValueError: the encoder gave another number of vectors than texts, or a value that is not finite.
+            FloatingPointError: an embedding holds a value that is not finite.
+            ValueError: the encoder gave another number of vectors than texts.
         """
         prompt = self._prompt(task_metadata, prompt_type)
         texts = [prompt + text for batch in inputs for text in batch["text"]]
@@ -66,7 +67,7 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]  # mteb's classes are not f
                 raise ValueError(f"{task_metadata.name}: the encoder gave an array of shape {vectors.shape} for {len(new)} texts")
             if broken := int((~np.isfinite(vectors)).any(axis=1).sum()):
                 found = f"{broken:,} of {len(vectors):,} embeddings hold a value that is not finite"
-                raise ValueError(f"{task_metadata.name}: {found}")
+                raise FloatingPointError(f"{task_metadata.name}: {found}")
             self._known.update(zip(new, vectors, strict=True))
         out = np.stack([self._known[text] for text in texts])
         if len(self._known) > REMEMBERED:

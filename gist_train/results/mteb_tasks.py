@@ -93,7 +93,8 @@ def measure_mteb(
 
     Raises:
         UserError: a task's data set can't be read.
-        ValueError: the encoder gave another number of vectors than texts, or a value that is not finite.
+        FloatingPointError: an embedding holds a value that is not finite.
+        ValueError: the encoder gave another number of vectors than texts.
     """
     with _quiet():
         import mteb

@@ -22,6 +22,7 @@ def read_retrieval(task: RetrievalTask, where: str, faults: list[Fault]) -> Load
     queries = _part(folder, (f"queries.{task.split}.jsonl", "queries.jsonl"), where, faults)
     qrels = _part(folder, (f"qrels.{task.split}.tsv", f"qrels/{task.split}.tsv"), where, faults)
     documents: dict[str, str] = {}
+    bodies: list[str] = []
     asked: dict[str, str] = {}
 
     def document(row: Record) -> None:
@@ -30,6 +31,8 @@ def read_retrieval(task: RetrievalTask, where: str, faults: list[Fault]) -> Load
         # Title or text may be empty, as in several of BEIR's corpora, but not both.
         filled = [column for column in ("title", "text") if str(row.get(column) or "").strip()]
         documents[at] = " ".join(text(row[column], column) for column in filled or ["text"])
+        if len(filled) == 2:
+            bodies.append(text(row["text"], "text"))
 
     def query(row: Record) -> None:
         at = _new_id(row, asked)
@@ -49,7 +52,9 @@ def read_retrieval(task: RetrievalTask, where: str, faults: list[Fault]) -> Load
         return None
     index = {at: number for number, at in enumerate(documents)}
     judgements = tuple({index[at]: judgement for at, judgement in of.items()} for of in judged.values())
-    return LoadedRetrieval(task.name, tuple(asked[at] for at in judged), tuple(documents.values()), judgements)
+    return LoadedRetrieval(
+        task.name, tuple(asked[at] for at in judged), tuple(documents.values()), judgements, bodies=tuple(bodies)
+    )
 
 
 def _judgements(qrels: TaskFile, queries: dict[str, str] | None, documents: dict[str, str] | None) -> dict[str, dict[str, float]]:

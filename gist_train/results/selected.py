@@ -1,16 +1,54 @@
 """selected.json: which model of a run was chosen, by what, and how far the others lay behind."""
 
+import hashlib
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from gist_train.config.errors import Fault, UserError
 from gist_train.data.files import read_json, write_json
-from gist_train.training.checkpoint import MANIFEST
+from gist_train.training.checkpoint import MANIFEST, checkpoint_folder
 
 SELECTED = "selected.json"
-AVERAGED = "averaged"
-"""Folder of the run that holds the mean of several checkpoints, where one was chosen."""
+
+
+class _Part(BaseModel):
+    """A part of selected.json: what is read of it is checked, since people edit files."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class _Candidate(_Part):
+    name: str
+    steps: list[int]
+    base_weight: float
+    score: float | None
+    loss: float | None
+    behind: float | None
+    interval: list[float] | None
+    within_noise: bool | None
+    figures: dict[str, float]
+
+
+class _File(_Part):
+    step: int
+    steps: list[int] = Field(min_length=1)
+    base_weight: float
+    name: str
+    checkpoint: str
+    rule: str
+    metric: dict[str, float] | None
+    around: int | None
+    window: int | None
+    figures: dict[str, float]
+    base: dict[str, float]
+    candidates: list[_Candidate]
+    evaluation: dict[str, Any]
+    leakage: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +78,12 @@ def read_selected(run: Path) -> Selected | None:
     Raises:
         UserError: the file can't be read, or the model that it names is gone.
     """
-    path = run / SELECTED
-    if not path.exists():
+    if not (run / SELECTED).exists():
         return None
-    selected = _read(path)
+    selected = _read(run)
     if not (selected.folder / MANIFEST).exists():
         found = f"{selected.told['checkpoint']}, which is not there"
-        raise UserError(Fault(str(path), found, "a checkpoint of the run", f"select again: gist-train select {run}"))
+        raise UserError(Fault(str(run / SELECTED), found, "a checkpoint of the run", f"select again: gist-train select {run}"))
     return selected
 
 
@@ -56,7 +93,19 @@ def selected_steps(run: Path) -> frozenset[int]:
     Raises:
         UserError: selected.json can't be read.
     """
-    return frozenset(_read(run / SELECTED).steps) if (run / SELECTED).exists() else frozenset()
+    return frozenset(_read(run).steps) if (run / SELECTED).exists() else frozenset()
+
+
+def averaged_folder(run: Path, steps: Sequence[int], base_weight: float) -> Path:
+    """Where the mean of these steps belongs: each mean has a folder of its own, so that a new choice harms no earlier one."""
+    return run / f"averaged-{hashlib.blake2b(repr((list(steps), base_weight)).encode(), digest_size=4).hexdigest()}"
+
+
+def drop_other_means(run: Path, kept: Path) -> None:
+    """Deletes the means that earlier choices left, once selected.json names another model."""
+    for folder in run.glob("averaged-*"):
+        if folder != kept:
+            shutil.rmtree(folder)
 
 
 def write_selected(run: Path, told: dict[str, Any]) -> None:
@@ -64,10 +113,16 @@ def write_selected(run: Path, told: dict[str, Any]) -> None:
     write_json(run / SELECTED, told)
 
 
-def _read(path: Path) -> Selected:
+def _read(run: Path) -> Selected:
+    path = run / SELECTED
     try:
-        told = read_json(path)
-        steps = tuple(int(step) for step in told["steps"])
-        return Selected(int(told["step"]), steps, float(told["base_weight"]), path.parent / told["checkpoint"], told)
-    except (ValueError, KeyError, TypeError):
-        raise UserError(Fault(str(path), "a file that can't be read", "what gist-train select writes", "select again")) from None
+        told = _File.model_validate(read_json(path))
+        steps = tuple(told.steps)
+        selected = Selected(steps[-1], steps, told.base_weight, run / told.checkpoint, told.model_dump())
+        made = averaged_folder(run, steps, told.base_weight) if selected.averaged else checkpoint_folder(run, told.step)
+        if selected.folder != made:
+            raise ValueError(told.checkpoint)
+    except (OSError, ValueError, RecursionError, ValidationError):
+        found, mend = "a file that can't be read, or says one thing here and another there", "delete it, or select again"
+        raise UserError(Fault(str(path), found, "what gist-train select writes", mend)) from None
+    return selected

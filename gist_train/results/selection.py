@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from gist_train.results.metrics import Items, figure_of
 
-RESAMPLES = 1000
-"""Of a bootstrap."""
+RESAMPLES = 500
+"""Of a bootstrap: some metrics of scikit-learn take milliseconds each."""
 CONFIDENCE = 0.95
 """Of an interval."""
 SEED = 42
 """Of the resamples. No setting: the same figures have the same interval."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)  # told apart by identity: arrays have no equality
+@dataclass(frozen=True, slots=True, eq=False)  # told apart by identity
 class Candidate:
     """A model that may be chosen."""
 
@@ -30,8 +30,6 @@ class Candidate:
     """Share of the base model in its weights, from 0."""
     figures: Mapping[str, float]
     """<task>/<metric> -> fraction; of the metrics it is judged by at least."""
-    items: Mapping[str, Items | None]
-    """By metric that it is judged by, what the figure is made of; None where that is not known."""
 
     @property
     def averaged(self) -> bool:
@@ -83,30 +81,43 @@ def by_loss(losses: Mapping[int, float], percentile: float) -> list[int]:
     return [chosen, *(step for step in ascending if step != chosen)]
 
 
-def distance(chosen: Candidate, other: Candidate, metric: Mapping[str, float]) -> Distance:
-    """How far `other` lies behind `chosen`, with a paired bootstrap interval (Efron 1979) over the items of each task.
+def resampled_scores(items: Mapping[str, Items | None], metric: Mapping[str, float]) -> NDArray[np.float64] | None:
+    """(RESAMPLES,) scores over resampled items of each task, drawn with replacement (the bootstrap, Efron 1979).
 
-    Both are judged on the same resampled items, so that what makes an item hard for both cancels out.
+    The draws depend on the task's name and its number of items alone: two candidates are judged on the same resampled items, so
+    that what makes an item hard for both cancels out in the difference of their scores.
+
+    Args:
+        items: by metric, what the figure is made of.
+
+    Returns:
+        None where a metric has no items.
     """
-    behind = score(chosen.figures, metric) - score(other.figures, metric)
-    behinds = np.zeros(RESAMPLES)
+    scores = np.zeros(RESAMPLES)
     for task in dict.fromkeys(key.split("/", 1)[0] for key in metric):
-        pairs = [
-            (key.split("/", 1)[1], weight, chosen.items[key], other.items[key])
-            for key, weight in metric.items()
-            if key.startswith(f"{task}/")
-        ]
         generator = np.random.default_rng([SEED, *task.encode()])
+        of_task = [(key.split("/", 1)[1], weight, items[key]) for key, weight in metric.items() if key.split("/", 1)[0] == task]
         for resample in range(RESAMPLES):
             draw: NDArray[np.int64] | None = None  # all metrics of a task see the same items
-            for name, weight, ours, theirs in pairs:
-                if ours is None or theirs is None or len(ours) != len(theirs):
-                    return Distance(behind, None, None)
+            for name, weight, of_metric in of_task:
+                if of_metric is None:
+                    return None
                 if draw is None:
-                    draw = generator.integers(len(ours), size=len(ours))
-                behinds[resample] += weight * (figure_of(name, ours[draw]) - figure_of(name, theirs[draw]))
-    behinds /= fsum(metric.values())
-    low, high = np.quantile(behinds, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+                    draw = generator.integers(len(of_metric), size=len(of_metric))
+                scores[resample] += weight * figure_of(name, of_metric[draw])
+    return scores / fsum(metric.values())
+
+
+def distance(behind: float, chosen: NDArray[np.float64] | None, other: NDArray[np.float64] | None) -> Distance:
+    """How far a candidate lies behind the chosen one.
+
+    Args:
+        behind: the chosen one's score minus its own.
+        chosen, other: `resampled_scores` of both; None where there are none.
+    """
+    if chosen is None or other is None:
+        return Distance(behind, None, None)
+    low, high = np.quantile(chosen - other, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Distance(behind, float(low), float(high))
 
 

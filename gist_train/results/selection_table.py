@@ -7,32 +7,33 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from gist_train.results.changes import Change, changes, counted
 from gist_train.results.leakage import Leak, leakage_table
 
 SHOWN = 10
 """Checkpoints in the table of candidates; means of several are always in it."""
 
 
-def selection_page(told: Mapping[str, Any], leaks: Sequence[Leak]) -> Group:
-    """The page of a selected.json, and what the run's training rows share with its tasks."""
+def selection_page(told: Mapping[str, Any]) -> Group:
+    """The page of a selected.json."""
     parts: list[Table | Text] = [_candidates(told)]
-    if told["figures"]:
-        parts += [_against_base(told["base"], told["figures"]), Text(falls(told["base"], told["figures"]))]
+    changed = changes(told["base"], told["figures"])
+    if changed:
+        parts += [_against_base(changed), Text(falls(changed))]
+    leaks = [Leak(**leak) for leak in told["leakage"]]
     if leaks and any(leak.shared or leak.part is None for leak in leaks):
         parts.append(leakage_table(leaks))
     parts.append(Text(f"selected: {told['name']}, {told['checkpoint']}, by {chosen_by(told)}"))
     return Group(*parts)
 
 
-def falls(base: Mapping[str, float], figures: Mapping[str, float]) -> str:
+def falls(changed: Sequence[Change]) -> str:
     """How many figures rose and fell, and which fell most."""
-    differences = {key: value - base[key] for key, value in figures.items() if key in base}
-    if not differences:
-        return "The base model was not measured."
-    rose, fell = sum(of > 0 for of in differences.values()), sum(of < 0 for of in differences.values())
-    told = f"{rose} of {len(differences)} figures rose against the base, {fell} fell"
-    worst = min(differences, key=lambda key: differences[key])
-    return f"{told}; most of all {worst}, by {-100 * differences[worst]:.1f} points." if fell else f"{told}."
+    found = counted(changed)
+    told = f"{found.rose} of {len(changed)} figures rose against the base, {found.fell} fell"
+    if found.worst is None or found.worst.difference is None:
+        return f"{told}."
+    return f"{told}; most of all {found.worst.key}, by {-100 * found.worst.difference:.2f} points."
 
 
 def chosen_by(told: Mapping[str, Any]) -> str:
@@ -48,26 +49,23 @@ def chosen_by(told: Mapping[str, Any]) -> str:
 def _candidates(told: Mapping[str, Any]) -> Table:
     where = "" if told["around"] is None else f" within {told['window']:,} steps of {told['around']:,}"
     table = Table(title=f"candidates{where}")
-    table.add_column("candidate")
+    table.add_column("candidate", overflow="fold")
     metric = told["metric"] or {}
     if metric:
         table.add_column("score x 100", justify="right")
-    for key in metric if len(metric) > 1 else ():
-        table.add_column(key, justify="right")
-    table.add_column("training loss", justify="right")
+    table.add_column("logged loss", justify="right")
     if metric:
         table.add_column("behind", justify="right")
-        table.add_column("95 % of resamples")
+        table.add_column("95 % of resamples", no_wrap=True)
     single = 0
     for of in told["candidates"]:
         made = len(of["steps"]) > 1 or of["base_weight"] > 0
         single += not made
         if single > SHOWN and not made:
             continue
-        figures = [f"{100 * of['figures'][key]:.2f}" for key in metric] if len(metric) > 1 else []
         loss = "" if of["loss"] is None else f"{of['loss']:.4f}"
         behind = [] if not metric else ["" if of["behind"] is None else f"{100 * of['behind']:.2f}", _interval(of)]
-        table.add_row(of["name"], *([f"{100 * of['score']:.2f}"] if metric else []), *figures, loss, *behind)
+        table.add_row(of["name"], *([f"{100 * of['score']:.2f}"] if metric else []), loss, *behind)
     if single > SHOWN:
         table.caption = f"and {single - SHOWN} more in selected.json"
     return table
@@ -80,12 +78,13 @@ def _interval(of: Mapping[str, Any]) -> str:
     return f"{low:.2f} to {high:.2f}{': within noise' if of['within_noise'] else ''}"
 
 
-def _against_base(base: Mapping[str, float], figures: Mapping[str, float]) -> Table:
+def _against_base(changed: Sequence[Change]) -> Table:
     table = Table(title="every figure x 100, base against selected")
-    for column in ("figure", "base", "selected", "difference"):
-        table.add_column(column, justify="left" if column == "figure" else "right")
-    for key, value in figures.items():
-        before = base.get(key)
-        cells = ("not measured", "") if before is None else (f"{100 * before:.1f}", f"{100 * (value - before):+.1f}")
-        table.add_row(key, cells[0], f"{100 * value:.1f}", cells[1])
+    table.add_column("figure", no_wrap=True)
+    for column in ("base", "selected", "difference"):
+        table.add_column(column, justify="right")
+    for change in changed:
+        before = "not measured" if change.before is None else f"{100 * change.before:.2f}"
+        difference = "" if change.difference is None else f"{100 * change.difference:+.2f}"
+        table.add_row(change.key, before, f"{100 * change.after:.2f}", difference)
     return table

@@ -7,13 +7,12 @@ from pathlib import Path
 from rich.console import Console
 
 from gist_train.config.schema import Config
-from gist_train.data.files import read_json
 from gist_train.results.comparison import tasks_of
-from gist_train.results.measuring import Figures
+from gist_train.results.measuring import Figures, figures_line
 from gist_train.training.checkpoint import saved_steps
 
 ENDED = "ended.json"
-"""Written when a training has come to its end: {"step": N}. Not where it was interrupted: then it may go on."""
+"""There while a training has come to its end: {"step": N}. Not where it was interrupted: then it may go on."""
 LOOK_EVERY = 2.0
 """Seconds between two looks at the run folder."""
 
@@ -31,15 +30,17 @@ def watch(config: Config, run: Path) -> Iterator[tuple[int, Figures | None]]:
     done: set[int] = set()
     while True:
         # Asked before the folder is looked at: what landed before the end is seen.
-        ended = read_json(run / ENDED)["step"] if (run / ENDED).exists() else None
+        ended = (run / ENDED).exists()
+        saved = saved_steps(run)
+        done &= {0, *saved}  # a run that went back takes its later steps anew
         if run.exists() and 0 not in done:
             yield 0, measuring.of_base(run, config.model)
             done.add(0)
-        for step in saved_steps(run):
+        for step in saved:
             if step not in done:
                 yield step, measuring.of_checkpoint(run, step)
                 done.add(step)
-        if ended is not None and ended in done:
+        if ended and done >= {0, *saved_steps(run)}:
             return
         time.sleep(LOOK_EVERY)
 
@@ -54,6 +55,5 @@ def watched(config: Config, run: Path, console: Console) -> dict[str, Figures]:
             console.print(f"{name}: deleted before its turn came; a higher checkpoint.keep_last keeps it longer", soft_wrap=True)
             continue
         figures[name] = found
-        told = "  ".join(f"{key} {100 * value:.1f}" for key, value in found.items())
-        console.print(f"{name}: {told}", soft_wrap=True, highlight=False)
+        console.print(figures_line(name, found), soft_wrap=True, highlight=False)
     return figures

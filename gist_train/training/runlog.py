@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from gist_train.config.schema import TrackingConfig
-from gist_train.data.files import sync, write_text
+from gist_train.data.files import json_lines, sync, write_text
 from gist_train.training.checkpoint import Progress
 from gist_train.training.loop import StepRecord
 
@@ -115,13 +115,7 @@ def _cut(path: Path, step: int) -> None:
     """Leaves the rows up to `step`. A last line that was cut short when the power went is dropped too."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except ValueError:
-            continue
+    kept = [line + "\n" for line, row in json_lines(path) if isinstance(row.get("step"), int) and row["step"] <= step]
     write_text(path, "".join(kept))
 
 

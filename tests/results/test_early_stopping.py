@@ -54,26 +54,27 @@ def scores(monkeypatch):
 
 
 def test_it_ends_and_stays_ended_and_goes_on(stopping, scores, tmp_path):
-    """Ended at step 6, the second evaluation after the best, with a checkpoint though none was due; again the same command does
-    nothing; stop_at_step raised lets it go on, with patience anew; and its weights are those of a run that never ended."""
+    """Ended at step 6, the second evaluation after the best; again the same command does nothing; stop_at_step raised lets it go
+    on, with patience anew; and its weights are those of a run that never ended. Every evaluated step has a checkpoint."""
     scores += [0.1, 0.5, 0.4, 0.5, 0.3, 0.2, 0.9]
     run = tmp_path / "runs" / "run"
     ended = gist("train", stopping())
     assert ended.code == 0, ended.err
-    assert "pairs/spearman has not risen for 2 evaluations" in ended.err
-    assert saved_steps(run) == [4, 6]
+    assert "pairs/spearman was 50.00 at step 2, and no evaluation since was better" in ended.err
+    assert "step 6: pairs/spearman 50.0" in ended.err
+    assert saved_steps(run) == [2, 4, 6]
     assert metrics(run)[-1]["step"] == 6
     assert json.loads((run / ENDED).read_text())["step"] == 6
 
     again = gist("train", stopping())
     assert again.code == 0
     assert "ended early" in again.err
-    assert saved_steps(run) == [4, 6]
+    assert saved_steps(run) == [2, 4, 6]
 
     # Steps 8 and 10 are no rise either: the patience that was used up counts anew from step 6.
     further = gist("train", stopping(stop_at_step=11))
     assert further.code == 0, further.err
-    assert saved_steps(run) == [4, 6, 8, 10]
+    assert saved_steps(run) == [2, 4, 6, 8, 10]
     assert json.loads((run / EARLY_STOP).read_text())["step"] == 10
     last = gist("train", stopping(stop_after=None, stop_at_step=11))
     assert last.code == 0, last.err
@@ -105,6 +106,76 @@ def test_what_an_interruption_left_out_is_measured(stopping, scores, tmp_path):
     assert gist("train", stopping()).code == 0
     assert read_figures(run, WHOLE)[4]["pairs/spearman"] == 0.7
     assert saved_steps(run)[-1] == 8
+
+
+def test_the_best_checkpoint_outlives_retention(stopping, scores, tmp_path):
+    """With patience longer than keep_last the best step would be gone by the time the run ends, and nothing left to select."""
+    scores += [0.1, 0.9, 0.4, 0.5, 0.3]
+    path = stopping(stop_after=3)
+    config = yaml.safe_load(path.read_text())
+    config["checkpoint"] = {"every": 2, "keep_last": 1}
+    path.write_text(yaml.safe_dump(config))
+    run = tmp_path / "runs" / "run"
+    assert gist("train", path).code == 0
+    assert saved_steps(run) == [2, 8]
+    assert json.loads(gist("select", path, "--json").out)["step"] == 2
+
+
+def test_others_evaluations_use_no_patience_up(stopping, scores, tmp_path):
+    """A watcher's figures of steps in between would end a run by a race, and end it otherwise than an uninterrupted one."""
+    config = load_config(stopping(stop_after=2), [])
+    run = tmp_path / "runs" / "run"
+    run.mkdir(parents=True)
+    measuring = Measuring.of(config)
+    content = content_hash(measuring.tasks[0])
+    for step, value in ((0, 0.5), (1, 0.9), (2, 0.4), (3, 0.1)):
+        add_figures(run, step, {"pairs/spearman": value}, content=content)
+    assert not out_of_patience(config, run, measuring, 2)
+    add_figures(run, 4, {"pairs/spearman": 0.3}, content=content)
+    assert out_of_patience(config, run, measuring, 4)
+    assert scores == []
+
+
+def test_a_run_that_goes_back_decides_anew(stopping, scores, tmp_path):
+    """What is known of an end lies before it again: kept, it would let the run go past the step where it ended first."""
+    scores += [0.1, 0.5, 0.4, 0.3]
+    run = tmp_path / "runs" / "run"
+    assert gist("train", stopping()).code == 0
+    assert saved_steps(run) == [2, 4, 6]
+    scores += [0.4, 0.3]
+    again = gist("train", stopping(), "--resume", 2)
+    assert again.code == 0, again.err
+    assert "ended early" in again.err
+    assert saved_steps(run) == [2, 4, 6]
+    (run / EARLY_STOP).write_text("{")
+    spoilt = gist("train", stopping())
+    assert spoilt.code == 2
+    assert "early-stop.json" in spoilt.err
+
+
+def test_a_failed_evaluation_costs_no_step(stopping, monkeypatch, tmp_path):
+    """A data set that can't be reached for a minute must not cost the steps since the last checkpoint; the same command goes on,
+    and the last step's evaluation is made up for as well."""
+    real = measured.evaluate
+
+    def fail(*_):
+        raise OSError("no route to host")
+
+    run = tmp_path / "runs" / "run"
+    path = stopping(stop_after=None, checkpoint=100, max_steps=4)
+    assert gist("train", path, "--set", "training.stop_at_step=1").code == 0
+    monkeypatch.setattr(measured, "evaluate", fail)
+    for step in (2, 2):  # again: it is asked for first, before any step
+        ended = gist("train", path)
+        assert ended.code == 1
+        assert "no route to host" in ended.err
+        assert saved_steps(run)[-1] == step
+    monkeypatch.setattr(measured, "evaluate", real)
+    assert gist("train", path, "--set", "evaluation.every=0").code == 0
+    assert saved_steps(run)[-1] == 4
+    assert 4 not in read_figures(run, WHOLE)
+    assert gist("train", path).code == 0
+    assert sorted(read_figures(run, WHOLE)) == [0, 1, 4]
 
 
 def test_the_decision_rests_on_what_is_in_the_folder(stopping, tmp_path):

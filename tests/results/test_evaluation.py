@@ -148,6 +148,26 @@ def test_recall_and_reciprocal_rank_are_the_values_by_hand():
     assert (figures["r/recall@100"], figures["r/mrr@10"]) == (0.5, 0.0)
 
 
+def test_the_near_documents_decide_as_all_would(monkeypatch):
+    """Only the hundred nearest, those that tie with the last of them and the judged are ranked: ties, a relevant document far
+    behind, fewer documents than a hundred must give what a ranking of all gives."""
+    random = np.random.default_rng(7)
+    documents = tuple(f"d{n}" for n in range(400))
+    # Few different directions: many documents of one similarity, across the hundredth place too.
+    vectors = {name: angle(float(random.integers(0, 12)) * 7, 1 + random.random()) for name in documents}
+    queries = tuple(f"q{n}" for n in range(30))
+    vectors |= {name: angle(float(random.integers(0, 90))) for name in queries}
+    judged = tuple(
+        {int(at): float(gain) for at, gain in zip(random.integers(400, size=4), random.integers(1, 4, size=4), strict=True)}
+        for _ in queries
+    )
+    task = LoadedRetrieval("r", queries, documents, judged)
+    near = values_of(Table(vectors), task)
+    monkeypatch.setattr(evaluation, "_near", lambda similarities, _: np.arange(len(similarities)))
+    assert values_of(Table(vectors), task) == pytest.approx(near)
+    assert 0 < near["r/ndcg@10"] < near["r/recall@100"] < 1
+
+
 def test_queries_in_chunks_give_the_same_figure(monkeypatch):
     """A mean of the chunks' means, or judgements of the wrong chunk, would show where queries don't fit at once."""
     task, encoder = by_hand()
@@ -237,7 +257,7 @@ def test_the_draw_is_the_same_each_time_and_class_by_class():
 @pytest.mark.parametrize("vectors", [{"a": [math.nan, 1], "b": [1, 0]}, {"a": [math.inf, 1], "b": [1, 0]}])
 def test_vectors_that_are_not_finite_are_refused(vectors):
     """A diverged model would otherwise get a figure of nan, or an error of scikit-learn's that names no task."""
-    with pytest.raises(ValueError, match=r"^s: 1 of 2 embeddings hold a value that is not finite"):
+    with pytest.raises(FloatingPointError, match=r"^s: 1 of 2 embeddings hold a value that is not finite"):
         evaluate(Table(vectors), [LoadedSts("s", ("a", "b"), ("b", "b"), np.array([1.0, 2.0]))])
 
 
@@ -299,7 +319,7 @@ def test_flat_folder_gz_and_titles(tmp_path):
     lines(tmp_path / "queries.jsonl", {"_id": "other", "text": "of another split"})
     text(tmp_path / "qrels.dev.tsv", QRELS + "q\t1\t1\n")
     (task,) = load_tasks([RetrievalTask(name="r", path=str(tmp_path), split="dev")])
-    assert task == LoadedRetrieval("r", ("T x",), ("T x", "T", "x"), ({0: 1.0},))
+    assert task == LoadedRetrieval("r", ("T x",), ("T x", "T", "x"), ({0: 1.0},), bodies=("x",))
 
 
 # Faults

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -128,6 +129,22 @@ def test_a_foreign_folder_is_left_alone(run, tmp_path, kind):
     assert ended.code == 2
     assert str(to) in ended.err
     assert kept.read_text() == "years of work"
+
+
+def test_a_checkpoint_and_another_model_are_no_export(run, tmp_path, make_model):
+    """`--to` on a checkpoint would take its training state away, on the base model the model that was trained from."""
+    mine = tmp_path / "mine"
+    shutil.copytree(make_model(), mine)
+    for to in (checkpoint_folder(run, 4), mine):
+        before = sorted(path.name for path in to.rglob("*"))
+        ended = gist("export", run, "--to", to)
+        assert (ended.code, ended.out) == (2, "")
+        assert "no export of this package" in ended.err
+        assert sorted(path.name for path in to.rglob("*")) == before
+    assert gist("export", run, "--to", tmp_path / "new").code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path / "new")
+        assert gist("export", run, "--to", ".").code == 0
 
 
 def test_an_export_is_replaced_whole(run, tmp_path):

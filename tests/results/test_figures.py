@@ -24,9 +24,9 @@ def test_a_row_says_how_it_was_measured(tmp_path):
     """The published figures are of unnormalised embeddings: a figure that does not say which it is can't be put beside them."""
     figures = {"sts/spearman": Figure(0.5, np.zeros((7, 2))), "mteb/accuracy": Figure(0.25, None)}
     contents = {"sts": "abc", "mteb": "def"}
-    append_figures(tmp_path, 3, figures, terms=Terms(128, 256), normalized=False, contents=contents)
+    append_figures(tmp_path, 3, figures, terms=Terms(128, 256), normalized=False, length=128, contents=contents)
     first, second = (json.loads(line) for line in (tmp_path / FIGURES).read_text().splitlines())
-    common = {"step": 3, "normalized": False, "max_length": 128, "truncate_dim": 256}
+    common = {"step": 3, "base": None, "normalized": False, "length": 128, "max_length": 128, "truncate_dim": 256}
     assert first == {**common, "task": "sts", "metric": "spearman", "value": 0.5, "items": 7, "content": "abc"}
     assert second == {**common, "task": "mteb", "metric": "accuracy", "value": 0.25, "items": None, "content": "def"}
 
@@ -68,7 +68,7 @@ def test_a_torn_line_spoils_no_other(tmp_path):
 def test_a_torn_file_of_items_is_no_items(tmp_path):
     """Without them there is no interval; a traceback would keep the user from selecting at all."""
     add_figures(tmp_path, 0, {"sts/spearman": 0.5})
-    (path,) = (tmp_path / "evaluation-items").iterdir()
+    (path,) = (tmp_path / "evaluation-items").rglob("*.safetensors")
     path.write_bytes(path.read_bytes()[:10])
     assert read_items(tmp_path, 0, "sts/spearman", WHOLE, "content") is None
 

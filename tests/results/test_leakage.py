@@ -88,11 +88,14 @@ def test_the_line_names_what_leaks_and_nothing_else():
 def test_leaks_outlive_the_run(tmp_path):
     """A card is written weeks later, from the run folder alone; one of before leaks were counted opens too."""
     leaks = [Leak("sts", "pairs", 3, 1, 1), Leak("mteb", None, 0, 0, 0)]
-    assert leaks_of(tmp_path) == []
+    unchecked = [Leak("sts", None, 0, 0, 0), Leak("mteb", None, 0, 0, 0)]
+    assert leaks_of(tmp_path, []) == []
+    assert leaks_of(tmp_path, ["sts", "mteb"]) == unchecked
     (tmp_path / "run.json").write_text("{}")
-    assert leaks_of(tmp_path) == []
+    assert leaks_of(tmp_path, ["sts", "mteb"]) == unchecked
     (tmp_path / "run.json").write_text(json.dumps({"leakage": [leak.told() for leak in leaks]}))
-    assert leaks_of(tmp_path) == leaks
+    assert leaks_of(tmp_path, ["sts", "mteb"]) == leaks
+    assert leaks_of(tmp_path, ["later", "sts"]) == [Leak("later", None, 0, 0, 0), leaks[0]]
 
 
 @pytest.mark.parametrize("leak", [Leak("ir", "queries", 300, 0, 0), Leak("ir", "documents", 1_000, 14, 37)])

@@ -155,7 +155,8 @@ def test_a_chosen_mean_is_exported_and_evaluated(run, tmp_path, monkeypatch):
     """`export` and `evaluate` must take the averaged weights, not those of its newest checkpoint."""
     monkeypatch.setattr("gist_train.results.selecting.ranked", lambda of, _: sorted(of, key=lambda one: -len(one.steps)))
     told = selected(run, "--metric", METRIC, "--average", 2)
-    assert (told["checkpoint"], len(told["steps"]), told["step"]) == (str(run / "averaged"), 2, max(told["steps"]))
+    assert (len(told["steps"]), told["step"]) == (2, max(told["steps"]))
+    assert [str(path) for path in run.glob("averaged-*")] == [told["checkpoint"]]
     monkeypatch.undo()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert gist("export", run, "--to", tmp_path / "model").code == 0
@@ -167,7 +168,7 @@ def test_a_chosen_mean_is_exported_and_evaluated(run, tmp_path, monkeypatch):
     assert figures == pytest.approx(told["figures"])
     assert json.loads(gist("evaluate", run, "--steps", "selected", "--json").out) == pytest.approx(told["figures"])
     assert selected(run, "--around", 8)["checkpoint"] == str(checkpoint_folder(run, 8))
-    assert not (run / "averaged").exists()  # the earlier choice's
+    assert list(run.glob("averaged-*")) == []  # the earlier choice's
 
 
 def test_the_table_shows_falls_as_it_shows_rises(run):
@@ -177,8 +178,8 @@ def test_the_table_shows_falls_as_it_shows_rises(run):
     told = json.loads((run / "selected.json").read_text())
     for key, value in told["figures"].items():
         (line,) = [line for line in ended.out.splitlines() if f" {key} " in line and line.startswith("│")][-1:]
-        assert f"{100 * (value - told['base'][key]):+.1f}" in line
-    fell = sum(value < told["base"][key] for key, value in told["figures"].items())
+        assert f"{100 * (round(value, 4) - round(told['base'][key], 4)):+.2f}" in line
+    fell = sum(round(value, 4) < round(told["base"][key], 4) for key, value in told["figures"].items())
     assert f"{fell} fell" in ended.out
     assert f"selected: step {told['step']}" in " ".join(ended.out.split())
 
@@ -209,6 +210,10 @@ def test_the_selected_checkpoint_outlives_retention(run):
         (["--rule", "loss", 0.1], ["loss-percentile"]),
         (["--rule", "loss-percentile", 1.5], ["from 0 to below 1"]),
         (["--rule", "loss-percentile", 0.1, "--metric", METRIC], ["one of the two"]),
+        (["--window", 4], ["--window", "a step to choose around"]),
+        (["--metric", METRIC, "--average-of", "last"], ["--average-of", "with --average"]),
+        (["--metric", METRIC, "--metric", f"{METRIC}=2"], ["each metric once"]),
+        (["--metric", f"{METRIC}=1e308"], ["at most 1,000,000"]),
         ([], ["no metric, no rule and no step", METRIC]),
         (["--metric", "a/b", "--metric", "c/d", "--average", 0], ['"a/b"', '"c/d"', "2 checkpoints or more"]),
     ],
@@ -235,3 +240,83 @@ def test_a_run_without_checkpoints_has_nothing_to_choose(run):
     ended = gist("select", run, "--around", 8)
     assert ended.code == 2
     assert "no checkpoint" in ended.err
+
+
+def test_state_that_was_spoilt_is_told(run):
+    """A torn line of metrics costs its row alone; a selected.json that says one thing here and another there is refused where it
+    is needed, and nowhere else; a run.json that can't be read is named."""
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('5\n{"step": 16, "loss_mean": NaN}\n{"step": 12, "lo')
+    told = selected(run, "--rule", "loss-percentile", 0.025)
+    assert all(of["loss"] is not None for of in told["candidates"])
+    path = run / "selected.json"
+    for spoilt in ("{", "5", '{"step": 4}', path.read_text().replace('"checkpoints/step-', '"/tmp/step-')):
+        path.write_text(spoilt)
+        assert gist("evaluate", run, "--steps", "4").code == 0
+        for command in (["evaluate", run, "--steps", "selected"], ["export", run]):
+            ended = gist(*command)
+            assert (ended.code, ended.out) == (2, "")
+            assert "selected.json" in ended.err
+    assert selected(run, "--around", 8)["step"] == 8  # another choice mends it
+    (run / "run.json").write_text("{")
+    ended = gist("select", run, "--around", 4)
+    assert ended.code == 2
+    assert "run.json" in ended.err
+
+
+def test_figures_that_were_garbled_are_measured_again(run):
+    """NaN in a row would decide the ranking and stand in a JSON that no other program reads; a list would be a traceback."""
+    first = selected(run, "--metric", METRIC)
+    path = run / "evaluations.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for bad in (float("nan"), float("inf"), None, "x", [1]):
+        spoilt = [{**row, "value": bad} if row["step"] == 4 else row for row in rows]
+        path.write_bytes("".join(json.dumps(row) + "\n" for row in spoilt).encode() + b"\xff\xfe\n" + b"[" * 5000)
+        assert selected(run, "--metric", METRIC) == first
+
+
+def test_another_base_model_is_measured_anew(run, make_model):
+    """Rises and falls against the figures of a base that is no longer the base would all be wrong."""
+    before = selected(run, "--around", 8)["base"]
+    other = make_model(seed=9)
+    ended = gist("evaluate", run, "--set", f"model.name={other}", "--json")
+    assert ended.code == 0, ended.err
+    figures = json.loads(ended.out)["base"]
+    assert figures != before
+    assert figures == pytest.approx(json.loads(gist("evaluate", run, "--model", other, "--json").out))
+    assert selected(run, "--around", 8)["base"] == before
+
+
+def test_a_better_step_without_a_checkpoint_is_named(run):
+    """Chosen among what retention left, a model may be worse than one that was measured: the user must hear of it."""
+    scores = {of["steps"][0]: of["score"] for of in selected(run, "--metric", METRIC)["candidates"]}
+    best = max(scores, key=scores.__getitem__)
+    shutil.rmtree(checkpoint_folder(run, best))
+    ended = gist("select", run, "--metric", METRIC)
+    assert ended.code == 0
+    assert f"step {best} was better" in " ".join(ended.err.split())
+
+
+def test_tasks_that_came_after_the_training_are_in_the_card(trained, tmp_path):
+    """The config that was selected with counts, not the one of the training: its tasks, lengths and kinds."""
+    run = shutil.copytree(trained, tmp_path / "runs" / "run")
+    folder = trained.parents[1]
+    config = json.loads((folder / "run.yaml").read_text())
+    config["output_dir"] = str(tmp_path / "runs")
+    config["evaluation"] = {
+        "max_length": 16,
+        "tasks": [{"type": "sts", "name": "later", "path": str(folder / "pairs.tsv")}],
+    }
+    (tmp_path / "later.yaml").write_text(json.dumps(config))
+    told = selected(run, "--metric", METRIC)
+    assert told["leakage"] == [
+        {"task": "pairs", "part": "pairs", "texts": 60, "shared": 60, "rows": told["leakage"][0]["rows"]},
+        {"task": "kinds", "part": "texts", "texts": 96, "shared": 96, "rows": 96},
+    ]
+    assert gist("select", tmp_path / "later.yaml", "--metric", "later/spearman").code == 0
+    assert gist("export", run).code == 0
+    card = (run / "export" / "README.md").read_text()
+    assert "type: spearman_cosine" in card
+    assert "| later/spearman | " in card
+    assert "| later | not checked" in card
+    assert "kinds" not in card.split("## Config")[0]

@@ -12,13 +12,13 @@ from gist_train.results.selection import (
     distance,
     evaluations_since_rise,
     ranked,
+    resampled_scores,
     score,
 )
 
 
-def candidate(*steps, base_weight=0.0, items=None, **figures):
-    figures = {key.replace("_", "/"): value for key, value in figures.items()}
-    return Candidate(steps, base_weight, figures, items or dict.fromkeys(figures))
+def candidate(*steps, base_weight=0.0, **figures):
+    return Candidate(steps, base_weight, {key.replace("_", "/"): value for key, value in figures.items()})
 
 
 def test_a_score_is_the_weighted_mean():
@@ -88,40 +88,36 @@ def test_the_interval_is_the_bootstrap_over_paired_items(name, metric, columns):
     ours = hard + 0.05 * random.random(60) if columns == 1 else np.stack([random.integers(3, size=60), np.arange(60) % 3], axis=1)
     theirs = hard if columns == 1 else np.stack([random.integers(3, size=60), np.arange(60) % 3], axis=1)
     ours, theirs = ours.astype(float), theirs.astype(float)
-    figures = [metric(of.tolist()) for of in (ours, theirs)]
-    first, second = (
-        Candidate((step,), 0.0, {f"t/{name}": figure}, {f"t/{name}": items})
-        for step, figure, items in zip((1, 2), figures, (ours, theirs), strict=True)
-    )
-    found = distance(first, second, {f"t/{name}": 3.0})
-    assert found.behind == pytest.approx(figures[0] - figures[1])
+    behind = metric(ours.tolist()) - metric(theirs.tolist())
+    resampled = [resampled_scores({f"t/{name}": items}, {f"t/{name}": 3.0}) for items in (ours, theirs)]
+    found = distance(behind, *resampled)
     expected = slow_interval(ours.tolist(), theirs.tolist(), "t", metric)
     assert [found.low, found.high] == pytest.approx(expected)
     if columns == 1:
         assert found.within_noise is False  # each query is a little better: no draw turns that around
-    assert distance(first, first, {f"t/{name}": 1.0}) == Distance(0.0, 0.0, 0.0)
+    assert distance(0.0, resampled[0], resampled[0]) == Distance(0.0, 0.0, 0.0)
 
 
 def test_the_interval_of_a_mean_over_tasks():
     """Half the weight on a task that does not differ halves the distance and its interval."""
     random = np.random.default_rng(5)
     a, b, same = random.random(40), random.random(40), random.random(30)
-    first = Candidate((1,), 0.0, {"s/ap": 0, "r/mrr@10": a.mean(), "q/mrr@10": same.mean()}, {"r/mrr@10": a, "q/mrr@10": same})
-    second = Candidate((2,), 0.0, {"r/mrr@10": b.mean(), "q/mrr@10": same.mean()}, {"r/mrr@10": b, "q/mrr@10": same})
-    alone = distance(first, second, {"r/mrr@10": 1.0})
-    both = distance(first, second, {"r/mrr@10": 1.0, "q/mrr@10": 1.0})
-    assert [both.behind, both.low, both.high] == pytest.approx([alone.behind / 2, alone.low / 2, alone.high / 2])
-    assert alone.low < alone.high
+    alone = {"r/mrr@10": 1.0}
+    both = {"r/mrr@10": 1.0, "q/mrr@10": 1.0}
+    of_first, of_second = {"r/mrr@10": a, "q/mrr@10": same}, {"r/mrr@10": b, "q/mrr@10": same}
+    behind = a.mean() - b.mean()
+    first = distance(behind, resampled_scores(of_first, alone), resampled_scores(of_second, alone))
+    second = distance(behind / 2, resampled_scores(of_first, both), resampled_scores(of_second, both))
+    assert [second.low, second.high] == pytest.approx([first.low / 2, first.high / 2])
+    assert first.low < behind < first.high
 
 
 def test_without_items_there_is_a_distance_and_no_interval():
     """A benchmark that gives one number has no items: an interval of [0, 0] would call every difference certain."""
-    found = distance(candidate(1, a_x=0.5), candidate(2, a_x=0.4), {"a/x": 1.0})
-    assert found.behind == pytest.approx(0.1)
-    assert (found.low, found.high, found.within_noise) == (None, None, None)
-    ours = Candidate((1,), 0.0, {"a/ap": 0.5}, {"a/ap": np.ones((4, 2))})
-    theirs = Candidate((2,), 0.0, {"a/ap": 0.4}, {"a/ap": np.ones((5, 2))})
-    assert distance(ours, theirs, {"a/ap": 1.0}).low is None  # of two files: not to be paired
+    assert resampled_scores({"a/ap": np.ones((4, 2)), "b/x": None}, {"a/ap": 1.0, "b/x": 1.0}) is None
+    some = resampled_scores({"a/ap": np.ones((4, 2))}, {"a/ap": 1.0})
+    for found in (distance(0.1, None, some), distance(0.1, some, None), distance(0.1, None, None)):
+        assert (found.behind, found.low, found.high, found.within_noise) == (0.1, None, None, None)
 
 
 def test_patience_counts_evaluations_since_the_best():

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from running import QUIET, gist, in_processes, metrics, training_of
 
 from gist_train.config.loading import load_config
+from gist_train.results import measuring
 from gist_train.train import train
 from gist_train.training.checkpoint import saved_steps
 from gist_train.training.distributed import gather_with_gradient, make_accelerator, share
@@ -194,6 +195,38 @@ def test_ranks_stop_at_the_same_step(write_config, tmp_path):
     assert [code for _, code in found] == [143, 143]
     assert json.loads((tmp_path / "runs" / "run" / "run.json").read_text())["processes"] == 2
     assert saved_steps(tmp_path / "runs" / "run") == [4, 5]
+
+
+def failing(path):
+    """Trains while the evaluation of step 4 fails on the first process; returns what each process is told."""
+    real = measuring.evaluate
+    calls = []
+
+    def fail(*args):
+        calls.append(args)
+        if len(calls) > 1:
+            raise OSError("no route to host")
+        return real(*args)
+
+    with mock.patch.object(measuring, "evaluate", fail):
+        try:
+            train(load_config(path), resume="auto", timeout=60, console=QUIET)
+        except OSError as error:
+            return str(error)
+    return None
+
+
+def test_an_evaluation_that_fails_ends_all_ranks(write_config, tmp_path, triplets):
+    """The others would wait for the first process as long as an evaluation may take: hours. Nothing is lost either."""
+    texts = [row["anchor"] for row in triplets]
+    pairs = [f"{a}\t{b}\t{i % 6}\n" for i, (a, b) in enumerate(zip(texts[:9], texts[9:18], strict=True))]
+    (tmp_path / "pairs.tsv").write_text("sentence1\tsentence2\tscore\n" + "".join(pairs))
+    tasks = [{"type": "sts", "name": "pairs", "path": str(tmp_path / "pairs.tsv")}]
+    training = {"batch_size": 8, "max_steps": 12, "precision": "float32"}
+    path = write_config(training=training, evaluation={"every": 4, "tasks": tasks}, checkpoint={"every": 100})
+    found = in_processes(2, failing, path)
+    assert [told for _, told in found] == ["no route to host", "the evaluation failed on the first process, which says why"]
+    assert saved_steps(tmp_path / "runs" / "run") == [4]
 
 
 ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
