@@ -13,29 +13,16 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from families import FAMILIES, tiny_config
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import (
-    BertConfig,
-    BertModel,
-    MPNetConfig,
-    MPNetModel,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaModel,
-    XLMRobertaConfig,
-    XLMRobertaModel,
-)
+from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 transformers_logging.disable_progress_bar()
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "gist_train" / "quickstart"
-FAMILIES: dict[str, tuple[Any, Any]] = {
-    "bert": (BertConfig, BertModel),
-    "roberta": (RobertaConfig, RobertaModel),
-    "xlm-roberta": (XLMRobertaConfig, XLMRobertaModel),
-    "mpnet": (MPNetConfig, MPNetModel),
-}
+ADDED = {"mistral": "$A", "qwen3": "$A [SEP]"}
+"""What a tokenizer adds to a text, where it isn't BERT's: decoders' add what ends it, or nothing."""
 
 MakeModel = Callable[..., Path]
 
@@ -97,28 +84,29 @@ def _build(
     tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=list(special.values())))
     ids = {name: tokenizer.token_to_id(token) for name, token in special.items()}
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", ids["cls"]), ("[SEP]", ids["sep"])]
+        single=ADDED.get(family, "[CLS] $A [SEP]"), special_tokens=[("[CLS]", ids["cls"]), ("[SEP]", ids["sep"])]
     )
-    config_class, model_class = FAMILIES[family]
     torch.manual_seed(seed)
-    config = config_class(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        intermediate_size=2 * width,
-        max_position_embeddings=80,
+    config = tiny_config(
+        family,
+        vocabulary=tokenizer.get_vocab_size(),
+        width=width,
+        layers=layers,
+        intermediate=2 * width,
+        positions=80,
+        dropout=dropout,
         pad_token_id=ids["pad"],
         bos_token_id=ids["cls"],
         eos_token_id=ids["sep"],
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        type_vocab_size=2 if family == "bert" else 1,
     )
     plain = folder.with_name(folder.name + "-plain")
-    model_class(config).save_pretrained(plain)
+    FAMILIES[family][1](config).save_pretrained(plain)
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=64, **{f"{name}_token": token for name, token in special.items()}
+        tokenizer_object=tokenizer,
+        model_max_length=64,
+        padding_side="left" if family in ADDED else "right",
+        eos_token="[SEP]",
+        **{f"{name}_token": token for name, token in special.items()},
     ).save_pretrained(plain)
     transformer = Transformer(str(plain), max_seq_length=64)
     modules = [transformer, Pooling(width, pooling), *([Normalize()] if normalize else [])]

@@ -4,6 +4,8 @@ from typing import Literal
 
 from gist_train.config.fields import BatchTokens, BelowOne, Layers, MaxLength, Prompt, Section, Text
 
+Pooling = Literal["cls", "mean", "last"]
+
 
 class ModelConfig(Section):
     """The student: the model that is trained."""
@@ -12,8 +14,8 @@ class ModelConfig(Section):
     """Hub id or local folder of the model to train."""
     revision: Text | None = None
     """Commit, tag or branch on the hub; null = the newest."""
-    pooling: Literal["cls", "mean"] | None = None
-    """How token vectors become one text vector; null = as the model says."""
+    pooling: Pooling | None = None
+    """How token vectors become one text vector: the first token's, the mean or the last token's; null = as the model says."""
     max_length: MaxLength | None = None
     """Tokens a text is cut to; null = as the model says."""
     layers: Layers | None = None
@@ -31,8 +33,8 @@ class GuideConfig(Section):
     """Hub id or local folder of the model."""
     revision: Text | None = None
     """Commit, tag or branch on the hub; null = the newest."""
-    pooling: Literal["cls", "mean"] | None = None
-    """How token vectors become one text vector; null = as the model says."""
+    pooling: Pooling | None = None
+    """How token vectors become one text vector: the first token's, the mean or the last token's; null = as the model says."""
     max_length: MaxLength | None = None
     """Tokens a text is cut to; null = as the model says."""
     prompt: Prompt | None = None

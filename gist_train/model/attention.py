@@ -1,9 +1,11 @@
 """Attention over a packed sequence: texts lie end to end, and a token sees the tokens of its own text only.
 
-Legend: T tokens of all texts, H heads, W width of a head. The texts are sorted by length, so that those of one length lie
-together and are one batched call; nothing is padded. `PackedLengths` travels through transformers' models as a keyword argument.
+Legend: T tokens of all texts, L of one, H heads, K heads of keys and values (H, or a divisor of it), W width of a head. The texts
+are sorted by length, so that those of one length lie together and are one batched call; nothing is padded. `PackedLengths`
+travels through transformers' models as a keyword argument.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +41,7 @@ class PackedLengths:
 
 
 def packed_attention(
-    module: nn.Module,  # noqa: ARG001  (the signature is transformers')
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -48,41 +50,94 @@ def packed_attention(
     packed: PackedLengths,
     dropout: float = 0.0,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **unused: Any,  # noqa: ARG001  (what other attentions read: position ids, cache flags)
 ) -> tuple[Tensor, None]:
-    """Softmax(q k^T scaling) v within each text.
+    """`attend` as transformers calls it.
 
     Args:
-        query, key, value: (1, H, T, W).
+        module: the attention layer, whose `is_causal` says whether a token sees those before it and itself only.
+        query: (1, H, T, W).
+        key, value: (1, K, T, W).
         attention_mask: must be None: the lengths say it all.
         packed: the lengths, whose sizes sum to T.
         dropout: rate on the attention weights; 0 outside training.
         scaling: factor on q k^T; None for W ** -0.5.
+        sliding_window: a token sees those less than so many tokens away; None for all.
 
     Returns:
         (1, T, H, W) and None, as transformers expects it.
     """
     if attention_mask is not None:
         raise ValueError("packed attention takes no attention mask: the lengths of the texts are its mask")
-    q, k, v = (x.transpose(1, 2)[0] for x in (query, key, value))  # (T, H, W)
-    if _flash_runs(q):
-        return _flash(q, k, v, packed, dropout, scaling)[None], None
+    # Rotary positions turn queries and keys into float32 under autocast: they go back to the type of the forward pass.
+    q, k, v = (x.to(value.dtype).transpose(1, 2)[0] for x in (query, key, value))
+    out = attend(q, k, v, packed, dropout=dropout, scaling=scaling, causal=bool(module.is_causal), window=sliding_window)
+    return out[None], None
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packed: PackedLengths,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    causal: bool = False,
+    window: int | None = None,
+    biases: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """(T, H, W) softmax(q k^T scaling + bias) v within each text.
+
+    Args:
+        q: (T, H, W).
+        k, v: (T, K, W); head h of q reads head h // (H // K).
+        causal: whether a token sees those before it and itself only.
+        window: a token sees those less than so many tokens away; None for all.
+        biases: (1, H, L, L) for each group of `packed`, added to the scores; neither with `causal` nor with `window`.
+    """
+    if window is not None and window >= packed.longest:
+        window = None
+    if biases is None and _flash_runs(q):
+        return _flash(q, k, v, packed, dropout, scaling, causal, window)
     sizes = packed.sizes
     parts = []
     # `split` has one backward for all parts. A slice each would fill a whole (T, H, W) tensor of zeros per part.
-    for (count, length), *qkv in zip(packed.groups, *(torch.split(x, sizes) for x in (q, k, v)), strict=True):
-        q_g, k_g, v_g = (x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in qkv)  # (count, H, length, W)
-        out = _dense(q_g, k_g, v_g, dropout, scaling)
+    groups = zip(packed.groups, *(torch.split(x, sizes) for x in (q, k, v)), strict=True)
+    for index, ((count, length), *qkv) in enumerate(groups):
+        q_g, k_g, v_g = (x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in qkv)  # (count, H or K, length, W)
+        mask = _windowed(length, causal, window, q.device) if biases is None else biases[index].to(q.dtype)
+        out = _dense(q_g, k_g, v_g, dropout, scaling, causal, mask)
         parts.append(out.transpose(1, 2).reshape(count * length, *q.shape[1:]))
-    return torch.cat(parts)[None], None
+    return torch.cat(parts)
 
 
-def _dense(q: Tensor, k: Tensor, v: Tensor, dropout: float, scaling: float | None) -> Tensor:
-    """(N, H, L, W) attention of N texts of one length."""
+def _windowed(length: int, causal: bool, window: int | None, device: torch.device) -> Tensor | None:
+    """`_seen`, or None where the window leaves nothing out."""
+    return None if window is None or window >= length else _seen(length, causal, window, device)
+
+
+def _seen(length: int, causal: bool, window: int, device: torch.device) -> Tensor:
+    """(L, L) True where a row's token sees a column's."""
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]
+    return (distance >= 0) & (distance < window) if causal else distance.abs() < window
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor, dropout: float, scaling: float | None, causal: bool, mask: Tensor | None) -> Tensor:
+    """(N, H, L, W) attention of N texts of one length. A mask says all that is seen, or is added; `causal` counts without one."""
+    if k.shape[1] != q.shape[1]:
+        # Written out, which costs little: with a mask or in float32 torch's fast kernels share no heads.
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     if dropout == 0.0 or q.device.type != "cpu":
-        return scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
+        return scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal and mask is None, scale=scaling)
     # Torch's attention with dropout falls back to these very operations on a CPU, and draws its dropout on one thread.
     scores = (q * (q.shape[-1] ** -0.5 if scaling is None else scaling)) @ k.transpose(-1, -2)
+    if causal and mask is None:
+        mask = _seen(q.shape[2], True, q.shape[2], q.device)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     return cheap_dropout(torch.softmax(scores, dim=-1), dropout) @ v
 
 
@@ -93,14 +148,38 @@ def _flash_runs(q: Tensor) -> bool:
     return torch.cuda.get_device_capability(q.device) >= (8, 0) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, packed: PackedLengths, dropout: float, scaling: float | None) -> Tensor:
-    """(T, H, W) through torch's variable-length flash attention.
+def _flash(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packed: PackedLengths,
+    dropout: float,
+    scaling: float | None,
+    causal: bool,
+    window: int | None,
+) -> Tensor:
+    """(T, H, W) through torch's variable-length flash attention, which takes K heads of keys and values as they are.
 
     The operator and not `torch.nn.attention.varlen.varlen_attn`, which takes no dropout (torch 2.13).
     """
     cumulative, longest = packed.cumulative, packed.longest
+    # Its window counts the tokens beside the token itself.
+    left = None if window is None else window - 1
+    right = 0 if causal and window is not None else left
     out: Tensor = torch.ops.aten._flash_attention_forward(
-        q, k, v, cumulative, cumulative, longest, longest, dropout, False, False, scale=scaling
+        q,
+        k,
+        v,
+        cumulative,
+        cumulative,
+        longest,
+        longest,
+        dropout,
+        causal,
+        False,
+        scale=scaling,
+        window_size_left=left,
+        window_size_right=right,
     )[0]
     return out
 

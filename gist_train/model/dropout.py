@@ -35,8 +35,13 @@ class Dropout(nn.Dropout):
 
 
 def use_cheap_dropout(module: nn.Module, p: float | None) -> None:
-    """Replaces every `nn.Dropout` inside `module` by `Dropout`, at rate `p` or, for None, at its own."""
+    """Replaces every `nn.Dropout` inside `module` by `Dropout`, at rate `p` or, for None, at its own.
+
+    Attention layers that keep their rate as a number (ModernBERT's, decoders') get `p` too.
+    """
     for parent in list(module.modules()):
+        if p is not None and "attention_dropout" in vars(parent):
+            parent.attention_dropout = p  # type: ignore[assignment]
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:
                 setattr(parent, name, Dropout(child.p if p is None else p))

@@ -1,7 +1,7 @@
 """Tokens of many texts -> embeddings, for student and guide alike.
 
-Legend: N texts, T their tokens in all, D the width of an embedding. BERT and RoBERTa-like models run on one packed sequence of
-real tokens; other families are padded, which one line in the log says.
+Legend: N texts, T their tokens in all, D the width of an embedding. The families named below run on one packed sequence of real
+tokens; others are padded, which one line in the log says.
 """
 
 import logging
@@ -14,9 +14,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import BertModel, CamembertModel, RobertaModel, XLMRobertaModel
+from transformers import (
+    BertModel,
+    CamembertModel,
+    DistilBertModel,
+    LlamaModel,
+    MistralModel,
+    ModernBertModel,
+    MPNetModel,
+    Qwen2Model,
+    Qwen3Model,
+    RobertaModel,
+    XLMRobertaModel,
+)
 
 from gist_train.model.attention import PACKED, PackedLengths
+from gist_train.model.mpnet import mpnet_hidden
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +38,10 @@ Tokens = NDArray[np.integer[Any]]
 
 # Models whose tokens know each other only through attention and their position, so that they run packed. Classes and not the
 # config's model_type: code from a model's repository may call itself bert and attend in ways of its own.
-_POSITIONS_FROM_ZERO = (BertModel,)
-_POSITIONS_AFTER_PADDING_ID = (RobertaModel, XLMRobertaModel, CamembertModel)
+_POSITIONS_FROM_ZERO = (BertModel, DistilBertModel, ModernBertModel)
+_POSITIONS_AFTER_PADDING_ID = (RobertaModel, XLMRobertaModel, CamembertModel, MPNetModel)
+DECODERS = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
+"""Causal: a token sees those before it and itself only. Their positions are counted from 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +87,8 @@ class Encoder(nn.Module):
     """A transformer with pooling, and normalisation where the model has it.
 
     Args:
-        transformer: a transformers encoder, such as BertModel. Its attention implementation is set here.
-        pooling: "cls" or "mean".
+        transformer: a transformers model without a head, such as BertModel. Its attention implementation is set here.
+        pooling: "cls", "mean" or "last": the first token's state, the mean of all, or the last one's.
         normalized: whether embeddings have length 1.
     """
 
@@ -81,21 +96,26 @@ class Encoder(nn.Module):
         super().__init__()
         self.transformer = transformer
         self.pooling, self.normalized = pooling, normalized
-        kind = type(transformer)
-        self.packed = kind in _POSITIONS_FROM_ZERO + _POSITIONS_AFTER_PADDING_ID and not transformer.config.is_decoder
-        self._first_position = transformer.config.pad_token_id + 1 if kind in _POSITIONS_AFTER_PADDING_ID else 0
+        self.packed = _runs_packed(transformer)
         self._padding_id = transformer.config.pad_token_id or 0
-        if self.packed:
-            transformer.set_attn_implementation(PACKED)
-        else:
+        if not self.packed:
             logger.warning(
                 "%s models do not run packed yet: texts are padded to the longest of a forward", transformer.config.model_type
             )
+        elif not isinstance(transformer, MPNetModel):
+            transformer.set_attn_implementation(PACKED)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.transformer.parameters()).device  # type: ignore[no-any-return]
+
+    @property
+    def attention_width(self) -> int:
+        """Numbers in a token's queries, all heads of a layer together: in some decoders other than in its hidden state."""
+        config = self.transformer.config
+        head = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
+        return int(config.num_attention_heads * head)
 
     def forward(self, texts: Pack) -> Tensor:
         """(N, D) float32 embeddings in the order in which the texts were given to `pack`."""
@@ -105,9 +125,25 @@ class Encoder(nn.Module):
 
     def _packed_hidden(self, texts: Pack) -> Tensor:
         """(T, D) last hidden states."""
-        position_ids = texts.positions + self._first_position
-        out = self.transformer(input_ids=texts.input_ids, position_ids=position_ids, packed=texts.lengths)
+        position_ids = self._position_ids(texts)
+        if isinstance(self.transformer, MPNetModel):
+            return mpnet_hidden(self.transformer, texts.input_ids, position_ids, texts.lengths)
+        # Decoders keep keys and values for a next token unless told otherwise.
+        uncached = {"use_cache": False} if isinstance(self.transformer, DECODERS) else {}
+        out = self.transformer(input_ids=texts.input_ids, position_ids=position_ids, packed=texts.lengths, **uncached)
         return out.last_hidden_state[0]  # type: ignore[no-any-return]
+
+    def _position_ids(self, texts: Pack) -> Tensor:
+        """(1, T) positions within each text, as the model counts them."""
+        if not isinstance(self.transformer, _POSITIONS_AFTER_PADDING_ID):
+            return texts.positions
+        # From the padding id on. A text may hold that id itself: such a token has it for its position and is not counted.
+        padding = self.transformer.embeddings.padding_idx
+        real = texts.input_ids.ne(padding).long()
+        counted = real.cumsum(dim=1)
+        starts = torch.arange(real.shape[1], device=real.device) - texts.positions
+        before = (counted - real).gather(1, starts)  # of the texts before
+        return (counted - before) * real + padding
 
     def _padded_hidden(self, texts: Pack) -> Tensor:
         """(T, D) last hidden states, computed on (N, longest) tokens."""
@@ -122,9 +158,20 @@ class Encoder(nn.Module):
         """(N, D) from (T, D), in the order of the pack."""
         if self.pooling == "cls":
             return hidden[lengths.cumulative[:-1].long()]
+        if self.pooling == "last":
+            return hidden[lengths.cumulative[1:].long() - 1]
         parts = zip(torch.split(hidden, lengths.sizes), lengths.groups, strict=True)
         # The mean is taken in float32: over 512 tokens bf16 would round most of them away.
         return torch.cat([part.view(count, length, -1).float().mean(dim=1) for part, (count, length) in parts])
+
+
+def _runs_packed(transformer: Any) -> bool:
+    kind, config = type(transformer), transformer.config
+    if kind in DECODERS:
+        # A config may make them see both ways, in transformers' masks, which packed attention does not ask for.
+        return bool(config.to_dict().get("is_causal", True))
+    # BERT's kin can be made decoders, whose caches and cross-attention nobody has tried here.
+    return kind in _POSITIONS_FROM_ZERO + _POSITIONS_AFTER_PADDING_ID and not config.to_dict().get("is_decoder", False)
 
 
 # On a CPU more tokens at a time only fall out of its caches: 16,384 took 1.3 times as long as 4,096 (6 layers of width 384).

@@ -19,7 +19,6 @@ from huggingface_hub import hf_hub_download
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-from torch import nn
 from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils.generic import PaddingStrategy
@@ -28,11 +27,14 @@ from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.models import GuideConfig, ModelConfig
 from gist_train.model.dropout import use_cheap_dropout
 from gist_train.model.encoder import Encoder, Tokens, embed
+from gist_train.model.layers import keep_layers
 
 TOKENISED = 4096
 """Texts that are tokenised at a time."""
 NO_LIMIT = 1 << 20
 """Tokens that a model without a limit of its own may read."""
+POOLING_MODES = {"cls": "cls", "mean": "mean", "last": "lasttoken"}
+"""Our poolings -> what sentence-transformers calls them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,12 @@ class Pretrained:
         encode = self.tokenizer.backend_tokenizer.encode_batch_fast
         # Some thousand at a time: an Encoding, with what was cut off, takes a hundred times the bytes of its ids.
         chunks = (encode(list(texts[first : first + TOKENISED])) for first in range(0, len(texts), TOKENISED))
-        return [np.array(encoding.ids, dtype=np.int32) for chunk in chunks for encoding in chunk]
+        return [np.array(encoding.ids or [self._nothing], dtype=np.int32) for chunk in chunks for encoding in chunk]
+
+    @property
+    def _nothing(self) -> int:
+        """The token that stands for an empty text where the tokenizer adds none of its own, as many a decoder's does not."""
+        return next(id_ for id_ in (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id, 0) if id_ is not None)
 
     def encode(self, texts: Sequence[str], batch_tokens: int = 16_384) -> NDArray[np.float32]:
         """(N, D) embeddings of `texts` in eval mode, `batch_tokens` tokens at a time, texts of one length together.
@@ -150,7 +157,7 @@ def load_student(config: ModelConfig) -> Pretrained:
     student = _load("model", config)
     transformer = student.encoder.transformer
     if config.layers is not None:
-        _keep_layers(transformer, config.layers)
+        keep_layers(transformer, config.layers)
     use_cheap_dropout(transformer, config.dropout)
     for name, parameter in transformer.named_parameters():
         # BERT's pooler (a dense layer on the first token, made for next-sentence prediction) has no part in the embedding.
@@ -244,11 +251,13 @@ def _load(where: str, config: ModelConfig | GuideConfig) -> Pretrained:
         )
     transformer, pooling = modules[0], modules[1]
     if config.pooling is not None:
-        pooling = Pooling(pooling.embedding_dimension, config.pooling)
+        pooling = Pooling(pooling.embedding_dimension, POOLING_MODES[config.pooling])
         model[1] = pooling
-    if pooling.pooling_mode not in ("cls", "mean") or not pooling.include_prompt:
+    ours = [name for name, mode in POOLING_MODES.items() if mode == pooling.pooling_mode]
+    if not ours or not pooling.include_prompt:
         found = f"pooling {pooling.pooling_mode}{'' if pooling.include_prompt else ' that leaves the prompt out'}"
-        raise _unfit(where, config.name, found, "pooling cls or mean over all tokens", f"set {where}.pooling to cls or mean")
+        allowed = "pooling cls, mean or last over all tokens"
+        raise _unfit(where, config.name, found, allowed, f"set {where}.pooling to cls, mean or last")
     if not isinstance(model.tokenizer, PreTrainedTokenizerFast):
         raise _unfit(
             where, config.name, "a slow tokenizer", "a fast tokenizer (tokenizer.json)", "convert it once with transformers"
@@ -260,7 +269,7 @@ def _load(where: str, config: ModelConfig | GuideConfig) -> Pretrained:
     if max_length > longest:
         raise _unfit(where, config.name, f"max_length {max_length}", f"at most {longest} tokens", f"lower {where}.max_length")
     model.max_seq_length = max_length
-    encoder = Encoder(transformer.auto_model, pooling=pooling.pooling_mode, normalized=len(modules) == 3)
+    encoder = Encoder(transformer.auto_model, pooling=ours[0], normalized=len(modules) == 3)
     return Pretrained(model, encoder, model.tokenizer, max_length, longest)
 
 
@@ -297,22 +306,6 @@ def _longest(config: Any) -> int:
     # Models with relative positions alone (T5) have no such limit.
     positions = config.to_dict().get("max_position_embeddings", NO_LIMIT)
     return int(positions) - unused
-
-
-def _keep_layers(transformer: Any, keep: Sequence[int]) -> None:
-    try:
-        layers = transformer.encoder.layer
-    except AttributeError:
-        family = transformer.config.model_type
-        raise UserError(
-            Fault("model.layers", shown(list(keep)), f"null for a model of the family {family}", "set it to null")
-        ) from None
-    if max(keep) >= len(layers):
-        raise UserError(
-            Fault("model.layers", shown(list(keep)), f"layers 0 to {len(layers) - 1}", "name layers that the model has")
-        )
-    transformer.encoder.layer = nn.ModuleList(layers[i] for i in keep)
-    transformer.config.num_hidden_layers = len(keep)
 
 
 def _not_found(where: str, name: str, error: Exception) -> UserError:

@@ -132,6 +132,8 @@ class OnnxEncoder:
         encoder = self._model.encoder
         if encoder.pooling == "cls":
             vectors = hidden[:, 0]
+        elif encoder.pooling == "last":
+            vectors = hidden[np.arange(len(texts)), mask.sum(axis=1) - 1]
         else:
             vectors = (hidden * mask[:, :, None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
         if encoder.normalized:

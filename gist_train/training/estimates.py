@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gist_train.config.schema import CheckpointConfig, SelectionConfig
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Corpus, TokenTable
-from gist_train.model.encoder import Encoder
+from gist_train.model.encoder import DECODERS, Encoder
 from gist_train.training.checkpoint import in_window, steps_to_keep
 
 Ints = NDArray[np.int64]
@@ -103,8 +103,10 @@ def memory(encoder: Encoder, epoch: EpochTokens, candidates: int, dimensions: in
 
     A layer keeps, of each token, 8 H + 2 I numbers and two dropout masks of H bytes: with I = 4 H and 2 bytes a number that is
     the 34 H bytes of Korthikanti et al. 2022 (arXiv 2205.05198, equation 1, without its term for attention scores, which
-    variable-length attention does not keep). The loss keeps some five numbers a pair of row and candidate, and one more for each
-    further dimension that it is taken over.
+    variable-length attention does not keep). 4 H of these are queries, keys, values and their result, which in a decoder may have
+    another width; a decoder's gated layers keep 2 I more and its norms a copy each, and it has dropout in attention alone.
+
+    The loss keeps some five numbers a pair of row and candidate, and one more for each further dimension that it is taken over.
 
     Args:
         candidates: of all rows of a batch together.
@@ -118,7 +120,11 @@ def memory(encoder: Encoder, epoch: EpochTokens, candidates: int, dimensions: in
     size, hidden = 2 if half else 4, config.hidden_size
     # The widest layer, and not a field of the config, which each family of models calls otherwise.
     intermediate = max(module.out_features for module in encoder.modules() if isinstance(module, torch.nn.Linear))
-    of_token = (8 * hidden + 2 * intermediate) * size + 2 * hidden * (size if dense else 1)
+    if isinstance(encoder.transformer, DECODERS):
+        normed = any(name.endswith("q_norm") for name, _ in encoder.named_modules())  # Qwen3 norms queries and keys
+        of_token = (6 * hidden + (8 if normed else 4) * encoder.attention_width + 4 * intermediate) * size
+    else:
+        of_token = (4 * hidden + 4 * encoder.attention_width + 2 * intermediate) * size + 2 * hidden * (size if dense else 1)
     of_pair = 3 * config.num_attention_heads * size if dense or not encoder.packed else 0
     tokens, pairs = epoch.by_step, epoch.pairs_by_step
     if not encoder.packed:  # every text padded to the longest of the batch

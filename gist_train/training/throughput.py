@@ -11,7 +11,8 @@ from gist_train.model.encoder import Encoder
 def training_flops(encoder: Encoder, groups: Sequence[tuple[int, int]]) -> int:
     """Floating-point operations of forward and backward over real tokens, in matrix multiplications alone.
 
-    A multiply-add counts as two, the backward pass as twice the forward pass (Kaplan et al. 2020, arXiv 2001.08361).
+    A multiply-add counts as two, the backward pass as twice the forward pass (Kaplan et al. 2020, arXiv 2001.08361). Every pair
+    of a text's tokens counts, also where a layer is causal or local.
 
     Args:
         groups: (number of texts, tokens in each), as in `PackedLengths`.
@@ -21,7 +22,7 @@ def training_flops(encoder: Encoder, groups: Sequence[tuple[int, int]]) -> int:
     config = encoder.transformer.config
     tokens = sum(count * length for count, length in groups)
     pairs = sum(count * length * length for count, length in groups)
-    return 3 * int(2 * linear * tokens + 4 * config.hidden_size * config.num_hidden_layers * pairs)
+    return 3 * int(2 * linear * tokens + 4 * encoder.attention_width * config.num_hidden_layers * pairs)
 
 
 def matmul_rate(encoder: Encoder, tokens: int, dtype: torch.dtype, seconds: float = 0.3) -> float:

@@ -87,7 +87,7 @@ optimizer: {betas: [0.9, 2]}
     [
         ("loss.temprature=1", "temperature, margin", 'did you mean "temperature"?'),
         ("batch_size=4", "name, output_dir", "did you mean training.batch_size?"),
-        ("model.pooling=Means", "cls, mean or null", 'did you mean "mean"?'),
+        ("model.pooling=Means", "cls, mean, last or null", 'did you mean "mean"?'),
         ("guide=selv", "self or null", 'did you mean "self"?'),
         ("training.batch_size=true", "a whole number of at least 1", "Triplets per optimizer step"),
         ("training.batch_size='8'", "a whole number of at least 1", "without quotes"),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from families import transformer_of
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
@@ -130,3 +131,12 @@ def test_every_dropout_of_a_model_is_replaced(p):
         assert layer.p == (p if p is not None else 0.4 if "attention.self" in name else 0.1)
     use_cheap_dropout(model, 0.9)  # what is cheap already is left alone
     assert {m.p for m in layers.values()} == {m.p for m in model.modules() if isinstance(m, nn.Dropout)}
+
+
+@pytest.mark.parametrize(("family", "numbers"), [("modernbert", 2), ("llama", 2), ("bert", 0)])
+def test_attention_that_keeps_its_rate_as_a_number_gets_it_too(family, numbers):
+    """A decoder has no other dropout than this: `dropout: 0.1` would change nothing and say nothing."""
+    model = transformer_of(family, dropout=0.3)
+    for given, expected in ((None, 0.3), (0.25, 0.25), (0.0, 0.0)):
+        use_cheap_dropout(model, given)
+        assert [vars(m)["attention_dropout"] for m in model.modules() if "attention_dropout" in vars(m)] == [expected] * numbers

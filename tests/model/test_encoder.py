@@ -1,44 +1,21 @@
-"""The packed encoder against its slow, obvious twin: padded texts, a mask, transformers' own attention, plain pooling.
-
-Legend: N texts, T their tokens in all, D the width of an embedding.
-"""
+"""The packed encoder against its slow, obvious twin in `families`: padded texts, a mask, transformers' own attention."""
 
 import logging
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from families import DECODERS, PACKED_FAMILIES, assert_same_gradients, gradients, padded_twin, texts_of, transformer_of
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import (
-    BertConfig,
-    BertModel,
-    CamembertConfig,
-    CamembertModel,
-    MPNetConfig,
-    MPNetModel,
-    RobertaConfig,
-    RobertaModel,
-    XLMRobertaConfig,
-    XLMRobertaModel,
-)
 
-from gist_train.config.models import ModelConfig
-from gist_train.model.attention import PackedLengths, packed_attention
+from gist_train.config.models import GuideConfig, ModelConfig
+from gist_train.model.attention import PackedLengths, attend, packed_attention
 from gist_train.model.dropout import Dropout, use_cheap_dropout
 from gist_train.model.encoder import CPU_BATCH_TOKENS, Encoder, embed, pack
-from gist_train.model.pretrained import load_student
+from gist_train.model.pretrained import load_guide, load_student
 
-PACKED_FAMILIES: dict[str, tuple[Any, Any]] = {
-    "bert": (BertConfig, BertModel),
-    "roberta": (RobertaConfig, RobertaModel),
-    "xlm-roberta": (XLMRobertaConfig, XLMRobertaModel),
-    "camembert": (CamembertConfig, CamembertModel),
-}
-VOCABULARY = 50
 LENGTHS = {
     "mixed": (3, 7, 1, 7, 12, 3, 3, 9),
     "one text": (6,),
@@ -60,80 +37,12 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def transformer_of(family: str, attention: str = "eager", *, pad: int = 1, dropout: float = 0.0) -> Any:
-    """A tiny transformer; the same arguments give the same weights whatever the attention."""
-    config_class, model_class = {**PACKED_FAMILIES, "mpnet": (MPNetConfig, MPNetModel)}[family]
-    torch.manual_seed(0)
-    config = config_class(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=24,
-        max_position_embeddings=70,
-        pad_token_id=pad,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        type_vocab_size=2 if family == "bert" else 1,
-        # Weights of transformers' own scale leave attention all but uniform: errors in it would hide.
-        initializer_range=0.3,
-    )
-    model = model_class(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(std=0.1)
-    if family != "mpnet":
-        model.set_attn_implementation(attention)
-    return model
-
-
-def texts_of(lengths: Sequence[int], seed: int = 0) -> list[np.ndarray]:
-    """Random token ids, none of them a padding id."""
-    draw = np.random.default_rng(seed)
-    return [draw.integers(5, VOCABULARY, length).astype(np.int32) for length in lengths]
-
-
-def padded_twin(transformer: Any, texts: Sequence[np.ndarray], pooling: str, normalized: bool, device: str = "cpu") -> Tensor:
-    """(N, D): what everybody does, written out."""
-    longest = max(map(len, texts))
-    pad = transformer.config.pad_token_id
-    ids = torch.tensor([text.tolist() + [pad] * (longest - len(text)) for text in texts], device=device)
-    mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts], device=device)
-    hidden = transformer(input_ids=ids, attention_mask=mask).last_hidden_state
-    rows = []
-    for row, text in zip(hidden, texts, strict=True):
-        vector = row[0] if pooling == "cls" else sum(row[i] for i in range(len(text))) / len(text)
-        rows.append(vector / vector.norm() if normalized else vector)
-    return torch.stack(rows)
-
-
-def gradients(module: nn.Module, out: Tensor) -> dict[str, Tensor]:
-    """Of a scalar in which every number of the embeddings has its own weight, by name of the weight."""
-    module.zero_grad(set_to_none=True)
-    generator = torch.Generator().manual_seed(9)
-    (out.float() * torch.randn(out.shape, generator=generator).to(out.device)).sum().backward()
-    return {name.removeprefix("transformer."): p.grad for name, p in module.named_parameters() if p.grad is not None}
-
-
-def assert_same_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor], *, tolerance: float = 1e-5) -> None:
-    """Every weight has one, and it differs by `tolerance` of the largest number in it at most."""
-    assert ours.keys() == theirs.keys()
-    assert len(ours) > 20
-    # The gradient of a key's bias is 0: what both give there is rounding of the others, in size like these.
-    largest = max(gradient.abs().max().item() for gradient in theirs.values())
-    for name, gradient in theirs.items():
-        scale = max(gradient.abs().max().item(), 0.1, 0.02 * largest)
-        assert (ours[name].cpu() - gradient.cpu()).abs().max().item() <= tolerance * scale, name
-
-
-@pytest.mark.parametrize("normalized", [True, False])
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize(("pooling", "normalized"), [("cls", True), ("mean", True), ("mean", False), ("last", True)])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", PACKED_FAMILIES)
 def test_packed_equals_padded(family, attention, pooling, normalized):
-    """A position that counts on from the text before, a token that sees its neighbour's, or a mean over another text's
-    tokens: each still trains, only worse. RoBERTa's positions begin after the padding id."""
+    """A position that counts on from the text before, a token that sees its neighbour's, one that sees the future, or a mean
+    over another text's tokens: each still trains, only worse. RoBERTa's and MPNet's positions begin after the padding id."""
     texts = texts_of(LENGTHS["mixed"])
     twin = transformer_of(family, attention).eval()
     encoder = Encoder(transformer_of(family), pooling=pooling, normalized=normalized).eval()
@@ -142,6 +51,80 @@ def test_packed_equals_padded(family, attention, pooling, normalized):
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, expected, rtol=2e-6, atol=2e-6)
     assert_same_gradients(gradients(encoder, ours), gradients(twin, expected))
+
+
+@pytest.mark.parametrize(
+    ("family", "changed"),
+    [
+        ("mpnet", lambda model: model.encoder.relative_attention_bias.weight.data.zero_()),
+        ("modernbert", lambda model: [setattr(layer.attn, "sliding_window", None) for layer in model.layers]),
+        ("mistral", lambda model: setattr(model.config, "sliding_window", None)),
+        ("qwen3", lambda model: [setattr(layer.self_attn, "sliding_window", None) for layer in model.layers]),
+        ("llama", lambda model: [setattr(layer.self_attn, "is_causal", False) for layer in model.layers]),
+    ],
+)
+def test_what_makes_a_family_is_felt(family, changed):
+    """The twins agree on little if the tiny models hardly feel their bias, their window or their direction."""
+    texts = pack(texts_of(LENGTHS["mixed"]))
+    encoder = Encoder(transformer_of(family), pooling="mean", normalized=True).eval()
+    before = encoder(texts)
+    changed(encoder.transformer)
+    assert (encoder(texts) - before).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("family", ["modernbert", "mistral", "qwen3"])
+@pytest.mark.parametrize("window", [2, 6, 10, 12, 14, 100])
+def test_windows(family, window):
+    """A window that is one token wider or narrower than the model's, at its edge, on either side or where it leaves nothing out:
+    texts of 12 tokens and fewer."""
+    given = {"local_attention": window} if family == "modernbert" else {"sliding_window": window}
+    texts = texts_of(LENGTHS["mixed"])
+    twin = transformer_of(family, **given).eval()
+    encoder = Encoder(transformer_of(family, **given), pooling="mean", normalized=True).eval()
+    expected, ours = padded_twin(twin, texts, "mean", True), encoder(pack(texts))
+    torch.testing.assert_close(ours, expected, rtol=2e-6, atol=2e-6)
+    assert_same_gradients(gradients(encoder, ours), gradients(twin, expected))
+
+
+@pytest.mark.parametrize("family", PACKED_FAMILIES)
+def test_a_text_that_holds_the_padding_id(family):
+    """A tokenizer reads a literal <pad> as the padding token: RoBERTa and MPNet give it a position of its own, and count on
+    behind it. Only such tokens have a position that their place in the text does not say."""
+    texts = [np.array(ids, np.int32) for ids in ([7, 1, 8], [9], [1, 1, 6, 1, 12, 13], [1], [10, 11, 12])]
+    twin = transformer_of(family).eval()
+    # One at a time, unpadded: sentence-transformers would tell such a token from padding by its mask.
+    expected = torch.cat([padded_twin(twin, [text], "mean", False) for text in texts])
+    ours = Encoder(transformer_of(family), pooling="mean", normalized=False).eval()(pack(texts))
+    torch.testing.assert_close(ours, expected, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("family", PACKED_FAMILIES)
+def test_the_manual_path_of_training_equals_padded(family):
+    """With dropout attention is written out: at a rate that rounds to nothing it must still have its bias, window, direction
+    and shared heads, in outputs and in gradients."""
+    texts = texts_of(LENGTHS["mixed"])
+    twin = transformer_of(family).eval()
+    transformer = transformer_of(family)
+    use_cheap_dropout(transformer, 1e-9)
+    encoder = Encoder(transformer, pooling="mean", normalized=True).train()
+    expected, ours = padded_twin(twin, texts, "mean", True), encoder(pack(texts))
+    torch.testing.assert_close(ours, expected, rtol=2e-6, atol=2e-6)
+    assert_same_gradients(gradients(encoder, ours), gradients(twin, expected))
+
+
+@pytest.mark.parametrize("family", PACKED_FAMILIES)
+def test_bf16_autocast(family):
+    """Rotary positions leave queries in float32 beside values in bf16: attention that takes one type only fails at the first
+    step, or leaves its fast path without a word."""
+    texts = texts_of(LENGTHS["mixed"])
+    encoder = Encoder(transformer_of(family, initializer_range=0.1), pooling="mean", normalized=True).eval()
+    expected = encoder(pack(texts))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = encoder(pack(texts))
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, expected, rtol=0, atol=5e-2)
+    assert not torch.equal(ours, expected)
+    assert all(gradient.isfinite().all() for gradient in gradients(encoder, ours).values())
 
 
 @pytest.mark.parametrize("pad", [0, 1, 3])
@@ -154,13 +137,13 @@ def test_padding_ids(family, pad):
     torch.testing.assert_close(ours, expected, rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize(("family", "pooling"), [("bert", "cls"), ("bert", "mean"), ("mpnet", "mean"), ("qwen3", "last")])
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_lengths(lengths, pooling):
+def test_lengths(lengths, family, pooling):
     """One text, one token, equal lengths, lengths far apart, more tokens than positions: each groups texts in its own way."""
     texts = texts_of(LENGTHS[lengths])
-    twin = transformer_of("bert").eval()
-    encoder = Encoder(transformer_of("bert"), pooling=pooling, normalized=True).eval()
+    twin = transformer_of(family).eval()
+    encoder = Encoder(transformer_of(family), pooling=pooling, normalized=True).eval()
     expected, ours = padded_twin(twin, texts, pooling, True), encoder(pack(texts))
     torch.testing.assert_close(ours, expected, rtol=2e-6, atol=2e-6)
     assert_same_gradients(gradients(encoder, ours), gradients(twin, expected))
@@ -200,49 +183,84 @@ def test_pack_lays_texts_end_to_end():
 TEXTS = ["a", "my card was declined", "  How do I top up?\n", "x" * 300, "word " * 200, "exchange rate, please", "ÄÖ ñ 日本"]
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "mpnet"])
+@pytest.mark.parametrize(
+    ("family", "pooling", "normalize"),
+    [
+        *(("bert", pooling, normalize) for pooling in ("cls", "mean", "lasttoken") for normalize in (True, False)),
+        ("roberta", "cls", False),
+        ("xlm-roberta", "mean", True),
+        ("mpnet", "mean", True),
+        ("mpnet", "cls", False),
+        ("distilbert", "mean", True),
+        ("modernbert", "cls", True),
+        ("mistral", "lasttoken", True),
+        ("mistral", "mean", False),
+        ("qwen3", "lasttoken", False),
+        ("deberta-v2", "mean", True),
+    ],
+)
 def test_equals_sentence_transformers(make_model, family, pooling, normalize):
     """Special tokens, truncation, pooling or normalisation that differ from what the saved model does when others open it
     make a model that trains on other embeddings than it is used for."""
     folder = str(make_model(family, pooling=pooling, normalize=normalize))
     model = load_student(ModelConfig(name=folder))
     assert model.encoder.normalized == normalize
+    assert model.encoder.pooling == {"lasttoken": "last"}.get(pooling, pooling)
     ours = model.encode(TEXTS)
     theirs = SentenceTransformer(folder, device="cpu").encode(TEXTS, normalize_embeddings=False)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=2e-6)
+    np.testing.assert_allclose(load_guide(GuideConfig(name=folder)).encode(TEXTS), ours, rtol=1e-6, atol=1e-6)
 
 
-def test_mpnet_is_padded_and_says_so_once(make_model, caplog):
+def test_a_family_is_padded_and_says_so_once(make_model, caplog):
     """A family that can't run packed must not run wrongly packed, and who waits for it must learn why: in one line, not in
     one per forward."""
     with caplog.at_level(logging.INFO, "gist_train"):
-        model = load_student(ModelConfig(name=str(make_model("mpnet"))))
+        model = load_student(ModelConfig(name=str(make_model("deberta-v2"))))
         model.encode(TEXTS)
         model.encode(TEXTS)
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("gist_train")]
-    assert "mpnet" in line
+    assert "deberta-v2" in line
     assert "padded" in line
     assert not model.encoder.packed
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "last"])
 def test_padded_gradients(pooling):
     """The fallback scatters tokens into a padded matrix and takes them out again: both have a backward pass to lose."""
     texts = texts_of(LENGTHS["mixed"])
-    twin = transformer_of("mpnet").eval()
-    encoder = Encoder(transformer_of("mpnet"), pooling=pooling, normalized=True).eval()
+    twin = transformer_of("deberta-v2").eval()
+    encoder = Encoder(transformer_of("deberta-v2"), pooling=pooling, normalized=True).eval()
     expected, ours = padded_twin(twin, texts, pooling, True), encoder(pack(texts))
     torch.testing.assert_close(ours, expected, rtol=2e-6, atol=2e-6)
     assert_same_gradients(gradients(encoder, ours), gradients(twin, expected))
 
 
-def test_decoders_are_not_packed():
-    """Packed attention sees both ways: a causal model of a known family must not get it."""
+def test_decoders_of_an_encoders_family_are_not_packed():
+    """BERT's layers are told their direction when they are built, and may look at another model's states."""
     transformer = transformer_of("bert")
     transformer.config.is_decoder = True
     assert not Encoder(transformer, pooling="mean", normalized=True).packed
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_decoders_that_see_both_ways_are_not_packed(family):
+    """A config turns their masks around, which packed attention does not ask for: it would stay causal."""
+    texts = texts_of(LENGTHS["mixed"])
+    encoder = Encoder(transformer_of(family, is_causal=False), pooling="mean", normalized=True).eval()
+    assert not encoder.packed
+    assert Encoder(transformer_of(family, is_causal=True), pooling="mean", normalized=True).packed
+    expected = padded_twin(transformer_of(family, is_causal=False).eval(), texts, "mean", True)
+    torch.testing.assert_close(encoder(pack(texts)), expected, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_decoders_keep_nothing_for_a_next_token(monkeypatch, family):
+    """A cache of all layers' keys and values is memory, and time to copy, for nothing."""
+    monkeypatch.setattr("transformers.cache_utils.DynamicCache.update", lambda *_, **__: pytest.fail("a cache"))
+    encoder = Encoder(transformer_of(family), pooling="last", normalized=True)
+    assert encoder.transformer.config.use_cache
+    encoder(pack(texts_of((3, 5))))
 
 
 # Attention alone.
@@ -259,16 +277,31 @@ def lengths_of(*groups: tuple[int, int]) -> PackedLengths:
     return PackedLengths(tuple(groups), torch.tensor([0, *np.cumsum(flat)], dtype=torch.int32))
 
 
+def layer(causal: bool = False) -> nn.Module:
+    """What packed attention asks of a transformer's layer."""
+    module = nn.Module()
+    module.is_causal = causal
+    return module
+
+
+@pytest.mark.parametrize("heads", [4, 2, 1])
+@pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (False, 2), (True, 2), (True, 3), (False, 9)])
 @pytest.mark.parametrize("scaling", [None, 0.3])
 @pytest.mark.parametrize("dropout", [0.0, 1e-9])
-def test_attention_equals_a_block_diagonal_mask(scaling, dropout):
+def test_attention_equals_a_block_diagonal_mask(scaling, dropout, causal, window, heads):
     """The path with dropout is written out by hand: at a rate that rounds to nothing it must be the other path. A scale that
     one of them ignores would change the model between training and evaluation."""
     packed = lengths_of((2, 1), (1, 3), (2, 4))
     owner = torch.repeat_interleave(torch.arange(5), packed.cumulative.diff())
-    q, k, v = (x.requires_grad_() for x in qkv(len(owner)))
-    ours, nothing = packed_attention(nn.Module(), q, k, v, None, packed=packed, dropout=dropout, scaling=scaling)
-    expected = scaled_dot_product_attention(q, k, v, attn_mask=owner[:, None] == owner[None, :], scale=scaling).transpose(1, 2)
+    distance = torch.arange(len(owner))[:, None] - torch.arange(len(owner))[None, :]
+    seen = (owner[:, None] == owner[None, :]) & (distance.abs() < (window or 99)) & (distance >= (0 if causal else -99))
+    q, k, v = qkv(len(owner), heads=4)
+    q, k, v = (x.requires_grad_() for x in (q, k[:, :heads], v[:, :heads]))
+    ours, nothing = packed_attention(
+        layer(causal), q, k, v, None, packed=packed, dropout=dropout, scaling=scaling, sliding_window=window
+    )
+    repeated = [torch.cat([x[:, [h // (4 // heads)]] for h in range(4)], dim=1) for x in (k, v)]
+    expected = scaled_dot_product_attention(q, *repeated, attn_mask=seen, scale=scaling).transpose(1, 2)
     assert nothing is None
     torch.testing.assert_close(ours, expected, rtol=2e-6, atol=2e-6)
     weights = torch.randn(ours.shape)
@@ -280,11 +313,36 @@ def test_attention_equals_a_block_diagonal_mask(scaling, dropout):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 1e-9])
+def test_biases_are_added_to_the_scores_of_their_group(dropout):
+    """A bias of another length has another shape; one that is added after the softmax, or has no gradient, has the right one."""
+    packed = lengths_of((2, 1), (1, 3), (2, 4))
+    q, k, v = (x[0].transpose(0, 1) for x in qkv(13))
+    biases = [torch.randn(1, 2, length, length).requires_grad_() for _, length in packed.groups]
+    ours = attend(q, k, v, packed, dropout=dropout, biases=biases)
+    rows = []
+    for (start, end), bias in zip(packed.cumulative.unfold(0, 2, 1).tolist(), (biases[i] for i in (0, 0, 1, 2, 2)), strict=True):
+        scores = torch.einsum("qhw,khw->hqk", q[start:end], k[start:end]) / 2 + bias[0]
+        rows.append(torch.einsum("hqk,khw->qhw", scores.softmax(-1), v[start:end]))
+    expected = torch.cat(rows)
+    torch.testing.assert_close(ours, expected, rtol=2e-6, atol=2e-6)
+    weights = torch.randn(ours.shape)
+    for a, b in zip(*(torch.autograd.grad((out * weights).sum(), biases) for out in (ours, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_has_the_type_of_the_values():
+    """Rotary positions turn queries and keys into float32 under autocast: flash attention takes none of them."""
+    q, k, v = qkv(3)
+    out, _ = packed_attention(layer(), q, k, v.bfloat16(), None, packed=lengths_of((1, 3)))
+    assert out.dtype == torch.bfloat16
+
+
 def test_a_mask_is_refused():
     """A mask that is taken and not looked at would let a token see padding, or the future."""
     q, k, v = qkv(3)
     with pytest.raises(ValueError, match="no attention mask"):
-        packed_attention(nn.Module(), q, k, v, torch.ones(1, 1, 3, 3), packed=lengths_of((1, 3)))
+        packed_attention(layer(), q, k, v, torch.ones(1, 1, 3, 3), packed=lengths_of((1, 3)))
 
 
 def test_attention_dropout_has_its_rate():
@@ -294,9 +352,9 @@ def test_attention_dropout_has_its_rate():
     q, k, _ = qkv(8 * length, heads=4, width=length)
     v = torch.eye(length).repeat(8, 1).expand(1, 4, -1, -1)
     packed = lengths_of((8, length))
-    plain, _ = packed_attention(nn.Module(), q, k, v, None, packed=packed)
+    plain, _ = packed_attention(layer(), q, k, v, None, packed=packed)
     torch.manual_seed(0)
-    draws = torch.stack([packed_attention(nn.Module(), q, k, v, None, packed=packed, dropout=p)[0] for _ in range(200)])
+    draws = torch.stack([packed_attention(layer(), q, k, v, None, packed=packed, dropout=p)[0] for _ in range(200)])
     assert (draws == 0).float().mean().item() == pytest.approx(p, abs=1e-3)
     kept = draws != 0
     torch.testing.assert_close(draws[kept], (plain / (1 - p)).expand_as(draws)[kept], rtol=1e-4, atol=1e-6)
@@ -304,10 +362,10 @@ def test_attention_dropout_has_its_rate():
     assert (draws.mean(0) - plain).mean().abs() < 1e-3
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta"])
+@pytest.mark.parametrize("family", PACKED_FAMILIES)
 def test_attention_dropout_reaches_the_model_in_training_only(monkeypatch, family):
-    """The rate comes from the attention's dropout module, and the model's mode decides: a rate that gets lost on the way
-    trains without attention dropout, one that stays in evaluation makes embeddings depend on chance."""
+    """The rate comes from the attention's dropout module or its own number, and the model's mode decides: a rate that gets lost
+    on the way trains without attention dropout, one that stays in evaluation makes embeddings depend on chance."""
     rates: list[float] = []
     monkeypatch.setattr("gist_train.model.attention.cheap_dropout", lambda x, p: rates.append(p) or x)
     encoder = Encoder(transformer_of(family, dropout=0.2), pooling="mean", normalized=True)
@@ -315,6 +373,8 @@ def test_attention_dropout_reaches_the_model_in_training_only(monkeypatch, famil
     for module in encoder.modules():
         if isinstance(module, Dropout):
             module.p = 0.15 if module.p else 0.0
+        if "attention_dropout" in vars(module):
+            module.attention_dropout = 0.15
     texts = pack(texts_of((3, 3, 5)))
     encoder.eval()(texts)
     assert rates == []
@@ -401,13 +461,28 @@ def test_encode_gives_the_mode_back(make_model):
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 6e-2)], ids=["float32", "bf16 and flash attention"]
 )
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_cuda_equals_the_cpu(pooling, dtype, tolerance):
-    """The flash path reads borders from `cumulative`, not from `groups`: both must say the same, forwards and backwards."""
+@pytest.mark.parametrize(
+    ("family", "pooling"),
+    [
+        ("bert", "cls"),
+        ("bert", "mean"),
+        ("mpnet", "mean"),
+        ("distilbert", "mean"),
+        ("modernbert", "mean"),
+        ("llama", "last"),
+        ("mistral", "last"),
+        ("qwen3", "last"),
+    ],
+)
+def test_cuda_equals_the_cpu(family, pooling, dtype, tolerance):
+    """The flash path reads borders from `cumulative`, not from `groups`: both must say the same, forwards and backwards. It has
+    its own direction, windows and shared heads."""
     texts = texts_of(LENGTHS["mixed"] + LENGTHS["very unlike"])
+    # Heads of 8: the flash path takes no others so small.
+    given = {"dim": 32} if family == "distilbert" else {"hidden_size": 32}
 
     def build() -> Encoder:
-        return Encoder(transformer_of("bert"), pooling=pooling, normalized=True).eval()
+        return Encoder(transformer_of(family, **given), pooling=pooling, normalized=True).eval()
 
     cpu, gpu = build(), build().to("cuda")
     expected = cpu(pack(texts))
@@ -432,7 +507,7 @@ def test_cuda_attention_dropout(dtype):
     cumulative = packed.cumulative.cuda()
     packed = PackedLengths(packed.groups, cumulative)
     q, k, v = (x.to("cuda", dtype) for x in qkv(84, heads=4, width=16))
-    plain, _ = packed_attention(nn.Module(), q, k, v, None, packed=packed)
-    draws = torch.stack([packed_attention(nn.Module(), q, k, v, None, packed=packed, dropout=0.2)[0].float() for _ in range(500)])
+    plain, _ = packed_attention(layer(), q, k, v, None, packed=packed)
+    draws = torch.stack([packed_attention(layer(), q, k, v, None, packed=packed, dropout=0.2)[0].float() for _ in range(500)])
     assert draws.std(0).mean() > 0.05
     assert (draws.mean(0) - plain.float()).abs().mean() < 0.03

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
-from transformers import DistilBertConfig, DistilBertModel, PreTrainedTokenizerFast
+from transformers import AlbertConfig, AlbertModel, PreTrainedTokenizerFast, Qwen3ForCausalLM, Qwen3Model
 
 from gist_train.config.errors import UserError
 from gist_train.config.models import GuideConfig, ModelConfig
@@ -56,12 +56,12 @@ def opened_elsewhere(folder: Path, **settings: object) -> np.ndarray:
 # What the config says against what the model says.
 
 
-@pytest.mark.parametrize("saved", ["cls", "mean"])
+@pytest.mark.parametrize("saved", ["cls", "mean", "lasttoken"])
 def test_pooling_is_the_models_unless_given(make_model, tmp_path, saved):
     """A pooling that only the forward pass knows would be lost in the saved folder, and others would open another model."""
     folder = make_model(pooling=saved)
-    other = {"cls": "mean", "mean": "cls"}[saved]
-    assert student(folder).encoder.pooling == saved
+    other = {"cls": "mean", "mean": "last", "lasttoken": "cls"}[saved]
+    assert student(folder).encoder.pooling == {"lasttoken": "last"}.get(saved, saved)
     changed = student(folder, pooling=other)
     assert changed.encoder.pooling == other
     assert not np.allclose(changed.encode(TEXTS), student(folder).encode(TEXTS), atol=1e-3)
@@ -96,7 +96,9 @@ def test_max_length(make_model, tmp_path):
     np.testing.assert_allclose(opened_elsewhere(tmp_path / "saved"), short.encode(TEXTS), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(("family", "positions"), [("bert", 80), ("roberta", 79), ("xlm-roberta", 79), ("mpnet", 78)])
+@pytest.mark.parametrize(
+    ("family", "positions"), [("bert", 80), ("roberta", 79), ("xlm-roberta", 79), ("mpnet", 78), ("qwen3", 80)]
+)
 def test_no_more_tokens_than_positions(make_model, family, positions):
     """RoBERTa and MPNet lose their first positions to the padding id (0 and 1 here). One token too many is an index error
     at the first long text, hours into a run, so it must be said at once."""
@@ -108,23 +110,48 @@ def test_no_more_tokens_than_positions(make_model, family, positions):
     assert "model.max_length" in error.faults[0].mend
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "mpnet"])
-@pytest.mark.parametrize("keep", [[0], [1, 3], [0, 1, 2, 3]])
+LAYERS = {"distilbert": "transformer.layer", "modernbert": "layers", "mistral": "layers", "qwen3": "layers"}
+"""Where they are, elsewhere than in `encoder.layer`."""
+
+
+@pytest.mark.parametrize(
+    ("family", "keep"),
+    [
+        *((family, keep) for family in ("bert", "roberta", "mpnet") for keep in ([0], [1, 3], [0, 1, 2, 3])),
+        ("distilbert", [1, 3]),
+        ("modernbert", [0, 2]),
+        ("modernbert", [0, 1, 3]),
+        ("mistral", [1, 3]),
+        ("qwen3", [1, 3]),
+        ("qwen3", [0, 1, 2, 3]),
+    ],
+)
 def test_layers_that_are_kept(make_model, tmp_path, family, keep):
-    """Each kept layer has the base's weights and the others are gone, from the saved folder too: its config must count them."""
+    """Each kept layer has the base's weights and the others are gone, from the saved folder too: its config must count them, and
+    say which of them are local."""
     folder = make_model(family, layers=4)
     base, cut = student(folder), student(folder, layers=keep)
+    where = LAYERS.get(family, "encoder.layer")
+    whole, left = (model.encoder.transformer.get_submodule(where) for model in (base, cut))
     for at, layer in enumerate(keep):
-        theirs = base.encoder.transformer.encoder.layer[layer].state_dict()
-        ours = cut.encoder.transformer.encoder.layer[at].state_dict()
+        theirs, ours = whole[layer].state_dict(), left[at].state_dict()
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert len(cut.encoder.transformer.encoder.layer) == len(keep)
+    assert len(left) == len(keep)
     same = np.allclose(cut.encode(TEXTS), base.encode(TEXTS), atol=1e-6)
     assert same == (len(keep) == 4)
     cut.save(tmp_path / "saved")
-    assert json.loads((tmp_path / "saved" / "config.json").read_text())["num_hidden_layers"] == len(keep)
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())[
+        "n_layers" if family == "distilbert" else "num_hidden_layers"
+    ] == len(keep)
     np.testing.assert_allclose(opened_elsewhere(tmp_path / "saved"), cut.encode(TEXTS), rtol=1e-6, atol=1e-6)
+
+
+def test_modernberts_first_layer_stays_first(make_model):
+    """It alone has no norm: a saved model in which another one stands there opens as a third model, without a word."""
+    (fault,) = refused(make_model("modernbert", layers=3), layers=[1, 2]).faults
+    assert fault.where == "model.layers"
+    assert "layer 0 first" in fault.allowed
 
 
 def test_layers_that_the_model_does_not_have(make_model):
@@ -147,7 +174,7 @@ def test_dropout_is_the_models_unless_given(make_model):
         assert torch.allclose(trained, evaluated, atol=1e-6) == (given == 0.0)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "mpnet"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "mpnet", "distilbert", "modernbert", "qwen3"])
 def test_every_weight_that_is_trained_has_a_gradient(make_model, family):
     """The pooler has no part in the embedding: if it were trained, weight decay would shrink it, and DistributedDataParallel
     would wait for its gradient. Any other weight that is frozen would not learn."""
@@ -156,7 +183,8 @@ def test_every_weight_that_is_trained_has_a_gradient(make_model, family):
     for name, parameter in model.encoder.named_parameters():
         assert parameter.requires_grad == ("pooler." not in name), name
         assert (parameter.grad is not None) == parameter.requires_grad, name
-    assert any("pooler." in name for name, _ in model.encoder.named_parameters())
+    pooled = any("pooler." in name for name, _ in model.encoder.named_parameters())
+    assert pooled == (family in ("bert", "roberta", "mpnet"))
 
 
 def test_weights_are_float32_whatever_the_folder_says(make_model, tmp_path):
@@ -172,7 +200,7 @@ def test_weights_are_float32_whatever_the_folder_says(make_model, tmp_path):
 # Folders.
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "mpnet"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "modernbert", "mistral", "qwen3"])
 def test_what_is_saved_opens_elsewhere(make_model, tmp_path, family):
     """A checkpoint is a model: with weights that have changed since they were loaded."""
     model = student(make_model(family))
@@ -249,9 +277,9 @@ def test_a_dense_module_is_refused(make_model, tmp_path):
     assert fault.found == "Transformer -> Pooling -> Dense"
 
 
-@pytest.mark.parametrize(("pooling", "options"), [("max", {}), ("lasttoken", {}), ("mean", {"include_prompt": False})])
+@pytest.mark.parametrize(("pooling", "options"), [("max", {}), ("weightedmean", {}), ("mean", {"include_prompt": False})])
 def test_poolings_that_are_not_there_are_refused(make_model, tmp_path, pooling, options):
-    """Anything but cls and mean over all tokens would be pooled as something else. The mend must mend."""
+    """Anything but cls, mean and last over all tokens would be pooled as something else. The mend must mend."""
     folder = with_modules(make_model, tmp_path / "model", pooling=pooling, **options)
     (fault,) = refused(folder).faults
     assert f"pooling {pooling}" in fault.found
@@ -259,17 +287,47 @@ def test_poolings_that_are_not_there_are_refused(make_model, tmp_path, pooling, 
     assert student(folder, pooling="cls").encoder.pooling == "cls"
 
 
-def test_layers_of_a_family_that_keeps_them_elsewhere(make_model, tmp_path):
-    """A DistilBERT has no `encoder.layer`: an AttributeError is no answer to a config."""
+def test_layers_of_a_family_that_nobody_has_cut(make_model, tmp_path):
+    """An AttributeError is no answer to a config."""
     base = make_model()
-    config = DistilBertConfig(vocab_size=400, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=80)
-    DistilBertModel(config).save_pretrained(tmp_path / "distil")
-    PreTrainedTokenizerFast.from_pretrained(base).save_pretrained(tmp_path / "distil")
-    model = student(tmp_path / "distil")
+    config = AlbertConfig(
+        vocab_size=400, embedding_size=16, hidden_size=32, num_attention_heads=4, intermediate_size=64, max_position_embeddings=80
+    )
+    AlbertModel(config).save_pretrained(tmp_path / "albert")
+    PreTrainedTokenizerFast.from_pretrained(base).save_pretrained(tmp_path / "albert")
+    model = student(tmp_path / "albert")
     assert not model.encoder.packed
-    np.testing.assert_allclose(model.encode(TEXTS), opened_elsewhere(tmp_path / "distil"), rtol=1e-6, atol=1e-6)
-    (fault,) = refused(tmp_path / "distil", layers=[0]).faults
+    np.testing.assert_allclose(model.encode(TEXTS), opened_elsewhere(tmp_path / "albert"), rtol=1e-6, atol=1e-6)
+    (fault,) = refused(tmp_path / "albert", layers=[0]).faults
     assert fault.where == "model.layers"
+
+
+# Decoders.
+
+
+def test_a_plain_causal_model_is_pooled_at_its_last_token(make_model, tmp_path):
+    """Without modules.json sentence-transformers takes the last token's state of what was made to predict the next one."""
+    folder = make_model("qwen3")
+    transformer = Qwen3Model.from_pretrained(folder)
+    whole = Qwen3ForCausalLM(transformer.config)
+    whole.model = transformer
+    whole.save_pretrained(tmp_path / "causal")
+    PreTrainedTokenizerFast.from_pretrained(folder).save_pretrained(tmp_path / "causal")
+    model = student(tmp_path / "causal")
+    assert (model.encoder.pooling, model.encoder.packed) == ("last", True)
+    np.testing.assert_allclose(model.encode(TEXTS), opened_elsewhere(tmp_path / "causal"), rtol=1e-6, atol=2e-6)
+    model.save(tmp_path / "saved")
+    np.testing.assert_allclose(opened_elsewhere(tmp_path / "saved"), model.encode(TEXTS), rtol=1e-6, atol=2e-6)
+
+
+def test_an_empty_text_of_a_tokenizer_that_adds_nothing(make_model):
+    """Without a token of its own, its last token would be another text's, and its mean nothing divided by nothing."""
+    model = student(make_model("mistral"))
+    assert model.tokens(["", "a"])[0].tolist() == [model.tokenizer.eos_token_id]
+    found = model.encode(["a", "", "my card"])
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found[[0, 2]], model.encode(["a", "my card"]), rtol=1e-6, atol=1e-6)
+    assert not np.allclose(found[1], found[0], atol=1e-3)
 
 
 # Fingerprints.

@@ -28,9 +28,10 @@ FAMILIES = {
     "bert-mean": {"family": "bert"},
     "roberta-cls": {"family": "roberta", "layers": 1, "pooling": "cls", "normalize": False},
     "mpnet-mean": {"family": "mpnet", "layers": 1},
+    "bert-last": {"family": "bert", "pooling": "lasttoken", "layers": 1},
 }
 # An export costs seconds, whatever the size of the model: the fast tests share two.
-NAMES = ["bert-mean", "roberta-cls", pytest.param("mpnet-mean", marks=pytest.mark.slow)]
+NAMES = ["bert-mean", "roberta-cls", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mpnet-mean", "bert-last"))]
 PLAIN = OnnxPlan(quantize=False, sts=(), max_length=None)
 
 
@@ -89,7 +90,7 @@ def test_onnx_gives_the_vectors_of_torch(exported, texts, name):
 
 
 @pytest.mark.slow
-def test_models_that_are_padded_in_training_are_exported_too(make_model, texts, tmp_path):
+def test_a_distilbert_is_exported_too(make_model, texts, tmp_path):
     """DistilBERT takes no token types and has a mask of its own."""
     folder = tmp_path / "distilbert"
     shutil.copytree(make_model(), folder)

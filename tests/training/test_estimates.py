@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from families import transformer_of
 from running import gist, training_of
-from transformers import BertConfig, BertModel
 
 from gist_train.config.loading import load_config
 from gist_train.model.dropout import use_cheap_dropout
@@ -51,13 +51,34 @@ def test_tokens_are_those_of_the_batches(write_config, batching, prompts):
     assert [record.tokens for record in steps(training, 0, 3)] == real[:3]
 
 
-@pytest.mark.parametrize(("width", "length", "texts", "layers"), [(128, 8, 64, 3), (128, 40, 16, 2), (256, 24, 24, 4)])
-def test_activations_are_what_autograd_keeps(width, length, texts, layers):
+def size_of(family: str, width: int, layers: int) -> dict[str, int]:
+    """Settings of a model with as wide an inner layer as the family's models have."""
+    if family == "distilbert":
+        return {"dim": width, "hidden_dim": 4 * width, "layers": layers}
+    share = {"modernbert": 1.5, "mistral": 3.5, "qwen3": 3}.get(family, 4)
+    return {"hidden_size": width, "intermediate_size": int(share * width), "layers": layers}
+
+
+@pytest.mark.parametrize(
+    ("family", "width", "length", "texts", "layers"),
+    [
+        ("bert", 128, 8, 64, 3),
+        ("bert", 128, 40, 16, 2),
+        ("bert", 256, 24, 24, 4),
+        ("mpnet", 128, 24, 16, 2),
+        ("distilbert", 128, 24, 16, 2),
+        ("modernbert", 128, 24, 16, 4),
+        ("mistral", 128, 24, 16, 2),
+        ("qwen3", 128, 24, 16, 2),
+    ],
+)
+def test_activations_are_what_autograd_keeps(family, width, length, texts, layers):
     """An estimate that is off by half sends a user to a GPU that is too small, or keeps them from one that would do."""
-    config = BertConfig(
-        vocab_size=500, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=4
+    wide = {"head_dim": width // 2} if family == "qwen3" else {}
+    model = transformer_of(
+        family, **size_of(family, width, layers), max_position_embeddings=100, vocab_size=500, dropout=0.1, **wide
     )
-    model = BertModel(config, add_pooling_layer=False).train()
+    model.train()
     use_cheap_dropout(model, None)
     encoder = Encoder(model, pooling="mean", normalized=True)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
