@@ -30,7 +30,7 @@ from gist_train.training.estimates import (
 )
 from gist_train.training.lookups import GuideLookup
 from gist_train.training.loop import steps
-from gist_train.training.opening import check_dimensions, last_step, open_training, schedule_of
+from gist_train.training.opening import check_dimensions, checkpoint_gradients, last_step, open_training, schedule_of
 from gist_train.training.schedule import Schedule
 from gist_train.training.throughput import training_flops
 
@@ -57,6 +57,7 @@ def plan(config: Config, console: Console, *, measure: bool) -> Found:
     device = this_device()
     student = load_student(config.model)
     check_dimensions(config.loss, student)
+    checkpoint_gradients(config.training, student)
     corpus = prepare_corpus(config, device, console)
     batches = batch_plan(config, corpus)
     tokens = prepare_tokens(corpus, student, console)
@@ -193,9 +194,21 @@ def _memory(config: Config, student: Pretrained, epoch: EpochTokens, device: tor
     half = uses_bf16(config.training.precision, device)
     candidates = int(size * ((1 + config.loss.contrast_anchors + config.loss.contrast_positives) * size + negatives))
     dimensions = len(config.loss.dimensions or [student.width])
-    used = memory(student.encoder, epoch, candidates, dimensions, half=half, dense=device.type == "cpu")
+    limit, checkpointed = config.training.max_tokens_per_forward, config.training.gradient_checkpointing
+    used = memory(
+        student.encoder,
+        epoch,
+        candidates,
+        dimensions,
+        half=half,
+        dense=device.type == "cpu",
+        limit=limit,
+        checkpointed=checkpointed,
+    )
     return {
         "precision": "bf16" if half else "float32",
+        "max_tokens_per_forward": limit,
+        "gradient_checkpointing": checkpointed,
         "weights": used.weights,
         "gradients": used.gradients,
         "moments": used.moments,

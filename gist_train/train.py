@@ -30,7 +30,7 @@ from gist_train.training.checkpoint import Progress
 from gist_train.training.display import Display
 from gist_train.training.distributed import largest_over_ranks, make_accelerator, precision_of, same_on_all_ranks
 from gist_train.training.loop import steps
-from gist_train.training.opening import Job, check_dimensions, last_step, open_training
+from gist_train.training.opening import Job, check_dimensions, checkpoint_gradients, last_step, open_training
 from gist_train.training.resume import checkpoint_to_start_from, refuse_other_content, verified_for
 from gist_train.training.runlog import RunLog
 from gist_train.training.signals import StopSignal
@@ -130,6 +130,7 @@ def open_job(config: Config, accelerator: Accelerator, console: Console) -> Job:
     """
     student = load_student(config.model)
     check_dimensions(config.loss, student)
+    checkpoint_gradients(config.training, student)
     # Refuses what the model can't read or give, before the guide is put to work.
     student.with_max_length(config.evaluation.max_length).with_truncation(config.evaluation.truncate_dim)
     corpus = prepare_corpus(config, accelerator.device, console)

@@ -9,6 +9,7 @@ import shutil
 import socket
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from gist_train import cli
 from gist_train.config.schema import Config
@@ -99,6 +100,39 @@ def training_of(config: Config) -> tuple[Training, Pretrained, torch.optim.AdamW
     accelerator, _ = make_accelerator(config.training.precision, 60.0)
     job = open_job(config, accelerator, QUIET)
     return job.training, job.student, job.adamw
+
+
+class _Kept:
+    """A tensor that autograd keeps, counted while it does."""
+
+    def __init__(self, tensor: Tensor, live: Counter[int], sizes: dict[int, int]):
+        self.tensor, self._live = tensor, live
+        self._at = tensor.untyped_storage().data_ptr()
+        live[self._at] += 1
+        sizes[self._at] = tensor.untyped_storage().nbytes()
+
+    def __del__(self) -> None:
+        self._live[self._at] -= 1
+
+
+def kept_at_once(module: nn.Module, work: Callable[[], object]) -> int:
+    """The most bytes that autograd keeps at any time while `work` runs, the weights of `module` left out."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    live: Counter[int] = Counter()
+    sizes: dict[int, int] = {}
+    most = 0
+
+    def keep(tensor: Tensor) -> Tensor | _Kept:
+        nonlocal most
+        if tensor.untyped_storage().data_ptr() in weights:
+            return tensor
+        kept = _Kept(tensor, live, sizes)
+        most = max(most, sum(sizes[at] for at, count in live.items() if count > 0))
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor if isinstance(kept, _Kept) else kept):
+        work()
+    return most
 
 
 def in_processes(count: int, function: Callable[..., Any], *args: Any) -> list[tuple[int, Any]]:

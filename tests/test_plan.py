@@ -205,6 +205,20 @@ def test_every_family_is_planned(write_config, make_model, family):
     assert found["memory"]["activations"] > 0
 
 
+def test_memory_is_that_of_the_switches(write_config):
+    """Whoever turns them on because the plan says that the batch does not fit must see what it is worth."""
+    path = write_config(training={"batch_size": 32, "max_steps": 3, "precision": "float32"}, guide=None)
+    switches = [[], ["max_tokens_per_forward=512"], ["max_tokens_per_forward=512", "gradient_checkpointing=true"]]
+    words = [[word for switch in some for word in ("--set", f"training.{switch}")] for some in switches]
+    whole, cut, both = (planned(path, *some)["memory"] for some in words)
+    assert whole["activations"] > 1.5 * cut["activations"] > 1.5 * both["activations"]
+    assert (cut["max_tokens_per_forward"], cut["gradient_checkpointing"]) == (512, False)
+    for page, again in ((gist("plan", path).out, False), (gist("plan", path, *words[2]).out, True)):
+        shown = " ".join(page.split())
+        assert ("on one device by 512 tokens" in shown) == again
+        assert ("without what is computed again" in shown) == again
+
+
 def test_a_missing_evaluation_file_is_told(write_config):
     """Not by the first evaluation, 5,000 steps into a paid GPU."""
     task = {"type": "sts", "name": "s", "path": "nowhere.tsv"}

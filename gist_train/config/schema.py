@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator,
 
 from gist_train.config.evaluation import EvaluationConfig, MtebTask, is_measured, told_metrics
 from gist_train.config.fields import (
+    BatchTokens,
     Betas,
     Count,
     CountOrZero,
@@ -108,6 +109,12 @@ class TrainingConfig(Section):
     """Seed of row order and dropout."""
     grad_clip: Positive | None = 1.0
     """Largest norm of the gradient; null = not clipped."""
+    max_tokens_per_forward: BatchTokens | None = None
+    """Tokens that a process encodes at a time (padding counts only where a model needs it): for a larger batch the gradient is
+    cached, at the price of one more forward pass; null = the whole batch at once. Changes speed and memory only, but that each
+    chunk has dropout draws of its own."""
+    gradient_checkpointing: bool = False
+    """Whether each layer keeps its input alone, and is computed again in the backward pass; changes speed and memory only."""
 
     @model_validator(mode="before")
     @classmethod
@@ -312,11 +319,13 @@ def run_folder(config: Config) -> Path:
 
 # What may change when a run is resumed. Everything else alters the mathematics, and so does any field added later unless it is
 # named here: forgetting one refuses a resume, it does not spoil a run. `data.train`, and what was left out of it, is judged by
-# the content of the corpus.
+# the content of the corpus. With dropout on, other chunks draw other elements, as another number of processes does: as random
+# as before, and who has to go on with less memory may.
 _FREE_ON_RESUME = {
     *("name", "output_dir", "cache_dir", "checkpoint", "evaluation", "selection", "tracking"),
     *("model.trust_remote_code", "guide.trust_remote_code", "guide.batch_tokens"),
     *("data.train", "data.exclude_evaluation_texts", "loss.block_size", "training.stop_at_step"),
+    *("training.max_tokens_per_forward", "training.gradient_checkpointing"),
 }
 
 

@@ -98,7 +98,17 @@ class Memory:
         return self.weights + self.gradients + self.moments + self.activations
 
 
-def memory(encoder: Encoder, epoch: EpochTokens, candidates: int, dimensions: int, *, half: bool, dense: bool) -> Memory:
+def memory(
+    encoder: Encoder,
+    epoch: EpochTokens,
+    candidates: int,
+    dimensions: int,
+    *,
+    half: bool,
+    dense: bool,
+    limit: int | None = None,
+    checkpointed: bool = False,
+) -> Memory:
     """An estimate for training `encoder` with dropout, where the largest batch of the epoch stands.
 
     A layer keeps, of each token, 8 H + 2 I numbers and two dropout masks of H bytes: with I = 4 H and 2 bytes a number that is
@@ -113,6 +123,9 @@ def memory(encoder: Encoder, epoch: EpochTokens, candidates: int, dimensions: in
         dimensions: how many the loss is taken over.
         half: whether the forward pass runs in bf16.
         dense: whether attention keeps its scores, their dropout and its result, and dropout masks are numbers: on a CPU.
+        limit: the most tokens that are encoded at a time; None for the whole batch. Their texts are taken to be as long as the
+            longest of the batch, which those that come first nearly are.
+        checkpointed: whether a layer keeps its input only, and all else while it is computed again.
     """
     config, parameters = encoder.transformer.config, list(encoder.parameters())
     weights = sum(p.numel() for p in parameters)
@@ -130,12 +143,18 @@ def memory(encoder: Encoder, epoch: EpochTokens, candidates: int, dimensions: in
     if not encoder.packed:  # every text padded to the longest of the batch
         tokens = epoch.texts_by_step * epoch.longest_by_step
         pairs = tokens * epoch.longest_by_step
-    of_layer = int((of_token * tokens + of_pair * pairs).max())
+    if limit is not None:
+        tokens = np.minimum(tokens, np.maximum(limit, epoch.longest_by_step))
+        pairs = np.minimum(pairs, tokens * epoch.longest_by_step)
+    of_layer = of_token * tokens + of_pair * pairs
+    layers = config.num_hidden_layers
+    # What passes from layer to layer is float32, under autocast too.
+    of_layers = of_layer + layers * hidden * 4 * tokens if checkpointed else of_layer * layers
     return Memory(
         weights=4 * weights + (2 * weights if half else 0),
         gradients=4 * trained,
         moments=8 * trained,
-        activations=of_layer * config.num_hidden_layers + (4 + dimensions) * 4 * candidates,
+        activations=int(of_layers.max()) + (4 + dimensions) * 4 * candidates,
     )
 
 

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gist_train.config.schema import LossConfig
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Batch, Corpus, TokenTable
-from gist_train.model.encoder import Pack, pack
 from gist_train.model.loss import BLOCKS, LossOutput, guided_contrastive_loss
 from gist_train.training.distributed import gather_with_gradient, share, sum_over_ranks
+from gist_train.training.gradient_cache import Texts, cut, encode, hand_on, texts_in
 from gist_train.training.lookups import GuideLookup, SourceRules, guide_embeddings, labels_of, own_negatives_of, text_ids
 from gist_train.training.schedule import Schedule
 
@@ -44,6 +45,8 @@ class Training:
     sources: SourceRules
     grad_clip: float | None
     seed: int
+    max_tokens_per_forward: int | None = None
+    """Where a rank's texts have more tokens, they are encoded in chunks and the gradient is cached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +95,15 @@ def steps(training: Training, start: int, stop: int) -> Iterator[StepRecord]:
         batch = training.corpus.batch(rows, training.plan.positives(rows, epoch))
 
         texts = _texts_of_rank(training, batch)
-        # Dropout's draws depend on nothing that came before: the generators are set anew, on every device.
-        torch.manual_seed(dropout_seed(training.seed, step, accelerator.process_index, 0))
-        out = _loss(training, batch, training.model(texts))
+        # Dropout's draws depend on nothing that came before: the generators are set anew for each chunk.
+        rank = accelerator.process_index
+        seeds = [dropout_seed(training.seed, step, rank, chunk) for chunk in range(len(texts.chunks))]
+        embeddings = encode(training.model, texts, seeds)
+        out = _loss(training, batch, embeddings)
         # Summed over ranks this is the batch's loss. DistributedDataParallel averages gradients, hence the factor.
         accelerator.backward(out.loss * accelerator.num_processes)
+        if texts.cached:  # backward has reached the embeddings, and from there no graph leads to the weights yet
+            hand_on(accelerator, training.model, texts, seeds, embeddings)
 
         limit = math.inf if training.grad_clip is None else training.grad_clip
         grad_norm = float(accelerator.clip_grad_norm_(parameters, limit))
@@ -119,7 +126,7 @@ def steps(training: Training, start: int, stop: int) -> Iterator[StepRecord]:
             masked=dict(zip(BLOCKS, (totals[1:5] / totals[5:9].clamp(min=1)).tolist(), strict=True)),
             tokens=int(totals[9]),
             computed_tokens=int(totals[10]),
-            groups=texts.lengths.groups,
+            groups=texts.groups,
             seconds=time.perf_counter() - began,
         )
 
@@ -129,16 +136,24 @@ def dropout_seed(seed: int, step: int, rank: int, chunk: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank, chunk]).generate_state(1, np.uint64)[0]) >> 1
 
 
-def _texts_of_rank(training: Training, batch: Batch) -> Pack:
-    """Anchors, positives and negatives of this rank's rows, in this order, packed and on the device."""
-    accelerator = training.accelerator
-    start, stop = share(len(batch.rows), accelerator.process_index, accelerator.num_processes)
+def _texts_of_rank(training: Training, batch: Batch) -> Texts:
+    """Anchors, positives and negatives of this rank's rows, in this order, on the device, cut where they are too many."""
+    accelerator, tokens = training.accelerator, training.tokens
+    packed = accelerator.unwrap_model(training.model)[0].packed
+    views = [_views_of_rank(batch, rank, accelerator.num_processes) for rank in range(accelerator.num_processes)]
+    chunks = [cut(tokens.lengths(of_rank), training.max_tokens_per_forward, packed=packed) for of_rank in views]
+    here = accelerator.process_index
+    # Ranks must do the same things in the same order wherever these wait for each other: if one caches, all do.
+    return texts_in(chunks[here], tokens.of(views[here]), accelerator.device, cached=max(map(len, chunks)) > 1)
+
+
+def _views_of_rank(batch: Batch, rank: int, processes: int) -> NDArray[np.int64]:
+    """(N,) views that a rank encodes."""
+    start, stop = share(len(batch.rows), rank, processes)
     first, last = batch.negative_offsets[start], batch.negative_offsets[stop]
     views = np.concatenate([batch.anchor_views[start:stop], batch.positive_views[start:stop], batch.negative_views[first:last]])
-    if not len(views):
-        # A rank without rows takes part in all the same: it encodes one text, of which `_loss` uses nothing.
-        views = batch.anchor_views[:1]
-    return pack(training.tokens.of(views)).to(accelerator.device)
+    # A rank without rows takes part in all the same: it encodes one text, of which `_loss` uses nothing.
+    return views if len(views) else batch.anchor_views[:1]
 
 
 def _loss(training: Training, batch: Batch, embeddings: Tensor) -> LossOutput:
@@ -182,14 +197,12 @@ def _loss(training: Training, batch: Batch, embeddings: Tensor) -> LossOutput:
     )
 
 
-def _totals(out: LossOutput, texts: Pack, training: Training) -> Tensor:
+def _totals(out: LossOutput, texts: Texts, training: Training) -> Tensor:
     """(11,) float32, to be summed over ranks: loss, masked (4), candidates (4), tokens, computed tokens."""
-    groups = texts.lengths.groups
-    tokens = sum(count * length for count, length in groups)
-    encoder = training.accelerator.unwrap_model(training.model)[0]
-    computed = tokens if encoder.packed else sum(count for count, _ in groups) * texts.lengths.longest
-    counts = torch.tensor([tokens, computed], dtype=torch.float32, device=out.loss.device)
-    return torch.cat([out.loss.detach().float()[None], out.masked.float(), out.candidates.float(), counts])
+    packed = training.accelerator.unwrap_model(training.model)[0].packed
+    counts = [texts.computed_tokens(True), texts.computed_tokens(packed)]
+    of_texts = torch.tensor(counts, dtype=torch.float32, device=out.loss.device)
+    return torch.cat([out.loss.detach().float()[None], out.masked.float(), out.candidates.float(), of_texts])
 
 
 def _tell_non_finite(step: int, loss: float, grad_norm: float, corpus: Corpus, batch: Batch) -> str:

@@ -1,5 +1,6 @@
 """A config, its prepared data and its student -> all that the loop reads."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from gist_train.config.errors import Fault, UserError, shown
-from gist_train.config.schema import Config, LossConfig, OptimizerConfig
+from gist_train.config.schema import Config, LossConfig, OptimizerConfig, TrainingConfig
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Corpus, TokenTable
 from gist_train.model.pretrained import Pretrained
@@ -60,6 +61,7 @@ def open_training(
         sources=SourceRules.of(config.data.train),
         grad_clip=config.training.grad_clip,
         seed=config.training.seed,
+        max_tokens_per_forward=config.training.max_tokens_per_forward,
     )
     facts = facts_of(config, student, corpus.content, guide, precision_of(accelerator), accelerator.num_processes)
     return Job(student, adamw, training, last_step(config, schedule), facts)
@@ -70,6 +72,27 @@ def check_dimensions(loss: LossConfig, student: Pretrained) -> None:
     if loss.dimensions is not None and max(loss.dimensions) > student.width:
         allowed = f"at most {student.width} each, the numbers in an embedding of {student.encoder.transformer.name_or_path}"
         raise UserError(Fault("loss.dimensions", shown(loss.dimensions), allowed, "leave the larger ones out"))
+
+
+def checkpoint_gradients(config: TrainingConfig, student: Pretrained) -> None:
+    """Has the student's layers computed again in the backward pass, if that is asked for.
+
+    Raises:
+        UserError: this family of models can't.
+    """
+    if not config.gradient_checkpointing:
+        return
+    transformer = student.encoder.transformer
+    with warnings.catch_warnings():
+        # transformers 5.23 calls it otherwise, and 5.17 not yet.
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            transformer.gradient_checkpointing_enable({"use_reentrant": False})
+        except ValueError:
+            found = f"true, and a model of the family {transformer.config.model_type}"
+            allowed = "false: transformers has no gradient checkpointing for this family"
+            mend = "set it to false; training.max_tokens_per_forward saves memory too"
+            raise UserError(Fault("training.gradient_checkpointing", found, allowed, mend)) from None
 
 
 def schedule_of(config: Config, steps_per_epoch: int) -> Schedule:

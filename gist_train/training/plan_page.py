@@ -122,9 +122,11 @@ def _guide(guide: Found | None) -> Rows:
 def _resources(found: Found) -> Rows:
     memory, disk = found["memory"], found["disk"]
     parts = ", ".join(f"{key} {_size(memory[key])}" for key in ("weights", "gradients", "moments", "activations"))
+    limit = memory["max_tokens_per_forward"]
+    at_a_time = "" if limit is None else f" by {limit:,} tokens"
     yield (
         "per device",
-        f"{_size(memory['total'])} in {memory['precision']}, the whole batch on one device, largest batch: {parts}",
+        f"{_size(memory['total'])} in {memory['precision']}, the whole batch on one device{at_a_time}, largest batch: {parts}",
     )
     yield (
         "checkpoints",
@@ -136,7 +138,10 @@ def _resources(found: Found) -> Rows:
 
 def _time(found: Found) -> Rows:
     yield "to end in a day", f"{found['steps_per_second_for_a_day']:.3g} steps a second"
-    yield "a step", f"{found['flops_per_step'] / 1e12:.3g} TFLOP of matrix products over real tokens"
+    memory = found["memory"]
+    again = memory["max_tokens_per_forward"] is not None or memory["gradient_checkpointing"]
+    on_top = ", without what is computed again to save memory" if again else ""
+    yield "a step", f"{found['flops_per_step'] / 1e12:.3g} TFLOP of matrix products over real tokens{on_top}"
     measured = found["measured"]
     if measured is None:
         yield "", "--measure takes five steps here and says how long the run will take"

@@ -1,10 +1,13 @@
 """What a plan says of tokens, memory and disk, against what a training really reads, keeps and leaves on the disk."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from families import transformer_of
-from running import gist, training_of
+from running import gist, kept_at_once, training_of
+from transformers import BertConfig, BertModel
 
 from gist_train.config.loading import load_config
 from gist_train.model.dropout import use_cheap_dropout
@@ -13,6 +16,7 @@ from gist_train.model.loss import guided_contrastive_loss
 from gist_train.model.pretrained import load_finished
 from gist_train.training.checkpoint import saved_steps
 from gist_train.training.estimates import EpochTokens, checkpoint_bytes, checkpoints_kept, epoch_tokens, memory
+from gist_train.training.gradient_cache import cut
 from gist_train.training.loop import steps
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -98,6 +102,34 @@ def test_activations_are_what_autograd_keeps(family, width, length, texts, layer
     )
     estimated = memory(encoder, epoch, 0, 1, half=False, dense=True).activations
     assert estimated == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable.:FutureWarning")
+def test_less_is_kept_where_it_is_computed_again():
+    """A quarter of the batch at a time keeps a quarter, and a layer that is computed again its input only: a plan that does not
+    know it would send a user to a larger GPU for the very batch that these switches are for."""
+    length, texts, layers = 24, 32, 4
+    config = BertConfig(vocab_size=500, hidden_size=128, intermediate_size=512, num_hidden_layers=layers, num_attention_heads=4)
+    model = BertModel(config, add_pooling_layer=False).train()
+    use_cheap_dropout(model, None)
+    encoder = Encoder(model, pooling="mean", normalized=True)
+    epoch = EpochTokens(*(np.array([n]) for n in (length, texts * length, texts * length**2, texts, length)), 0, 0)
+
+    def estimated(**options: Any) -> int:
+        return memory(encoder, epoch, 0, 1, half=False, dense=True, **options).activations
+
+    def kept(count: int) -> int:
+        return kept_at_once(encoder, lambda: encoder(pack([np.arange(length)] * count)))
+
+    limit = texts * length // 4 + 7
+    assert len(cut(np.full(texts, length), limit, packed=True)[0]) == texts // 4
+    whole = kept(texts)
+    assert estimated(limit=limit) == pytest.approx(kept(texts // 4), rel=0.1)
+    assert estimated(limit=texts * length) == estimated()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    inputs = kept(texts)  # all but the one layer that is at work in the backward pass
+    assert estimated(checkpointed=True) == pytest.approx(inputs + whole / layers, rel=0.1)
+    assert estimated(checkpointed=True) < estimated() / 2
 
 
 def test_a_further_dimension_keeps_one_number_a_pair(make_model):
