@@ -177,8 +177,15 @@ def fill_guide(
     return GuideLookup(store, store.positions(corpus.hashes)), seconds
 
 
-def run_ours(bench: Bench, count: int, seen: Seen | None = None) -> tuple[float, list[StepRecord]]:
-    """Trains the first `count` batches with gist-train's loop; the seconds that this took, and a record of each step."""
+def run_ours(
+    bench: Bench, count: int, seen: Seen | None = None, *, max_tokens: int | None = None, block_size: int | None = None
+) -> tuple[float, list[StepRecord]]:
+    """Trains the first `count` batches with gist-train's loop; the seconds that this took, and a record of each step.
+
+    Args:
+        max_tokens: per forward, as in `training.max_tokens_per_forward`.
+        block_size: of the loss.
+    """
     AcceleratorState._reset_state(reset_partial_state=True)  # the trainer of the other side leaves its own behind
     accelerator, _ = make_accelerator(bench.precision, None)
     student = load_student(ModelConfig(name=str(bench.student), dropout=bench.dropout))
@@ -190,6 +197,7 @@ def run_ours(bench: Bench, count: int, seen: Seen | None = None) -> tuple[float,
     guided = bench.guide is not None
     # The other side's losses, by default: no a-a and p-p blocks without a guide, and duplicates stay.
     loss = LossConfig(temperature=TEMPERATURE, contrast_anchors=guided, contrast_positives=guided, mask_duplicates=False)
+    loss = loss.model_copy(update={"block_size": block_size})
     schedule = Schedule("constant", bench.learning_rate, count, 0)
     training = Training(
         accelerator,
@@ -203,8 +211,9 @@ def run_ours(bench: Bench, count: int, seen: Seen | None = None) -> tuple[float,
         loss,
         SourceRules(np.zeros(1, bool), np.zeros(1, bool)),
         GRAD_CLIP,
-        0,  # type: ignore[arg-type]
-    )
+        0,
+        max_tokens,
+    )  # type: ignore[arg-type]
     _synchronise(bench.device)
     began = time.perf_counter()
     records = list(steps(training, 0, count))
