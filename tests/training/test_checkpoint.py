@@ -250,6 +250,8 @@ def test_a_run_keeps_newest_nth_window_and_selected(write_config, tmp_path):
     run = tmp_path / "runs" / "run"
     run.mkdir(parents=True)
     selected = {"step": 2, "steps": [2], "base_weight": 0.0, "checkpoint": "checkpoints/step-000000002"}
+    selected |= {"name": "step 2", "rule": "step", "metric": None, "around": 2, "window": 0, "candidates": []}
+    selected |= {"figures": {}, "base": {}, "evaluation": {}, "leakage": []}
     (run / "selected.json").write_text(json.dumps(selected))
     path = write_config(
         checkpoint={"every": 1, "keep_last": 2, "keep_every": 5},

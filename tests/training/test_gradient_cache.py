@@ -156,8 +156,8 @@ def test_a_cached_step_is_the_plain_one(config_of, case):
 
 
 def test_padding_is_counted_where_it_is_computed(config_of):
-    """An MPNet is padded to the longest of a chunk: what fits in memory is what is computed, and the log says how much it is."""
-    path = config_of(None, family="mpnet")
+    """A DeBERTa is padded to the longest of a chunk: what fits in memory is what is computed, and the log says how much it is."""
+    path = config_of(None, family="deberta-v2")
     found, expected = trained(path, LIMIT), trained(path, None)
     assert_same_training(found, expected)
     for (real, padded), (same, whole) in zip(found["tokens"], expected["tokens"], strict=True):
