@@ -73,7 +73,7 @@ class LossConfig(Section):
     mask_duplicates: bool = True
     """Whether candidates with the same text as the row's anchor or positive are left out."""
     block_size: Count | None = None
-    """Rows per block of the loss; null = whole; changes speed and memory only."""
+    """Rows and columns of the similarities that are in memory at a time; null = whole; changes speed and memory only."""
     dimensions: Dimensions | None = None
     """How many first numbers of the embeddings the loss is taken over, once for each; null = the whole embeddings alone."""
     dimension_weights: Weights | None = None

@@ -11,18 +11,17 @@ With dimensions given, the loss is a weighted sum of losses over the first numbe
 representation learning, Kusupati et al. 2022, arXiv 2205.13147). What leaves by the guide is the same for all of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
-from torch.utils.checkpoint import checkpoint
 
-from gist_train.model.masks import Look, Rows, Side, look, similarity_tolerance, threshold
-
-BLOCKS = ("ap", "an", "aa", "pp")
+from gist_train.model.blockwise import blockwise_losses
+from gist_train.model.masks import BLOCKS as BLOCKS
+from gist_train.model.masks import SIDES, Look, Options, Rows, Side, look, rows_between, similarity_tolerance
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +37,6 @@ class LossOutput:
     is counted for the largest of the dimensions)."""
     candidates: Tensor
     """(4,) int64: candidates of each of `BLOCKS` before masking, a row's own column not counted; the same for all dimensions."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Options:
-    temperature: float
-    margin: float
-    margin_strategy: str
-    contrast_anchors: bool
-    contrast_positives: bool
-    hard_only: bool
-    weights: tuple[float, ...]
-    """Of the loss over each dimension."""
-    own_only: Tensor | None
-    """(B,) bool: rows that contrast with their own negatives alone."""
 
 
 def guided_contrastive_loss(
@@ -92,7 +77,8 @@ def guided_contrastive_loss(
         contrast_anchors, contrast_positives: whether the blocks aa and pp take part.
         negatives: "hard" also drops candidates that the student already finds less similar than the row's own positive.
             With dimensions each has negatives of its own: which are hard depends on the similarities at hand.
-        block_size: rows whose similarities are in memory at a time, forward and backward; None for all at once.
+        block_size: the similarities of so many rows with so many candidates are in memory at a time, forward and backward, and
+            a bit for every candidate in between; None for all at once. Small blocks are slow: 2,048 is a good number on a CPU.
         dimensions: given, the loss is the sum over d of its weight times the loss over the first d numbers of each of the
             student's embeddings, normalised anew, as in sentence-transformers' MatryoshkaLoss around its GISTEmbedLoss. Their
             order is of no account. The guide's embeddings are not cut: its masks are made once and serve all dimensions.
@@ -119,7 +105,7 @@ def guided_contrastive_loss(
     widths, weights = _weighted_dimensions(dimensions, dimension_weights, anchor.shape[-1])
     batch = len(anchor)
     own = None if own_negatives_only is None else torch.arange(batch, device=anchor.device)
-    anchors, positives, pool = _sides(
+    sides = _sides(
         widths,
         student=(anchor, positive, negative),
         guide=(guide_anchor, guide_positive, guide_negative),
@@ -127,7 +113,7 @@ def guided_contrastive_loss(
         labels=(labels, labels, negative_labels),
         rows=(own, own, negative_rows),
     )
-    options = _Options(
+    options = Options(
         temperature=temperature,
         margin=margin,
         margin_strategy=margin_strategy,
@@ -141,31 +127,12 @@ def guided_contrastive_loss(
     if not 0 <= start <= stop <= batch:
         raise ValueError(f"rows must be (start, stop) within the {batch} rows, not {rows}")
     with torch.autocast(anchor.device.type, enabled=False):
-        return _loss_of_rows(anchors, positives, pool, start, stop, block_size, options)
-
-
-def _loss_of_rows(
-    anchors: Side, positives: Side, pool: Side, start: int, stop: int, block_size: int | None, options: _Options
-) -> LossOutput:
-    """The loss of rows start to stop, `block_size` of them at a time."""
-    device = anchors.students[0].device
-    losses, masked, candidates = [], [], []
-    for first, last in _row_blocks(start, stop, block_size):
-        arguments = (anchors, positives, pool, first, last, options)
-        # Checkpointing keeps no similarity of a block between forward and backward: it is computed again there.
-        part = _block_of_rows(*arguments) if block_size is None else checkpoint(_block_of_rows, *arguments, use_reentrant=False)
-        losses.append(part[0])
-        masked.append(part[1])
-        candidates.append(part[2])
-    # With no rows here the (empty) sum still depends on all embeddings, so that every process has a backward pass.
-    row_losses = torch.cat(losses or [side.students[0][:0].sum(dim=1) for side in (anchors, positives, pool)])
-    nothing = torch.zeros(4, dtype=torch.int64, device=device)
-    return LossOutput(
-        loss=row_losses.sum() / len(anchors),
-        row_losses=row_losses.detach(),
-        masked=torch.stack(masked).sum(dim=0) if masked else nothing,
-        candidates=torch.stack(candidates).sum(dim=0) if candidates else nothing,
-    )
+        if block_size is None:
+            row_losses, masked, candidates = _whole_losses(sides, start, stop, options)
+        else:
+            row_losses, masked, candidates = blockwise_losses(sides, start, stop, block_size, options)
+        # With no rows here the (empty) sum still depends on all embeddings, so that every process has a backward pass.
+        return LossOutput(row_losses.sum() / batch, row_losses.detach(), masked, candidates)
 
 
 def _check_options(temperature: float, margin_strategy: str, negatives: str, block_size: int | None) -> None:
@@ -194,12 +161,6 @@ def _weighted_dimensions(
         raise ValueError(f"dimension_weights must be {len(dimensions)} numbers above 0, not {list(weights)}")
     descending = sorted(zip(dimensions, weights, strict=True), reverse=True)
     return tuple(d for d, _ in descending), tuple(weight for _, weight in descending)
-
-
-def _row_blocks(start: int, stop: int, block_size: int | None) -> Iterator[tuple[int, int]]:
-    size = block_size or max(stop - start, 1)
-    for first in range(start, stop, size):
-        yield first, min(first + size, stop)
 
 
 def _sides(dimensions: Sequence[int], **given: tuple[Tensor | None, Tensor | None, Tensor | None]) -> tuple[Side, Side, Side]:
@@ -239,22 +200,10 @@ def _unit(vectors: Tensor) -> Tensor:
     return normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=1)
 
 
-def _block_of_rows(
-    anchors: Side, positives: Side, pool: Side, first: int, last: int, options: _Options
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses (R,), masked (4,) and candidates (4,) of rows first to last."""
-    a, p = anchors.between(first, last), positives.between(first, last)
-    limit = None
-    if a.guide is not None and p.guide is not None:
-        limit = threshold((a.guide * p.guide).sum(dim=1), options.margin, options.margin_strategy)
-    rows = Rows(first, a, p, limit, None if options.own_only is None else options.own_only[first:last])
-
-    looks = [look("ap", a, positives, rows), look("an", a, pool, rows)]
-    if options.contrast_anchors:
-        looks.append(look("aa", a, anchors, rows))
-    if options.contrast_positives:
-        looks.append(look("pp", p, positives, rows))
-
+def _whole_losses(sides: Sequence[Side], start: int, stop: int, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses (R,), masked (4,) and candidates (4,) of rows start to stop, all at once: the slow, obvious twin of the blocks."""
+    rows = rows_between(sides, start, stop, options)
+    looks = [look(block, sides, rows, 0, len(sides[SIDES[block][1]])) for block in options.blocks]
     losses, stay = _over_dimension(0, looks, rows, options)
     for at in range(1, len(options.weights)):
         losses = losses + _over_dimension(at, looks, rows, options)[0]
@@ -265,7 +214,7 @@ def _block_of_rows(
     return losses, masked, candidates
 
 
-def _over_dimension(at: int, looks: Sequence[Look], rows: Rows, options: _Options) -> tuple[Tensor, list[Tensor]]:
+def _over_dimension(at: int, looks: Sequence[Look], rows: Rows, options: Options) -> tuple[Tensor, list[Tensor]]:
     """Over the dimension of number `at`: cross entropies (R,) times its weight, and how many candidates stay in each look."""
     own_score = (rows.anchors.students[at] * rows.positives.students[at]).sum(dim=1).detach()
     scores, stay = [], []

@@ -1,0 +1,149 @@
+"""The guided contrastive loss a tile of similarities at a time, forward and backward, pure torch.
+
+With the legend of `loss.py`. A tile is some rows by some columns of one of the four blocks. Going forward, a row keeps two
+numbers: its largest logit so far, and the sum of the exponentials of its logits less that one (the online softmax of Milakov and
+Gimelshein 2018, arXiv 1805.02867). A candidate keeps one bit: whether it left. Going backward, the student's similarities are
+computed again, and the guide's embeddings are not needed any more.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gist_train.model.masks import BLOCKS, SIDES, Options, Side, look, rows_between, similarity_tolerance
+
+_GATHER = 0x0102040810204080
+"""Times 8 bytes of 0 or 1, read as one number, this has them all in its highest byte; what is higher is lost, as it should be."""
+
+
+def blockwise_losses(
+    sides: Sequence[Side], start: int, stop: int, block_size: int, options: Options
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses (R,), masked (4,) and candidates (4,) of rows start to stop, from tiles of at most `block_size` rows and columns.
+
+    What is kept for backward beside the student's embeddings: three numbers a row for each of the dimensions, and R x N / 8 bytes
+    of each block (for each of the dimensions where each has hard negatives of its own).
+
+    Raises:
+        RuntimeError: in backward, with create_graph: there is no second derivative.
+    """
+    students = [student for side in sides for student in side.students]
+    found: tuple[Tensor, Tensor, Tensor] = _Blockwise.apply(sides, (start, stop, block_size), options, *students)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Blockwise(torch.autograd.Function):
+    """Twice over the same tiles in the same order. No tile has a graph: its gradients are added where they belong."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, sides: Sequence[Side], span: tuple[int, int, int], options: Options, *students: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        start, stop, size = span
+        own, peak, total = students[0].new_empty(3, len(options.weights), stop - start)
+        masked, candidates = torch.zeros(2, len(BLOCKS), dtype=torch.int64, device=own.device)
+        bits: list[Tensor] = []
+        for first, last in _parts(start, stop, size):
+            rows = rows_between(sides, first, last, options)
+            here = slice(first - start, last - start)
+            for at, (anchors, positives) in enumerate(zip(rows.anchors.students, rows.positives.students, strict=True)):
+                # A row's own pair is in its sum from the beginning, and in no tile.
+                own[at, here] = (anchors * positives).sum(dim=1) / options.temperature
+            peak[:, here], total[:, here] = own[:, here], 1.0
+            for block, left, right in _columns([len(side) for side in sides], size, options):
+                seen = look(block, sides, rows, left, right)
+                if block == "ap":
+                    seen.leaves.diagonal(first - left).fill_(True)
+                index = BLOCKS.index(block)
+                candidates[index] += seen.candidates
+                masked[index] += seen.candidates
+                for at in range(len(options.weights)):
+                    logits = _logits(seen.from_side.students[at], seen.to_side.students[at], options.temperature)
+                    leaves = seen.leaves
+                    if options.hard_only:
+                        border = own[at, here] - similarity_tolerance(own) / options.temperature
+                        leaves = leaves | (logits < border[:, None])
+                    if at == 0:
+                        masked[index] -= leaves.numel() - leaves.count_nonzero()
+                    if at == 0 or options.hard_only:
+                        bits.append(pack_bits(leaves))
+                    _add(logits.masked_fill_(leaves, -torch.inf), peak[at, here], total[at, here])
+        ctx.save_for_backward(*students, own, peak, total, *bits)
+        ctx.span, ctx.options = span, options
+        ctx.mark_non_differentiable(masked, candidates)
+        weights = own.new_tensor(options.weights)
+        return (weights[:, None] * (peak - own + total.log())).sum(dim=0), masked, candidates
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # asked for with create_graph; without an error the tiles would count as constants
+            raise RuntimeError("the loss in blocks has no second derivative: give no block_size, or no create_graph")
+        (start, stop, size), options = ctx.span, ctx.options
+        dimensions = len(options.weights)
+        count = 3 * dimensions
+        students, (own, peak, total) = ctx.saved_tensors[:count], ctx.saved_tensors[count : count + 3]
+        bits = iter(ctx.saved_tensors[count + 3 :])
+        # Number `at` of a side is what it is over that dimension.
+        sides = [students[n : n + dimensions] for n in range(0, count, dimensions)]
+        gradients = [[torch.zeros_like(student) for student in side] for side in sides]
+        # Of a candidate's logit: its share of the row's sum, times the row's gradient and the loss's weight.
+        scale = own.new_tensor(options.weights)[:, None] * gradient / total / options.temperature
+        with torch.autocast(own.device.type, enabled=False):
+            for first, last in _parts(start, stop, size):
+                here = slice(first - start, last - start)
+                for block, left, right in _columns([len(side[0]) for side in sides], size, options):
+                    from_side, to_side = SIDES[block]
+                    for at in range(dimensions):
+                        if at == 0 or options.hard_only:
+                            leaves = unpack_bits(next(bits), last - first, right - left)
+                        x, y = sides[from_side][at][first:last], sides[to_side][at][left:right]
+                        slopes = _logits(x, y, options.temperature).sub_(peak[at, here, None]).exp_()
+                        slopes.masked_fill_(leaves, 0.0).mul_(scale[at, here, None])
+                        gradients[from_side][at][first:last].addmm_(slopes, y)
+                        gradients[to_side][at][left:right].addmm_(slopes.T, x)
+        own_slopes = scale * ((own - peak).exp() - total)
+        for at in range(dimensions):
+            for side, other in ((0, 1), (1, 0)):
+                gradients[side][at][start:stop].addcmul_(own_slopes[at, :, None], sides[other][at][start:stop])
+        return None, None, None, *(of_student for of_side in gradients for of_student in of_side)
+
+
+def _parts(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    for first in range(start, stop, size):
+        yield first, min(first + size, stop)
+
+
+def _columns(lengths: Sequence[int], size: int, options: Options) -> Iterator[tuple[str, int, int]]:
+    """The tiles of one part of the rows: block, first column and the one after the last."""
+    for block in options.blocks:
+        for left, right in _parts(0, lengths[SIDES[block][1]], size):
+            yield block, left, right
+
+
+def _logits(x: Tensor, y: Tensor, temperature: float) -> Tensor:
+    """(R, N): the matrix product divides by the temperature on its way."""
+    return torch.addmm(x.new_zeros(1), x, y.T, beta=0.0, alpha=1 / temperature)
+
+
+def _add(logits: Tensor, peak: Tensor, total: Tensor) -> None:
+    """Takes the logits (R, N) of a tile into the sums (R,) of its rows, in place; the logits are used up."""
+    higher = torch.maximum(peak, logits.amax(dim=1))
+    total.mul_(peak.sub_(higher).exp_()).add_(logits.sub_(higher[:, None]).exp_().sum(dim=1))
+    peak.copy_(higher)
+
+
+def pack_bits(flags: Tensor) -> Tensor:
+    """(ceil(n / 8),) uint8 of n flags of any shape, a bit each."""
+    padded = torch.nn.functional.pad(flags.flatten(), (0, -flags.numel() % 8))
+    return (padded.view(torch.int64) * _GATHER >> 56).to(torch.uint8)
+
+
+def unpack_bits(bits: Tensor, rows: int, columns: int) -> Tensor:
+    """(rows, columns) bool: what `pack_bits` was given."""
+    every, place = torch.arange(256, device=bits.device), torch.arange(8, device=bits.device)
+    flags_of = (every[:, None] >> place & 1).to(torch.bool)
+    # The eight flags of a byte as one number: they come with one look-up.
+    eight = flags_of.view(torch.int64).flatten().index_select(0, bits.int())
+    return eight.view(torch.bool)[: rows * columns].view(rows, columns)
