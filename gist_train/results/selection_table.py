@@ -52,11 +52,11 @@ def _candidates(told: Mapping[str, Any]) -> Table:
     table.add_column("candidate", overflow="fold")
     metric = told["metric"] or {}
     if metric:
-        table.add_column("score x 100", justify="right")
-    table.add_column("logged loss", justify="right")
+        table.add_column("score", justify="right")
+    table.add_column("loss", justify="right")
     if metric:
         table.add_column("behind", justify="right")
-        table.add_column("95 % of resamples", no_wrap=True)
+        table.add_column("95 %", no_wrap=True)
     single = 0
     for of in told["candidates"]:
         made = len(of["steps"]) > 1 or of["base_weight"] > 0
@@ -66,8 +66,12 @@ def _candidates(told: Mapping[str, Any]) -> Table:
         loss = "" if of["loss"] is None else f"{of['loss']:.4f}"
         behind = [] if not metric else ["" if of["behind"] is None else f"{100 * of['behind']:.2f}", _interval(of)]
         table.add_row(of["name"], *([f"{100 * of['score']:.2f}"] if metric else []), loss, *behind)
+    captions = ["loss: as last logged"]
+    if metric:
+        captions = ["x 100; " + captions[0], "95 %: of resamples of the tasks' items; * within noise"]
     if single > SHOWN:
-        table.caption = f"and {single - SHOWN} more in selected.json"
+        captions.append(f"and {single - SHOWN} more in selected.json")
+    table.caption = "\n".join(captions)
     return table
 
 
@@ -75,7 +79,7 @@ def _interval(of: Mapping[str, Any]) -> str:
     if of["interval"] is None:
         return ""
     low, high = (100 * end for end in of["interval"])
-    return f"{low:.2f} to {high:.2f}{': within noise' if of['within_noise'] else ''}"
+    return f"{low:.2f} to {high:.2f}{' *' if of['within_noise'] else ''}"
 
 
 def _against_base(changed: Sequence[Change]) -> Table:
