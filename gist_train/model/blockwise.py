@@ -44,7 +44,8 @@ class _Blockwise(torch.autograd.Function):
         start, stop, size = span
         own, peak, total = students[0].new_empty(3, len(options.weights), stop - start)
         masked, candidates = torch.zeros(2, len(BLOCKS), dtype=torch.int64, device=own.device)
-        bits: list[Tensor] = []
+        lengths = [len(side) for side in sides]
+        bits = _Bits(own.new_empty(_bytes_of_bits(start, stop, size, lengths, options), dtype=torch.uint8))
         for first, last in _parts(start, stop, size):
             rows = rows_between(sides, first, last, options)
             here = slice(first - start, last - start)
@@ -52,7 +53,7 @@ class _Blockwise(torch.autograd.Function):
                 # A row's own pair is in its sum from the beginning, and in no tile.
                 own[at, here] = (anchors * positives).sum(dim=1) / options.temperature
             peak[:, here], total[:, here] = own[:, here], 1.0
-            for block, left, right in _columns([len(side) for side in sides], size, options):
+            for block, left, right in _columns(lengths, size, options):
                 seen = look(block, sides, rows, left, right)
                 if block == "ap":
                     seen.leaves.diagonal(first - left).fill_(True)
@@ -68,9 +69,9 @@ class _Blockwise(torch.autograd.Function):
                     if at == 0:
                         masked[index] -= leaves.numel() - leaves.count_nonzero()
                     if at == 0 or options.hard_only:
-                        bits.append(pack_bits(leaves))
+                        bits.write(leaves)
                     _add(logits.masked_fill_(leaves, -torch.inf), peak[at, here], total[at, here])
-        ctx.save_for_backward(*students, own, peak, total, *bits)
+        ctx.save_for_backward(*students, own, peak, total, bits.packed)
         ctx.span, ctx.options = span, options
         ctx.mark_non_differentiable(masked, candidates)
         weights = own.new_tensor(options.weights)
@@ -83,8 +84,8 @@ class _Blockwise(torch.autograd.Function):
         (start, stop, size), options = ctx.span, ctx.options
         dimensions = len(options.weights)
         count = 3 * dimensions
-        students, (own, peak, total) = ctx.saved_tensors[:count], ctx.saved_tensors[count : count + 3]
-        bits = iter(ctx.saved_tensors[count + 3 :])
+        students, (own, peak, total, packed) = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        bits = _Bits(packed)
         # Number `at` of a side is what it is over that dimension.
         sides = [students[n : n + dimensions] for n in range(0, count, dimensions)]
         gradients = [[torch.zeros_like(student) for student in side] for side in sides]
@@ -97,7 +98,7 @@ class _Blockwise(torch.autograd.Function):
                     from_side, to_side = SIDES[block]
                     for at in range(dimensions):
                         if at == 0 or options.hard_only:
-                            leaves = unpack_bits(next(bits), last - first, right - left)
+                            leaves = bits.read(last - first, right - left)
                         x, y = sides[from_side][at][first:last], sides[to_side][at][left:right]
                         slopes = _logits(x, y, options.temperature).sub_(peak[at, here, None]).exp_()
                         slopes.masked_fill_(leaves, 0.0).mul_(scale[at, here, None])
@@ -120,6 +121,38 @@ def _columns(lengths: Sequence[int], size: int, options: Options) -> Iterator[tu
     for block in options.blocks:
         for left, right in _parts(0, lengths[SIDES[block][1]], size):
             yield block, left, right
+
+
+class _Bits:
+    """Flags of tile after tile, written or read in order. One tensor: one for each tile would stand in the holes that tiles leave
+    when they are freed, the next tile would not fit in there, and the heap would grow to many times of what it holds."""
+
+    def __init__(self, packed: Tensor):
+        self.packed, self._at = packed, 0
+
+    def write(self, flags: Tensor) -> None:
+        self._next(flags.numel()).copy_(pack_bits(flags))
+
+    def read(self, rows: int, columns: int) -> Tensor:
+        return unpack_bits(self._next(rows * columns), rows, columns)
+
+    def _next(self, flags: int) -> Tensor:
+        begin, self._at = self._at, self._at + _bytes(flags)
+        return self.packed[begin : self._at]
+
+
+def _bytes(flags: int) -> int:
+    return -(-flags // 8)
+
+
+def _bytes_of_bits(start: int, stop: int, size: int, lengths: Sequence[int], options: Options) -> int:
+    """What `_Bits` of all tiles need."""
+    one = sum(
+        _bytes((last - first) * (right - left))
+        for first, last in _parts(start, stop, size)
+        for _, left, right in _columns(lengths, size, options)
+    )
+    return one * (len(options.weights) if options.hard_only else 1)
 
 
 def _logits(x: Tensor, y: Tensor, temperature: float) -> Tensor:
