@@ -285,7 +285,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     small = "triplets of the step that is compared with the whole batch at once, which must fit in memory (default %(default)s)"
     parser.add_argument("--small-batch-size", type=int, default=128, help=small)
     parser.add_argument("--max-tokens", type=int, default=4096, help="tokens per forward of ours (default %(default)s)")
-    parser.add_argument("--block-size", type=int, default=128, help="rows per block of our loss (default %(default)s)")
+    parser.add_argument("--block-size", type=int, default=1024, help="rows per block of our loss (default %(default)s)")
     sizes = "texts per mini-batch of the peer, the fastest of which counts (default 16 32 128)"
     parser.add_argument("--mini-batch-sizes", type=int, nargs="+", default=[16, 32, 128], help=sizes)
     parser.add_argument("--pairs", type=int, default=1, help="runs of each side, whose medians count (default %(default)s)")
