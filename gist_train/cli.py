@@ -125,17 +125,7 @@ def evaluate(
             raise UserError(Fault("--watch", "another option that names models", "--watch alone", "leave the other one out"))
         figures = watched(loaded, run, err)
     else:
-        named = None if steps == "selected" else _steps(steps, run)
-        compared = compare(
-            loaded,
-            run,
-            models=model or [],
-            steps=named,
-            selected=steps == "selected",
-            dimensions=truncate_dim or [],
-            console=err,
-        )
-        figures = dict(compared)
+        figures = dict(compare(loaded, run, models=model or [], steps=steps, dimensions=truncate_dim or [], console=err))
     if as_json:
         print(json.dumps(next(iter(figures.values())) if len(figures) == 1 else figures))
     else:
@@ -236,18 +226,6 @@ def _config_and_run(path: Path, overrides: list[str]) -> tuple[Config, Path]:
         return load_config(path / "config.yaml", overrides), path
     config = load_config(path, overrides)
     return config, run_folder(config)
-
-
-def _steps(told: str | None, run: Path) -> list[int] | None:
-    from gist_train.training.checkpoint import saved_steps
-
-    if told is None:
-        return None
-    if told == "all":
-        return saved_steps(run)
-    if not all(part.strip().isdecimal() for part in told.split(",")):
-        raise UserError(Fault("--steps", f'"{told}"', "all, selected, or steps such as 500,1000", "name one of these"))
-    return [int(part) for part in told.split(",")]
 
 
 def _tell(error: Exception) -> None:

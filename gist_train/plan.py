@@ -218,7 +218,7 @@ def _memory(config: Config, student: Pretrained, epoch: EpochTokens, device: tor
 
 
 def _disk(config: Config, student: Pretrained, corpus: Corpus, stop: int) -> Found:
-    kept = checkpoints_kept(config.checkpoint, config.selection, stop)
+    kept = checkpoints_kept(config.checkpoint, config.selection, config.evaluation.every, stop)
     one = checkpoint_bytes(student.encoder)
     # While one more is written, none is deleted yet.
     return {

@@ -16,7 +16,6 @@ from gist_train.config.errors import Fault, UserError
 from gist_train.config.models import GuideConfig
 from gist_train.config.schema import Config, run_folder
 from gist_train.data.files import held, write_json
-from gist_train.describe import describe
 from gist_train.model.pretrained import load_student
 from gist_train.prepare import batch_plan, check_folders, prepare_corpus, prepare_guide, prepare_tokens
 from gist_train.results.early_stopping import best_saved, forget_later_end, no_rise, out_of_patience, remember_end, stays_ended
@@ -27,6 +26,7 @@ from gist_train.results.selected import selected_steps
 from gist_train.results.watching import ENDED
 from gist_train.training import checkpoint as checkpoints
 from gist_train.training.checkpoint import Progress
+from gist_train.training.description import describe
 from gist_train.training.display import Display
 from gist_train.training.distributed import largest_over_ranks, make_accelerator, precision_of, same_on_all_ranks
 from gist_train.training.loop import steps
@@ -103,7 +103,7 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Path, resume: st
         leaks = count_leaks(job.training.corpus, measuring.tasks)
         if line := leakage_line(leaks):
             console.print(line, soft_wrap=True, markup=False, highlight=False)
-        describe(run, config, accelerator, job, leaks)
+        describe(run, config, accelerator, job, [leak.told() for leak in leaks])
     signal_number, step = _drive(config, job, run, progress, measuring, signals, console)
     if signal_number:
         console.print("stopped with a checkpoint written; the same command goes on from there")

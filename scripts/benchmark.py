@@ -12,12 +12,10 @@ Exit code: 0; 1 where the two sides did not do the same work; 2 where the data a
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,7 +25,7 @@ import numpy as np
 import torch
 import transformers
 from benchmark_sides import BATCH_SIZE, Bench, Shape, compare, fill_guide, make_model, open_bench, run_ours, run_theirs
-from machine import processor
+from machine import header, told
 from rich.console import Console
 from rich.table import Table
 from sentence_transformers import SentenceTransformer
@@ -127,13 +125,7 @@ def _run(options: argparse.Namespace, source: Path, folder: Path, console: Conso
         timed[name] = _time_pairs(name, case, options.pairs, 1 if options.quick else options.batches, console)
     saved = (timed["guide"]["theirs_seconds_per_step"] - timed["guide"]["ours_seconds_per_step"]) * options.batches
     return {
-        "machine": {
-            "system": platform.platform(),
-            "device": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-        },
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "machine": told(device, PACKAGES),
         "settings": {
             "precision": options.precision,
             "pairs": options.pairs,
@@ -191,8 +183,7 @@ def _time_pairs(name: str, bench: Bench, pairs: int, warm_up: int, console: Cons
 def _print(result: dict[str, Any], console: Console) -> None:
     """The figures for people."""
     machine, settings, once = result["machine"], result["settings"], result["guide_pass"]
-    console.print(f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads, {settings['precision']}")
-    console.print(", ".join(f"{name} {number}" for name, number in result["versions"].items()))
+    console.print(header(machine, settings["precision"]), soft_wrap=True)
     layers, used = settings["guide"][0], settings["guide_layers_used"]
     if used < layers:
         console.print(

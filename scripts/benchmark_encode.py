@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import told
+from machine import header, told
 from rich.console import Console
 from rich.table import Table
 from sentence_transformers import SentenceTransformer
@@ -138,8 +138,7 @@ def _timed(work: Any) -> tuple[float, Any]:
 def _print(result: dict[str, Any], console: Console) -> None:
     """The figures for people."""
     machine = result["machine"]
-    console.print(f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads, float32")
-    console.print(", ".join(f"{name} {number}" for name, number in machine["versions"].items()))
+    console.print(header(machine), soft_wrap=True)
     table = Table(title=f"seconds to encode, medians; pairs of runs: {result['pairs']}")
     for column in ("", "texts", "tokens", "gist-train", "sentence-transformers", "its batch", "times faster", "min - max"):
         table.add_column(column, justify="right" if column else "left")

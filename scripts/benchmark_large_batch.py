@@ -317,9 +317,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _print(result: Found, console: Console) -> None:
     """The figures for people."""
+    from machine import header
+
     machine, proof = result["machine"], result["equality"]
-    console.print(f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads, float32")
-    console.print(", ".join(f"{name} {number}" for name, number in machine["versions"].items()), soft_wrap=True)
+    console.print(header(machine), soft_wrap=True)
     table = Table(title=f"one step over {result['batch_size']:,} triplets, {proof['ours']['tokens']:,} tokens")
     for column in ("", "triplets", "seconds", "peak MiB", "before the step"):
         table.add_column(column, justify="right" if column else "left")

@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 import torch
-from machine import told
+from machine import header, told
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -213,8 +213,7 @@ def _ratios(of: Sequence[float], blocks: Sequence[float]) -> dict[str, float]:
 def _print(result: dict[str, Any], console: Console) -> None:
     """The figures for people."""
     machine, settings = result["machine"], result["settings"]
-    console.print(f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads, float32")
-    console.print(", ".join(f"{name} {number}" for name, number in machine["versions"].items()))
+    console.print(header(machine), soft_wrap=True)
     table = Table(title=f"loss forward and backward, blocks of {settings['block_size']:,}; in brackets: calculated, not run")
     for column in ("triplets", *(f"{way}, {unit}" for way in WAYS for unit in ("GB", "s")), "whole / blocks"):
         table.add_column(column, justify="right", no_wrap=True)

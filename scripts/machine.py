@@ -2,9 +2,10 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ def processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def told(device: torch.device, packages: Sequence[str]) -> dict[str, object]:
+def told(device: torch.device, packages: Sequence[str]) -> dict[str, Any]:
     """Device, cores, threads and versions."""
     return {
         "system": platform.platform(),
@@ -25,3 +26,9 @@ def told(device: torch.device, packages: Sequence[str]) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
+
+
+def header(machine: Mapping[str, Any], precision: str = "float32") -> str:
+    """The lines that a benchmark's tables begin with."""
+    where = f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads, {precision}"
+    return f"{where}\n{', '.join(f'{name} {number}' for name, number in machine['versions'].items())}"

@@ -56,9 +56,6 @@ def model_card(
     """
     config_text = (run / "config.yaml").read_text(encoding="utf-8")
     config = yaml.safe_load(config_text)
-    if hub_id is not None:  # which shows the card to everybody
-        config = _without_folders(config)
-        config_text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     described, step = read_json(run / "run.json"), manifest["step"]
     if selected is not None:  # under the tasks and terms that it was chosen by
         config["evaluation"] = selected.told["evaluation"]
@@ -71,6 +68,10 @@ def model_card(
         leaks = leaks_of(run, [task["name"] for task in config["evaluation"]["tasks"]])
     changed = sorted(changes(before, after), key=lambda change: change.key)
     sources = list(zip(config["data"]["train"], described["data"], strict=True))
+    # The hub shows the card to everybody. What is asked below of the parts is asked under their own names.
+    shown = config if hub_id is None else _without_folders(config)
+    if hub_id is not None:
+        config_text = yaml.safe_dump(_without_folders(yaml.safe_load(config_text)), sort_keys=False, allow_unicode=True)
     base, guide = config["model"], config["guide"]
     base_licence = licence_of(base["name"], base["revision"])
     metadata = card_metadata(config, sources, changed, base_licence)
@@ -86,9 +87,9 @@ def model_card(
     body = environment.get_template("card.md.jinja").render(
         name=config["name"],
         address=hub_id or f"path/to/{config['name']}",
-        base=base,
+        base=shown["model"],
         base_licence=base_licence,
-        guide=guide,
+        guide=shown["guide"],
         guide_on_hub=isinstance(guide, dict) and on_hub(guide["name"]),
         guide_prompt=json.dumps(guide["prompt"], ensure_ascii=False) if isinstance(guide, dict) else None,
         guide_licence=licence_of(guide["name"], guide["revision"]) if isinstance(guide, dict) else None,

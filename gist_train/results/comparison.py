@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console, Group
 from rich.table import Table
 
-from gist_train.config.errors import Fault, UserError
+from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.models import GuideConfig
 from gist_train.config.schema import Config
 from gist_train.model.pretrained import Pretrained, load_finished, load_guide, load_student
@@ -27,8 +27,7 @@ def compare(
     run: Path,
     *,
     models: Sequence[str],
-    steps: Sequence[int] | None,
-    selected: bool,
+    steps: str | None,
     dimensions: Sequence[int],
     console: Console,
 ) -> Iterator[tuple[str, Figures]]:
@@ -36,8 +35,8 @@ def compare(
 
     Args:
         models: folders or hub ids to evaluate.
-        steps: checkpoints of the run to evaluate.
-        selected: whether to evaluate what `select` chose. With none of these: base, the selected or else the newest, guide.
+        steps: checkpoints of the run to evaluate: "all", "selected" or "N,N". With neither: base, the selected or else the
+            newest, and the guide.
         dimensions: besides the embeddings as the config has them, their first so many numbers.
 
     Raises:
@@ -46,8 +45,7 @@ def compare(
     measuring = tasks_of(config)
     if dimensions:
         load_student(config.model).with_truncation(max(dimensions))  # refuses what it can't give before anything is measured
-    named = models or steps is not None or selected
-    subjects = _named(run, models, steps, selected) if named else _side_by_side(config, run)
+    subjects = _named(run, models, steps) if models or steps is not None else _side_by_side(config, run)
     for name, figures_on in subjects:
         for dimension in (None, *dimensions):
             console.print(
@@ -70,24 +68,31 @@ def tasks_of(config: Config) -> Measuring:
     return Measuring.of(config)
 
 
-def _named(run: Path, models: Sequence[str], steps: Sequence[int] | None, selected: bool) -> Iterator[Subject]:
-    saved = saved_steps(run)
-    if steps is not None and not saved:
-        raise UserError(Fault(f"{run}/checkpoints", "no checkpoint", "one at least", "train first"))
-    for step in steps or []:
-        if step not in saved:
-            raise no_such_step(run, step, saved)
+def _named(run: Path, models: Sequence[str], steps: str | None) -> Iterator[Subject]:
+    chosen = read_selected(run) if steps == "selected" else None
+    if steps == "selected" and chosen is None:
+        raise UserError(Fault("--steps", "selected, and nothing was", "a run with a selected.json", f"gist-train select {run}"))
+    numbers = [] if steps is None or chosen is not None else _numbers(run, steps)
     for name in models:
         yield name, partial(_of_model, on_this_device(load_finished(name)))
-    for step in steps or []:
+    for step in numbers:
         yield f"step {step}", partial(_of_checkpoint, run, step)
-    if selected:
-        chosen = read_selected(run)
-        if chosen is None:
-            raise UserError(
-                Fault("--steps", "selected, and nothing was", "a run with a selected.json", f"gist-train select {run}")
-            )
+    if chosen is not None:
         yield chosen.told["name"], _of_selected(run, chosen)
+
+
+def _numbers(run: Path, steps: str) -> list[int]:
+    """The steps that `--steps` names, each of which has a checkpoint."""
+    saved = saved_steps(run)
+    if steps != "all" and not all(part.strip().isdecimal() for part in steps.split(",")):
+        raise UserError(Fault("--steps", shown(steps), "all, selected, or steps such as 500,1000", "name one of these"))
+    if not saved:
+        raise UserError(Fault(f"{run}/checkpoints", "no checkpoint", "one at least", "train first"))
+    numbers = saved if steps == "all" else [int(part) for part in steps.split(",")]
+    for step in numbers:
+        if step not in saved:
+            raise no_such_step(run, step, saved)
+    return numbers
 
 
 def _side_by_side(config: Config, run: Path) -> Iterator[Subject]:

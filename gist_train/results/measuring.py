@@ -64,6 +64,10 @@ class Measuring:
         (of_config,) = [of for of in self.config.tasks if of.name == task.name and not isinstance(of, MtebTask)]
         return [f"{task.name}/{metric}" for metric in of_config.METRICS]
 
+    def in_order(self, figures: Mapping[str, float]) -> Figures:
+        """The figures of all tasks, in the order of the config."""
+        return {name: figures[name] for task in self.tasks for name in self.metrics(task)}
+
     def require(self, metric: Collection[str]) -> None:
         """Raises UserError where a figure is asked for that no task gives: mteb's names are known only once it was asked."""
         known = [name for task in self.tasks for name in self.metrics(task)]
@@ -90,7 +94,7 @@ class Measuring:
             found = self._evaluate(model, missing)
             self._keep(run, step, found, model, base)
             known |= values(found)
-        return self._in_order(known)
+        return self.in_order(known)
 
     def of_base(self, run: Path, model: ModelConfig) -> Figures:
         """Figures of the student before training, which are step 0 of the run."""
@@ -118,7 +122,7 @@ class Measuring:
                 return None
             self._keep(run, step, found, model, None)
             known |= values(found)
-        return self._in_order(known)
+        return self.in_order(known)
 
     def known(self, run: Path) -> dict[int, Figures]:
         """By step, what evaluations.jsonl has of these tasks under these terms."""
@@ -130,9 +134,6 @@ class Measuring:
 
     def _missing(self, known: Mapping[str, float]) -> list[LoadedTask]:
         return [task for task in self.tasks if not known.keys() >= set(self.metrics(task))]
-
-    def _in_order(self, known: Mapping[str, float]) -> Figures:
-        return {name: known[name] for task in self.tasks for name in self.metrics(task)}
 
     def _keep(self, run: Path, step: int, found: Mapping[str, Figure], model: Pretrained, base: str | None) -> None:
         normalized = model.encoder.normalized

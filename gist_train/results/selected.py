@@ -34,6 +34,14 @@ class _Candidate(_Part):
     figures: dict[str, float]
 
 
+class _Leak(_Part):
+    task: str
+    part: str | None
+    texts: int
+    shared: int
+    rows: int
+
+
 class _File(_Part):
     step: int
     steps: list[int] = Field(min_length=1)
@@ -48,7 +56,7 @@ class _File(_Part):
     base: dict[str, float]
     candidates: list[_Candidate]
     evaluation: dict[str, Any]
-    leakage: list[dict[str, Any]]
+    leakage: list[_Leak]
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,8 @@ class _ByMetric:
         single = self._checkpoints(of_metric, steps)
         means = self._means(of_metric, single)
         order = ranked([*single, *means], self.metric)
-        self._tell_what_is_gone(of_metric, steps, score(order[0].figures, self.metric))
+        if self.criteria.around is None:
+            self._tell_what_is_gone(of_metric, score(order[0].figures, self.metric))
 
         def scores_of(candidate: Candidate) -> Any:
             items = means.get(candidate)
@@ -127,12 +128,13 @@ class _ByMetric:
             means[replace(candidate, figures=values(figures))] = {key: figures[key].items for key in self.metric}
         return means
 
-    def _tell_what_is_gone(self, measuring: Measuring, steps: Sequence[int], best: float) -> None:
+    def _tell_what_is_gone(self, measuring: Measuring, best: float) -> None:
         """Names the best step that was measured and has no checkpoint any more, where it was better than what is left."""
         known = {step: of for step, of in measuring.known(self.run).items() if step and of.keys() >= self.metric.keys()}
-        gone = {step: score(of, self.metric) for step, of in known.items() if step not in saved_steps(self.run)}
+        saved = saved_steps(self.run)
+        gone = {step: score(of, self.metric) for step, of in known.items() if step not in saved}
         first = max(gone, key=lambda step: gone[step], default=None)
-        if first is not None and gone[first] > best and (not steps or self.criteria.around is None):
+        if first is not None and gone[first] > best:
             told = f"step {first:,} was better ({100 * gone[first]:.2f} against {100 * best:.2f}), but its checkpoint is gone"
             self.console.print(f"{told}: a higher checkpoint.keep_last keeps more", highlight=False, soft_wrap=True)
 
@@ -179,8 +181,10 @@ def _keep(
 
 def _write_mean(config: Config, run: Path, chosen: Candidate, measuring: Measuring) -> tuple[Path, Figures]:
     """Folder of a mean that was chosen, and its figures on all tasks."""
-    model = averaged(run, chosen.steps, config.model, chosen.base_weight)
-    figures = values(measuring.of_model(on_this_device(model)))
+    model = on_this_device(averaged(run, chosen.steps, config.model, chosen.base_weight))
+    judged_by = {key.split("/", 1)[0] for key in chosen.figures}
+    others = measuring.only({task.name for task in measuring.tasks} - judged_by)
+    figures = measuring.in_order({**chosen.figures, **values(others.of_model(model))})
     # What its newest checkpoint says of itself holds for the mean too.
     facts = verified_manifest(checkpoint_folder(run, chosen.steps[-1]))
     facts |= {"steps": chosen.steps, "base_weight": chosen.base_weight}

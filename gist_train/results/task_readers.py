@@ -1,6 +1,7 @@
 """Readers of evaluation tasks: the user's files -> checked texts, scores and labels. Faults are added to a list."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from gist_train.config.errors import Fault, shown
 from gist_train.config.evaluation import (
     ClassificationTask,
     ClusteringTask,
+    LabelColumns,
     PairTask,
     StsTask,
     TripletTask,
@@ -22,6 +24,12 @@ from gist_train.results.loaded_tasks import (
     LoadedTriplets,
 )
 from gist_train.results.task_files import Record, TaskFile, identifier, number, zero_or_one
+
+
+def _labelled(columns: LabelColumns, numbers: dict[str, int], row: Record) -> tuple[str, int]:
+    """A text and the number of its label; a label that is new gets the next one."""
+    label = identifier(row[columns.label], columns.label)
+    return text(row[columns.text], columns.text), numbers.setdefault(label, len(numbers))
 
 
 def read_sts(task: StsTask, where: str, faults: list[Fault]) -> LoadedSts | None:
@@ -48,11 +56,7 @@ def read_classification(task: ClassificationTask, where: str, faults: list[Fault
     same_name = paths[0].name == paths[1].name
     train, test = [TaskFile(path, f"{where}: {path if same_name else path.name}", faults) for path in paths]
     numbers: dict[str, int] = {}
-
-    def labelled(row: Record) -> tuple[str, int]:
-        label = identifier(row[columns.label], columns.label)
-        return text(row[columns.text], columns.text), numbers.setdefault(label, len(numbers))
-
+    labelled = partial(_labelled, columns, numbers)
     wanted, rename = (columns.text, columns.label), "name the right columns under columns: text, label"
     train_rows = train.read(wanted, labelled, rename=rename)
     if train.clean and len(numbers) < 2:  # before test is read, which may bring labels of its own
@@ -70,11 +74,7 @@ def read_clustering(task: ClusteringTask, where: str, faults: list[Fault]) -> Lo
     path, columns = Path(os.path.expanduser(task.path)), task.columns
     file = TaskFile(path, f"{where}: {path.name}", faults)
     numbers: dict[str, int] = {}
-
-    def labelled(row: Record) -> tuple[str, int]:
-        label = identifier(row[columns.label], columns.label)
-        return text(row[columns.text], columns.text), numbers.setdefault(label, len(numbers))
-
+    labelled = partial(_labelled, columns, numbers)
     rows = file.read((columns.text, columns.label), labelled, rename="name the right columns under columns: text, label")
     if not file.clean:
         return None

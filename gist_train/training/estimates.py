@@ -164,9 +164,15 @@ def checkpoint_bytes(encoder: Encoder) -> int:
     return sum(4 * p.numel() + (8 * p.numel() if p.requires_grad else 0) for p in parameters)
 
 
-def checkpoints_kept(checkpoint: CheckpointConfig, selection: SelectionConfig, stop: int) -> list[int]:
-    """Steps whose checkpoints stand at the end of a run of `stop` steps, by the rule of retention."""
-    saved = sorted({*range(checkpoint.every, stop + 1, checkpoint.every), stop})
+def checkpoints_kept(checkpoint: CheckpointConfig, selection: SelectionConfig, evaluated: int, stop: int) -> list[int]:
+    """Steps whose checkpoints stand at the end of a run of `stop` steps, by the rule of retention.
+
+    The best by `selection.metric` is one more where it is none of them: which it will be nobody knows.
+
+    Args:
+        evaluated: steps between two evaluations, each of which has a checkpoint; 0 for none.
+    """
+    saved = sorted({step for every in (checkpoint.every, evaluated) if every for step in range(every, stop + 1, every)} | {stop})
     return steps_to_keep(
         saved, keep_last=checkpoint.keep_last, keep_every=checkpoint.keep_every, kept=partial(in_window, selection)
     )

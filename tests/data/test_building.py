@@ -70,7 +70,9 @@ def test_no_usable_row(tmp_path, write_rows):
 
 def test_a_broken_second_source_leaves_nothing(tmp_path, write_rows):
     """The first source alone is not the corpus."""
-    refused(tmp_path, data_of(write_rows("a.jsonl", ROWS), tmp_path / "absent.jsonl"))
+    error = refused(tmp_path, data_of(write_rows("a.jsonl", ROWS), tmp_path / "absent.jsonl"))
+    assert "absent.jsonl" in str(error)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 def test_an_interrupted_build_leaves_nothing(tmp_path, write_rows):

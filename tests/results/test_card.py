@@ -146,6 +146,25 @@ def test_the_card_tells_how_the_model_was_chosen(make_card, tmp_path):
     assert "## Selection" not in make_card().read_text(encoding="utf-8")
 
 
+def test_a_card_for_the_hub_shows_no_path_of_this_machine(make_card, tmp_path):
+    """Everybody reads it. What is left of a path may look like a repository of somebody else's: it must not become the base
+    model, nor give its licence."""
+    base = tmp_path / "secret" / "my-base"
+    base.mkdir(parents=True)
+    (base / "README.md").write_text("---\nlicense: mit\n---\n")
+    model = {"name": str(base), "revision": None, "layers": None}
+    guide = {"name": str(base), "revision": None, "pooling": None, "prompt": None, "dtype": "float16"}
+    local = make_card(model=model, guide=guide).read_text(encoding="utf-8")
+    assert str(base) in local
+    path = make_card(model=model, guide=guide, hub_id="me/model")
+    shown = path.read_text(encoding="utf-8")
+    assert str(tmp_path) not in shown
+    assert "Fine-tuned from `my-base`" in shown
+    data = ModelCard.load(path).data
+    assert data["base_model"] is None
+    assert data["license"] == "mit"
+
+
 def test_the_card_tells_what_leaked(make_card):
     """A figure on texts that were trained on is no figure; a task that was not looked at is not acquitted."""
     leakage = [{"task": "stsb", "part": "pairs", "texts": 2908, "shared": 12, "rows": 40}]

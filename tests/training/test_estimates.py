@@ -174,20 +174,21 @@ def test_weights_gradients_and_moments_are_counted(write_config):
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "selection", "stop"),
+    ("checkpoint", "selection", "evaluated", "stop"),
     [
-        ({"every": 2, "keep_last": 2}, {}, 12),
-        ({"every": 3, "keep_last": 1, "keep_every": 6}, {}, 11),
-        ({"every": 1, "keep_last": 1}, {"around": 5, "window": 2}, 12),
+        ({"every": 2, "keep_last": 2}, {}, 0, 12),
+        ({"every": 3, "keep_last": 1, "keep_every": 6}, {}, 0, 11),
+        ({"every": 1, "keep_last": 1}, {"around": 5, "window": 2}, 0, 12),
+        ({"every": 5, "keep_last": 2}, {"around": 4, "window": 3}, 3, 11),
     ],
 )
-def test_kept_checkpoints_are_those_that_a_run_leaves(write_config, checkpoint, selection, stop):
+def test_kept_checkpoints_are_those_that_a_run_leaves(write_config, checkpoint, selection, evaluated, stop):
     """The rule of retention stands once; a plan that counts by another one fills somebody's disk."""
-    path = write_config(guide=None, checkpoint=checkpoint, selection=selection)
+    path = write_config(guide=None, checkpoint=checkpoint, selection=selection, evaluation={"every": evaluated})
     config = load_config(path)
     assert gist("train", path, "--set", f"training.stop_at_step={stop}").code == 0
     run = path.parent / "runs" / "run"
-    assert checkpoints_kept(config.checkpoint, config.selection, stop) == saved_steps(run)
+    assert checkpoints_kept(config.checkpoint, config.selection, evaluated, stop) == saved_steps(run)
     folder = run / "checkpoints" / f"step-{stop:09}"
     on_disk = sum((folder / name).stat().st_size for name in ("model.safetensors", "training_state.safetensors"))
     student = training_of(config)[1]

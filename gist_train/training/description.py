@@ -15,15 +15,18 @@ from gist_train import __version__
 from gist_train.config.loading import resolved_yaml
 from gist_train.config.schema import Config
 from gist_train.data.files import write_json, write_text
-from gist_train.results.leakage import Leak
 from gist_train.training.distributed import precision_of
 from gist_train.training.opening import Job
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 
 
-def describe(run: Path, config: Config, accelerator: Accelerator, job: Job, leaks: Sequence[Leak]) -> None:
-    """Writes config.yaml and run.json of a run folder, which is made where there is none."""
+def describe(run: Path, config: Config, accelerator: Accelerator, job: Job, leakage: Sequence[dict[str, Any]]) -> None:
+    """Writes config.yaml and run.json of a run folder, which is made where there is none.
+
+    Args:
+        leakage: what the training rows share with evaluation tasks, as JSON has it.
+    """
     run.mkdir(parents=True, exist_ok=True)
     write_text(run / "config.yaml", resolved_yaml(config))
     described = {
@@ -39,7 +42,7 @@ def describe(run: Path, config: Config, accelerator: Accelerator, job: Job, leak
         "corpus": job.facts["corpus"],
         "data": _data_told(job.training.corpus.meta),
         "excluded": {"rows": job.training.corpus.excluded_rows, "texts": job.training.corpus.excluded_texts},
-        "leakage": [leak.told() for leak in leaks],
+        "leakage": list(leakage),
         "guide": job.facts["guide"],
         "total_steps": job.training.schedule.total_steps,
         "stop": job.stop,
