@@ -55,11 +55,12 @@ def assert_same_training(found, expected):
         assert found[key][0] == pytest.approx(expected[key][0], rel=1e-5, abs=1e-5), key
         # From the second step on the weights are not quite the same, and 1 / temperature is 20.
         assert np.asarray(found[key]) == pytest.approx(np.asarray(expected[key]), rel=1e-4, abs=1e-4), key
-    for key, count in (("gradients", 35), ("weights", 37)):
+    # Gradients of token types and biases sum over all tokens, in another order on other processors: 1.01e-5 apart was seen.
+    for key, count, tolerance in (("gradients", 35, 1e-4), ("weights", 37, 1e-5)):
         assert len(found[key]) == len(expected[key]) >= count
         for name, values in expected[key].items():
             scale = max(1.0, float(np.abs(values).max()))
-            assert np.abs(found[key][name] - values).max() <= 1e-5 * scale, (key, name)
+            assert np.abs(found[key][name] - values).max() <= tolerance * scale, (key, name)
 
 
 def assert_same_over(processes, path, overrides):

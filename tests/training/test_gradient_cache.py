@@ -86,13 +86,14 @@ def assert_same_training(found, expected, tolerance=1e-5):
         assert found[key][0] == pytest.approx(expected[key][0], rel=tolerance, abs=tolerance), key
         # From the second step on the weights are not quite the same, and 1 / temperature is 20.
         assert np.asarray(found[key]) == pytest.approx(np.asarray(expected[key]), rel=10 * tolerance, abs=10 * tolerance), key
-    for ours, theirs, least in (
-        (found["gradients"][0], expected["gradients"][0], 35),
-        (found["weights"], expected["weights"], 37),
+    for ours, theirs, least, apart in (
+        # Those of token types and biases sum over all tokens, in another order on other processors.
+        (found["gradients"][0], expected["gradients"][0], 35, 10 * tolerance),
+        (found["weights"], expected["weights"], 37, tolerance),
     ):
         assert len(ours) == len(theirs) >= least
         for name, values in theirs.items():
-            assert np.abs(ours[name] - values).max() <= tolerance * max(1.0, float(np.abs(values).max())), name
+            assert np.abs(ours[name] - values).max() <= apart * max(1.0, float(np.abs(values).max())), name
     assert max(np.abs(values).max() for values in expected["gradients"][0].values()) > 1e-3
 
 
