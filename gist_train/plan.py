@@ -19,7 +19,7 @@ from gist_train.model.pretrained import Pretrained, load_guide, load_student
 from gist_train.prepare import batch_plan, check_folders, prepare_corpus, prepare_tokens
 from gist_train.results.leakage import count_leaks
 from gist_train.results.tasks import load_tasks
-from gist_train.training.distributed import make_accelerator, this_device, uses_bf16
+from gist_train.training.distributed import make_accelerator, precision_on, this_device
 from gist_train.training.estimates import (
     EpochTokens,
     checkpoint_bytes,
@@ -191,7 +191,7 @@ def _drawn_texts(texts: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 def _memory(config: Config, student: Pretrained, epoch: EpochTokens, device: torch.device) -> Found:
     size = config.training.batch_size
     negatives = (len(epoch.lengths) - 2 * size * len(epoch.by_step)) / len(epoch.by_step)
-    half = uses_bf16(config.training.precision, device)
+    precision = precision_on(config.training.precision, device)
     candidates = int(size * ((1 + config.loss.contrast_anchors + config.loss.contrast_positives) * size + negatives))
     dimensions = len(config.loss.dimensions or [student.width])
     limit, checkpointed = config.training.max_tokens_per_forward, config.training.gradient_checkpointing
@@ -200,13 +200,13 @@ def _memory(config: Config, student: Pretrained, epoch: EpochTokens, device: tor
         epoch,
         candidates,
         dimensions,
-        half=half,
+        half=precision != "float32",
         dense=device.type == "cpu",
         limit=limit,
         checkpointed=checkpointed,
     )
     return {
-        "precision": "bf16" if half else "float32",
+        "precision": precision,
         "max_tokens_per_forward": limit,
         "gradient_checkpointing": checkpointed,
         "weights": used.weights,
@@ -260,13 +260,14 @@ def _measured(
     job = open_training(config, accelerator, student, corpus, batches, tokens, lookup)
     records = list(steps(job.training, 0, min(1 + MEASURED_STEPS, job.training.schedule.total_steps)))
     timed = records[1:] or records  # the first one also sets up what the others find
-    step = statistics.median(record.seconds for record in timed)
+    seconds = [sum(record.clock.seconds().values()) for record in timed]
+    step = statistics.median(seconds)
     return {
         "device": accelerator.device.type,
         "threads": torch.get_num_threads(),
         "steps": len(timed),
         "step_seconds": step,
-        "tokens_per_second": sum(record.tokens for record in timed) / sum(record.seconds for record in timed),
+        "tokens_per_second": sum(record.tokens for record in timed) / sum(seconds),
         "guide_pass_seconds": pass_seconds,
         "guide_stood_in_for": stand_in,
         "training_seconds": step * stop,

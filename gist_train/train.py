@@ -28,7 +28,7 @@ from gist_train.training import checkpoint as checkpoints
 from gist_train.training.checkpoint import Progress
 from gist_train.training.description import describe
 from gist_train.training.display import Display
-from gist_train.training.distributed import largest_over_ranks, make_accelerator, precision_of, same_on_all_ranks
+from gist_train.training.distributed import DTYPES, largest_over_ranks, make_accelerator, precision_of, same_on_all_ranks
 from gist_train.training.loop import steps
 from gist_train.training.opening import Job, check_dimensions, checkpoint_gradients, last_step, open_training
 from gist_train.training.resume import checkpoint_to_start_from, refuse_other_content, verified_for
@@ -85,9 +85,9 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Path, resume: st
     progress = Progress(0, 0.0, 0, 0, 0)
     if origin is not None and manifest is not None:
         refuse_other_content(origin, manifest, job.facts, excluding=config.data.exclude_evaluation_texts)
-        checkpoints.load_checkpoint(origin, job.student, job.adamw)
+        checkpoints.load_checkpoint(origin, job.student, job.training.optimizer)
         progress = checkpoints.progress_of(manifest)
-    _refuse_unlike_ranks(accelerator, progress.step, job.facts)
+    _refuse_unlike_ranks(progress.step, job.facts)
     stays = stays_ended(config, run, progress.step)
     if stays:
         job = replace(job, stop=progress.step)
@@ -155,12 +155,12 @@ def _drive(
     """
     accelerator, student = job.training.accelerator, job.student
     main, processes = accelerator.is_main_process, accelerator.num_processes
-    rate = matmul_rate(student.encoder, 2048, torch.bfloat16 if precision_of(accelerator) == "bf16" else torch.float32)
+    rate = matmul_rate(student.encoder, 2048, DTYPES[precision_of(accelerator)])
 
     def save() -> None:
         if main:
             log.sync()
-            checkpoints.save_checkpoint(run, student, job.adamw, log.progress, job.facts)
+            checkpoints.save_checkpoint(run, student, job.training.optimizer, log.progress(), job.facts)
             _retire(run, config, measuring)
         accelerator.wait_for_everyone()
 
@@ -174,7 +174,7 @@ def _drive(
                 verdict = ENDS if out_of_patience(config, run, measuring, step) else GOES_ON
             except Exception as error:  # whatever it is, the others must not wait for it
                 verdict, failure = FAILED, error
-        verdict = largest_over_ranks(verdict, accelerator.device)
+        verdict = largest_over_ranks(verdict)
         if failure is not None:
             raise failure
         if verdict == FAILED:
@@ -182,7 +182,9 @@ def _drive(
         return verdict == ENDS
 
     with (
-        RunLog(run if main else None, config.name, config.tracking, config.model_dump(mode="json"), progress) as log,
+        RunLog(
+            run if main else None, config.name, config.tracking, config.model_dump(mode="json"), progress, job.training.corpus
+        ) as log,
         signals,
         Display(console, progress.step, job.stop) as display,
     ):
@@ -193,7 +195,7 @@ def _drive(
         for record in steps(job.training, progress.step, job.stop):
             flops = training_flops(student.encoder, record.groups) * processes
             display.show(record, log.add(record, flops, rate * processes))
-            signal_number = largest_over_ranks(signals.received(), accelerator.device)
+            signal_number = largest_over_ranks(signals.received())
             last = record.step == job.stop
             judged = every and (record.step % every == 0 or last)
             # Before it is judged: a figure is of use only where there is a checkpoint, and nothing is lost if measuring fails.
@@ -216,11 +218,11 @@ def _only_writer(run: Path) -> Iterator[None]:
         yield
 
 
-def _refuse_unlike_ranks(accelerator: Accelerator, step: int, facts: dict[str, Any]) -> None:
+def _refuse_unlike_ranks(step: int, facts: dict[str, Any]) -> None:
     """Raises UserError on all ranks where they would not start from one checkpoint over one corpus."""
     corpus = int(facts["corpus"][:15], 16)
     # Both are asked on every rank: a question that one rank leaves out would keep the others waiting.
-    alike = [same_on_all_ranks(value, accelerator.device) for value in (step, corpus)]
+    alike = [same_on_all_ranks(value) for value in (step, corpus)]
     if not all(alike):
         found = "checkpoints of different steps" if not alike[0] else "data of different content"
         raise UserError(

@@ -33,7 +33,8 @@ from gist_train.model.pretrained import load_guide, load_student
 from gist_train.prepare import batch_plan, prepare_corpus, prepare_tokens
 from gist_train.training.distributed import make_accelerator
 from gist_train.training.lookups import GuideLookup, SourceRules
-from gist_train.training.loop import StepRecord, Training, steps
+from gist_train.training.loop import StepRecord, steps
+from gist_train.training.parts import Training
 from gist_train.training.schedule import Schedule
 
 BATCH_SIZE, LEARNING_RATE, GRAD_CLIP, MAX_LENGTH, TEMPERATURE = 16, 5e-6, 1.0, 512, 0.01
@@ -191,7 +192,7 @@ def run_ours(
     student = load_student(ModelConfig(name=str(bench.student), dropout=bench.dropout))
     weights = [p for p in student.encoder.parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(weights, lr=bench.learning_rate, weight_decay=0.0, fused=True)
-    model, optimizer = accelerator.prepare(nn.Sequential(student.encoder), adamw)
+    model = accelerator.prepare(nn.Sequential(student.encoder))
     if seen is not None:
         model.register_forward_pre_hook(lambda _, args: seen.texts.append(_texts_of_pack(args[0])))
     guided = bench.guide is not None
@@ -202,7 +203,7 @@ def run_ours(
     training = Training(
         accelerator,
         model,
-        optimizer,
+        adamw,
         schedule,
         bench.plan,
         bench.corpus,

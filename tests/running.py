@@ -30,13 +30,15 @@ from gist_train.results.evaluation import Figure
 from gist_train.results.figures import Terms, append_figures
 from gist_train.train import open_job
 from gist_train.training.checkpoint import STATE, checkpoint_folder
+from gist_train.training.clock import PARTS
 from gist_train.training.distributed import make_accelerator
-from gist_train.training.loop import Training
+from gist_train.training.parts import Training
 
 QUIET = Console(quiet=True)
 WHOLE = Terms(None, None)
 """Figures of embeddings as they are."""
-MEASURED = ("time", "tokens_per_second", "mfu")
+SECONDS = (f"{part}_seconds" for part in PARTS)
+MEASURED = {"time", "triplets_per_second", "tokens_per_second", "mfu", "step_seconds", "peak_memory_bytes", *SECONDS}
 """Columns of metrics.jsonl that the clock decides; all others are a function of the config and the data."""
 _SERVER = multiprocessing.get_context("forkserver")
 # The server's children have these imported when they begin. It does not know this folder, so that `running` can't stand here.
@@ -99,7 +101,7 @@ def training_of(config: Config) -> tuple[Training, Pretrained, torch.optim.AdamW
     """What `train` hands to the loop, the student and its optimizer, at step 0."""
     accelerator, _ = make_accelerator(config.training.precision, 60.0)
     job = open_job(config, accelerator, QUIET)
-    return job.training, job.student, job.adamw
+    return job.training, job.student, job.training.optimizer
 
 
 class _Kept:

@@ -103,8 +103,8 @@ class TrainingConfig(Section):
     """Optimizer steps; sets the schedule, in place of epochs."""
     stop_at_step: Count | None = None
     """Optimizer step after which the run ends, the schedule untouched; null = the schedule's end."""
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Number format of the encoder; auto = bf16 on a GPU that has it, else float32."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    """Number format of the encoder; auto = bf16 on a GPU that has it, else float32; fp16 is for CUDA devices without bf16."""
     seed: Seed = 42
     """Seed of row order and dropout."""
     grad_clip: Positive | None = 1.0

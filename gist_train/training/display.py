@@ -1,23 +1,24 @@
-"""What a person sees of a training: step, loss, tokens per second and time left."""
+"""What a person sees of a training: step, loss, speed, memory and time left."""
 
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from gist_train.training.clock import PARTS
 from gist_train.training.loop import StepRecord
 
 
 class Display:
-    """A bar on a terminal; elsewhere a line for the first step, the last and each row of metrics."""
+    """A line for the first step, the last and each row of metrics; on a terminal a bar below them."""
 
     def __init__(self, console: Console, start: int, stop: int):
         self._console, self._stop = console, stop
         columns = (
             TextColumn("step"),
             MofNCompleteColumn(),
-            BarColumn(bar_width=20),  # all columns fit into a terminal of 80
-            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s"),
+            BarColumn(bar_width=10),  # all columns fit into a terminal of 80
+            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} triplets/s"),
             TimeRemainingColumn(),
         )
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
@@ -32,9 +33,23 @@ class Display:
 
     def show(self, record: StepRecord, row: dict[str, Any] | None) -> None:
         """Takes a step in, and the row of metrics that was due after it."""
-        speed = record.tokens / record.seconds
-        self._bar.update(self._task, completed=record.step, loss=f"{record.loss:.4f}", speed=f"{speed:,.0f}")
-        if self._console.is_terminal or (row is None and record.step not in (1, self._stop)):
-            return
-        loss, speed = (row["loss_mean"], row["tokens_per_second"]) if row else (record.loss, speed)
-        self._console.print(f"step {record.step:,}/{self._stop:,}  loss {loss:.4f}  {speed:,.0f} tokens/s", highlight=False)
+        # To read a loss waits for the device: on a CPU that is nothing, elsewhere it is left to the rows.
+        if row is not None or record.figures.device.type == "cpu":
+            self._bar.update(self._task, loss=f"{record.loss:.4f}")
+        self._bar.update(self._task, completed=record.step, speed=f"{len(record.rows) / record.seconds:,.1f}")
+        if row is not None:
+            self._console.print(f"{self._place(record)}  {told(row)}", highlight=False, soft_wrap=True)
+        elif record.step in (1, self._stop):
+            self._console.print(f"{self._place(record)}  loss {record.loss:.4f}", highlight=False)
+
+    def _place(self, record: StepRecord) -> str:
+        return f"step {record.step:,}/{self._stop:,}"
+
+
+def told(row: dict[str, Any]) -> str:
+    """A row of metrics in a line."""
+    speed = f"{row['triplets_per_second']:,.1f} triplets/s  {row['tokens_per_second']:,.0f} tokens/s  mfu {row['mfu']:.0%}"
+    used = f"padding {row['padding_share']:.0%}  peak {row['peak_memory_bytes'] / 2**30:.1f} GiB"
+    shares = {part: row[f"{part}_seconds"] / row["step_seconds"] for part in PARTS}
+    split = ", ".join(f"{part} {share:.0%}" for part, share in shares.items() if share >= 0.005)
+    return f"loss {row['loss_mean']:.4f}  {speed}  {used}  {row['step_seconds']:.3g} s a step: {split}"

@@ -6,6 +6,7 @@ travels is the student's embeddings, once forward and once backward.
 
 import os
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,22 +17,28 @@ from torch import Tensor
 
 from gist_train.config.errors import Fault, UserError
 
+HOST_TIMEOUT = timedelta(hours=4)
+"""That hosts wait for one of them, which may be evaluating; one that died is noticed by the launcher."""
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What `training.precision` names."""
+_ACCELERATE = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
+
 
 def make_accelerator(precision: str, timeout: float | None) -> tuple[Accelerator, str | None]:
     """The Accelerator of this process, and a line to tell the user where our precision rules over accelerate's setting.
 
     Args:
-        precision: "auto" (bf16 on a GPU that has it, else float32), "float32" or "bf16".
+        precision: "auto" (bf16 on a GPU that has it, else float32), "float32", "bf16" or "fp16".
         timeout: seconds that a rank waits for the others; None for the backend's own.
 
     Raises:
-        UserError: accelerate was set up to shard or compile the model.
+        UserError: accelerate was set up to shard or compile the model, or the precision is not one of this device's.
     """
     waits = {} if timeout is None else {"timeout": timedelta(seconds=timeout)}
     # accelerate starts gloo only where it is told that this is for CPUs: else each of torchrun's processes would train alone.
     cpu = _on_cpu()
     device = PartialState(cpu, **waits).device  # sets this process' GPU, before anything else asks for one
-    mixed = "bf16" if uses_bf16(precision, device) else "no"
+    mixed = _ACCELERATE[precision_on(precision, device)]
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", mixed)
     note = f"training.precision is {precision}: {mixed} is used, not accelerate's {told}" if told != mixed else None
     accelerator = Accelerator(
@@ -59,17 +66,25 @@ def this_device() -> torch.device:
     return device
 
 
-def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Whether the encoder runs in bf16 under `training.precision` on this device."""
+def precision_on(precision: str, device: torch.device) -> str:
+    """float32, bf16 or fp16: what the encoder runs in under `training.precision` on this device.
+
+    Raises:
+        UserError: fp16 anywhere but on CUDA.
+    """
+    if precision == "fp16" and device.type != "cuda":
+        allowed = "float32, bf16 or auto: fp16 is for CUDA devices without bf16"
+        raise UserError(Fault("training.precision", f"fp16, on {device.type}", allowed, "set it to auto"))
     if precision == "auto":
         # Not in emulation, as a T4 has it: that is slower than float32.
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return precision == "bf16"
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if has_bf16 else "float32"
+    return precision
 
 
 def precision_of(accelerator: Accelerator) -> str:
-    """bf16 or float32: accelerate calls the latter "no"."""
-    return "bf16" if accelerator.mixed_precision == "bf16" else "float32"
+    """float32, bf16 or fp16: accelerate calls the first "no"."""
+    return next(ours for ours, theirs in _ACCELERATE.items() if theirs == accelerator.mixed_precision)
 
 
 def share(count: int, rank: int, processes: int) -> tuple[int, int]:
@@ -115,16 +130,25 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def largest_over_ranks(value: int, device: torch.device) -> int:
-    """The largest `value` that any rank has: all ranks get the same answer, at the same step's end."""
+def largest_over_ranks(value: int) -> int:
+    """The largest `value` that any rank has: all ranks get the same answer, at the same step's end.
+
+    It goes from host to host: no GPU is waited for.
+    """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
-    agreed = torch.tensor([value], device=device)
-    dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+    agreed = torch.tensor([value])
+    dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=_hosts())
     return int(agreed.item())
 
 
-def same_on_all_ranks(value: int, device: torch.device) -> bool:
+@cache
+def _hosts() -> dist.ProcessGroup | None:
+    """A group that speaks from host to host; None, which is the one that all use, where that does so itself."""
+    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=HOST_TIMEOUT)
+
+
+def same_on_all_ranks(value: int) -> bool:
     """Whether all ranks have the same `value`."""
-    largest, smallest = largest_over_ranks(value, device), -largest_over_ranks(-value, device)
+    largest, smallest = largest_over_ranks(value), -largest_over_ranks(-value)
     return largest == smallest

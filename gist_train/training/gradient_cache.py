@@ -25,7 +25,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """The texts that a rank encodes in a step, on its device, in the chunks in which it encodes them."""
+    """The texts that a rank encodes in a step, in the chunks in which it encodes them."""
 
     chunks: tuple[Pack, ...]
     which: tuple[Tensor, ...]
@@ -38,11 +38,20 @@ class Texts:
         """(number of texts, tokens in each), of every chunk."""
         return tuple(group for chunk in self.chunks for group in chunk.lengths.groups)
 
-    def computed_tokens(self, packed: bool) -> int:
-        """Tokens that one forward pass over all chunks computes: the real ones or, where it can't run packed, padding too."""
-        if packed:
-            return sum(count * length for count, length in self.groups)
-        return sum(count * chunk.lengths.longest for chunk in self.chunks for count, _ in chunk.lengths.groups)
+    def to(self, device: torch.device) -> "Texts":
+        """The same on `device`, without waiting where memory is page-locked."""
+        which = tuple(chunk.to(device, non_blocking=True) for chunk in self.which)
+        return Texts(tuple(chunk.to(device) for chunk in self.chunks), which, self.cached)
+
+    def page_locked(self) -> "Texts":
+        """The same in memory that CUDA copies from on its own."""
+        which = tuple(chunk.pin_memory() for chunk in self.which)
+        return Texts(tuple(chunk.page_locked() for chunk in self.chunks), which, self.cached)
+
+
+def computed_tokens(lengths: Ints, *, packed: bool) -> int:
+    """Tokens that a forward pass over texts of these lengths (n,) computes: the real ones or, not packed, padding too."""
+    return int(lengths.sum() if packed else len(lengths) * lengths.max())
 
 
 def cut(lengths: Ints, limit: int | None, *, packed: bool) -> list[Ints]:
@@ -74,11 +83,10 @@ def cut(lengths: Ints, limit: int | None, *, packed: bool) -> list[Ints]:
     return chunks
 
 
-def texts_in(chunks: Sequence[Ints], tokens: Sequence[Tokens], device: torch.device, *, cached: bool) -> Texts:
-    """Packs the token ids of N texts into chunks, as `cut` made them for these texts."""
-    packs = tuple(pack([tokens[i] for i in chunk.tolist()]).to(device) for chunk in chunks)
-    which = tuple(torch.from_numpy(chunk).to(device, non_blocking=True) for chunk in chunks)
-    return Texts(packs, which, cached)
+def texts_in(chunks: Sequence[Ints], tokens: Sequence[Tokens], *, cached: bool) -> Texts:
+    """Packs the token ids of N texts into chunks, as `cut` made them for these texts, in host memory."""
+    packs = tuple(pack([tokens[i] for i in chunk.tolist()]) for chunk in chunks)
+    return Texts(packs, tuple(torch.from_numpy(chunk) for chunk in chunks), cached)
 
 
 def encode(model: nn.Module, texts: Texts, seeds: Sequence[int]) -> Tensor:

@@ -1,11 +1,10 @@
-"""What the loss asks of a batch besides the student: the guide's embeddings, text ids, labels, whose negatives are whose.
+"""What the loss asks of a batch besides the student: the guide's embeddings, labels, whose negatives are whose.
 
 Legend: B rows of the whole batch, M negatives, G width of the guide, S sources.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -47,38 +46,18 @@ class SourceRules:
         return cls(np.array(alone), np.array(masked))
 
 
-def guide_embeddings(
-    guide: GuideLookup | str | None, batch: Batch, students: Sequence[Tensor], device: torch.device
-) -> Sequence[Tensor | None]:
-    """(B, G), (B, G) and (M, G), or three times None."""
-    if guide is None:
-        return None, None, None
-    if isinstance(guide, GuideLookup):
-        return [guide.of(ids).to(device, non_blocking=True) for ids in (batch.anchor, batch.positive, batch.negative)]
-    return [student.detach() for student in students]
-
-
-def text_ids(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """(B,), (B,) and (M,) text ids of anchors, positives and negatives."""
-    return _on(batch.anchor, device), _on(batch.positive, device), _on(batch.negative, device)
-
-
-def labels_of(rules: SourceRules, batch: Batch, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+def labels_of(rules: SourceRules, batch: Batch) -> tuple[NDArray[np.int32] | None, NDArray[np.int32] | None]:
     """(B,) and (M,) labels, -1 for rows of sources that mask none; or twice None where no row of the batch is masked so."""
     masked = rules.mask_same_label[batch.source]
     if not masked.any():
         return None, None
     of_negatives = np.repeat(masked, np.diff(batch.negative_offsets))
-    return _on(np.where(masked, batch.label, -1), device), _on(np.where(of_negatives, batch.negative_label, -1), device)
+    return np.where(masked, batch.label, -1), np.where(of_negatives, batch.negative_label, -1)
 
 
-def own_negatives_of(rules: SourceRules, batch: Batch, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+def own_negatives_of(rules: SourceRules, batch: Batch) -> tuple[NDArray[np.bool_] | None, NDArray[np.int64] | None]:
     """(B,) which rows keep to their own negatives and (M,) whose each negative is; or twice None where none does."""
     alone = rules.own_negatives_only[batch.source]
     if not alone.any():
         return None, None
-    return _on(alone, device), _on(np.repeat(np.arange(len(alone)), np.diff(batch.negative_offsets)), device)
-
-
-def _on(values: NDArray[Any], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
+    return alone, np.repeat(np.arange(len(alone)), np.diff(batch.negative_offsets))

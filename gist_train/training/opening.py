@@ -15,9 +15,10 @@ from gist_train.data.corpus import Corpus, TokenTable
 from gist_train.model.pretrained import Pretrained
 from gist_train.training.distributed import precision_of
 from gist_train.training.lookups import GuideLookup, SourceRules
-from gist_train.training.loop import Training
+from gist_train.training.parts import Training
 from gist_train.training.resume import facts_of
 from gist_train.training.schedule import Schedule, make_schedule
+from gist_train.training.update import LossScale
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +26,6 @@ class Job:
     """A config, opened."""
 
     student: Pretrained
-    adamw: torch.optim.AdamW
-    """The optimizer inside `training.optimizer`, whose moments a checkpoint holds."""
     training: Training
     stop: int
     """Step after which the run ends."""
@@ -44,14 +43,14 @@ def open_training(
     guide: GuideLookup | str | None,
 ) -> Job:
     """The student on the accelerator's device, with optimizer and schedule, at step 0."""
-    schedule = schedule_of(config, plan.steps_per_epoch)
+    schedule, precision = schedule_of(config, plan.steps_per_epoch), precision_of(accelerator)
     adamw = _optimizer(student, config.optimizer)
     # Wrapped once more, so that accelerate's patches (autocast) stay off the encoder that is evaluated and saved.
-    model, optimizer = accelerator.prepare(nn.Sequential(student.encoder), adamw)
+    model = accelerator.prepare(nn.Sequential(student.encoder))
     training = Training(
         accelerator=accelerator,
         model=model,
-        optimizer=optimizer,
+        optimizer=adamw,
         schedule=schedule,
         plan=plan,
         corpus=corpus,
@@ -62,9 +61,10 @@ def open_training(
         grad_clip=config.training.grad_clip,
         seed=config.training.seed,
         max_tokens_per_forward=config.training.max_tokens_per_forward,
+        loss_scale=LossScale.first(accelerator.device) if precision == "fp16" else None,
     )
-    facts = facts_of(config, student, corpus.content, guide, precision_of(accelerator), accelerator.num_processes)
-    return Job(student, adamw, training, last_step(config, schedule), facts)
+    facts = facts_of(config, student, corpus.content, guide, precision, accelerator.num_processes)
+    return Job(student, training, last_step(config, schedule), facts)
 
 
 def check_dimensions(loss: LossConfig, student: Pretrained) -> None:

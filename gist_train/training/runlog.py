@@ -8,9 +8,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from gist_train.config.schema import TrackingConfig
+from gist_train.data.corpus import Corpus
 from gist_train.data.files import json_lines, sync, write_text
 from gist_train.training.checkpoint import Progress
-from gist_train.training.loop import StepRecord
+from gist_train.training.clock import PARTS
+from gist_train.training.loop import StepRecord, losses
+from gist_train.training.throughput import peak_memory
 
 METRICS = "metrics.jsonl"
 
@@ -21,16 +24,28 @@ class RunLog:
     Args:
         run: the run folder; None on ranks that write nothing.
         progress: where the run stands: rows after its step are cut off, and its sums are gone on with.
+        corpus: names the rows of a step that was not finite.
     """
 
-    def __init__(self, run: Path | None, name: str, tracking: TrackingConfig, config: dict[str, Any], progress: Progress):
+    def __init__(
+        self,
+        run: Path | None,
+        name: str,
+        tracking: TrackingConfig,
+        config: dict[str, Any],
+        progress: Progress,
+        corpus: Corpus,
+    ):
+        self._corpus = corpus
         self._path = run / METRICS if run else None
         self._every = tracking.log_every
         self._since = progress
         """Sums over the steps since the last row, those before a resume included."""
+        self._unread: list[StepRecord] = []
+        """Steps after `_since`, whose losses may still be on the device."""
         # What the clock measures counts from the start of this process.
-        self._timed_tokens = self._flops = 0
-        self._seconds = 0.0
+        self._timed: list[StepRecord] = []
+        self._flops, self._reading = 0, 0.0
         self._tracker: Any = None
         if self._path is None:
             return
@@ -64,20 +79,18 @@ class RunLog:
         Args:
             flops: floating-point operations of the step, over all processes.
             peak_flops: the most per second that all processes' devices could do.
+
+        Raises:
+            NonFiniteError: a row is due, and the loss or gradient of a step since the one before was not finite.
         """
-        since = self._since
-        self._since = Progress(
-            record.step,
-            since.loss_sum + record.loss,
-            since.loss_steps + 1,
-            since.tokens + record.tokens,
-            since.computed_tokens + record.computed_tokens,
-        )
-        self._timed_tokens += record.tokens
+        self._unread.append(record)
+        self._timed.append(record)
         self._flops += flops
-        self._seconds += record.seconds
         if record.step % self._every:
             return None
+        self._read()
+        count, seconds = len(self._timed), sum(step.seconds for step in self._timed) + self._reading
+        parts = [step.clock.seconds() for step in self._timed]
         row = {
             "step": record.step,
             "time": time.time(),
@@ -87,10 +100,17 @@ class RunLog:
             "lr": record.lr,
             "grad_norm": record.grad_norm,
             **{f"masked_{block}": share for block, share in record.masked.items()},
-            "tokens_per_second": self._timed_tokens / self._seconds,
+            "triplets_per_second": sum(len(step.rows) for step in self._timed) / seconds,
+            "tokens_per_second": sum(step.tokens for step in self._timed) / seconds,
             "padding_share": 1 - self._since.tokens / self._since.computed_tokens,
-            "mfu": self._flops / self._seconds / peak_flops,
+            "mfu": self._flops / seconds / peak_flops,
+            "step_seconds": seconds / count,
+            **{f"{part}_seconds": sum(step[part] for step in parts) / count for part in PARTS},
+            "peak_memory_bytes": peak_memory(record.figures.device),
         }
+        if record.loss_scale is not None:
+            row["loss_scale"] = record.loss_scale
+        self._timed, self._flops, self._reading = [], 0, 0.0
         self._since = Progress(record.step, 0.0, 0, 0, 0)
         self._timed_tokens, self._flops, self._seconds = 0, 0, 0.0
         if self._path is not None:
@@ -105,10 +125,29 @@ class RunLog:
         if self._path is not None and self._path.exists():
             sync(self._path)
 
-    @property
     def progress(self) -> Progress:
-        """What a checkpoint after the last step taken in must hold."""
+        """What a checkpoint after the last step taken in must hold.
+
+        Raises:
+            NonFiniteError: loss or gradient of a step since the last row was not finite: nothing was trained from it on.
+        """
+        self._read()
         return self._since
+
+    def _read(self) -> None:
+        """Adds up the steps whose losses were not read yet, waiting for the device once."""
+        began = time.perf_counter()
+        for record, loss in zip(self._unread, losses(self._unread, self._corpus), strict=True):
+            since = self._since
+            self._since = Progress(
+                record.step,
+                since.loss_sum + loss,
+                since.loss_steps + 1,
+                since.tokens + record.tokens,
+                since.computed_tokens + record.computed_tokens,
+            )
+        self._unread = []
+        self._reading += time.perf_counter() - began
 
 
 def _cut(path: Path, step: int) -> None:

@@ -1,5 +1,7 @@
-"""How much of the machine a step uses: model FLOP/s of real tokens over a measured matrix-multiply rate."""
+"""How much of the machine a step uses: model FLOP/s of real tokens over a measured matrix-multiply rate, and memory."""
 
+import resource
+import sys
 import time
 from collections.abc import Sequence
 
@@ -41,3 +43,11 @@ def matmul_rate(encoder: Encoder, tokens: int, dtype: torch.dtype, seconds: floa
         best = max(best, 2.0 * x.numel() * y.shape[1] / took)
         if time.perf_counter() > ends:
             return best
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held so far: on CUDA by this process' tensors there, elsewhere by the whole process in main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -50,6 +50,11 @@ def trained(path, overrides):
     }
 
 
+def groups_of(path):
+    training, _, _ = training_of(load_config(path))
+    return [record.groups for record in steps(training, 0, STEPS)]
+
+
 def assert_same_training(found, expected):
     for key in ("loss", "grad_norm", "masked"):
         assert found[key][0] == pytest.approx(expected[key][0], rel=1e-5, abs=1e-5), key
@@ -99,6 +104,13 @@ def test_two_processes_of_8_are_one_of_16(config_of, guide):
     texts, alone = assert_same_over(2, config_of(guide=guide), [])
     assert [a + b for a, b in zip(*texts, strict=True)] == alone
     assert any(a != b for a, b in zip(*texts, strict=True))
+
+
+def test_ranks_read_as_many_tokens(config_of):
+    """Whoever is done first waits for the other; and yet the batch is the same."""
+    path = config_of()
+    tokens = [[sum(n * length for n, length in groups) for groups in rank] for _, rank in in_processes(2, groups_of, path)]
+    assert all(abs(a - b) <= 0.05 * (a + b) for a, b in zip(*tokens, strict=True))
 
 
 def test_rows_that_do_not_divide_are_shared_all_the_same(config_of):

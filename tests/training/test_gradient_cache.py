@@ -14,7 +14,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from gist_train.config.loading import load_config
 from gist_train.training import loop
 from gist_train.training.gradient_cache import cut
-from gist_train.training.loop import NonFiniteError, dropout_seed, steps
+from gist_train.training.loop import NonFiniteError, dropout_seed, losses, steps
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -228,22 +228,23 @@ def test_memory_grows_with_the_chunk_and_not_with_the_batch(config_of):
     assert peak(48, 400) > 2 * large
 
 
-def test_it_stops_before_an_update_that_is_not_finite(config_of):
+def test_no_update_follows_a_value_that_is_not_finite(config_of):
     """One chunk's NaN is the whole step's: nothing may be applied, and no gradient of it may wait for the next step."""
     training, student, _ = training_of(load_config(config_of()))
     running = steps(replace(training, max_tokens_per_forward=LIMIT), 0, STEPS)
-    next(running)
+    records = [next(running)]
     weights = {name: p.detach().clone() for name, p in student.encoder.named_parameters()}
     student.encoder.transformer.encoder.layer[0].output.dense.weight.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(NonFiniteError):
-        next(running)
+    records.append(next(running))
+    with pytest.raises(NonFiniteError, match="step 2"):
+        losses(records, training.corpus)
     assert all(torch.equal(p, weights[name]) and p.grad is None for name, p in student.encoder.named_parameters())
 
 
 PROCESSES = {
     "uneven chunks": (2, 16, LIMIT, {}, {}),
-    # At steps 1 and 2 rank 0 is within it and rank 1 is not, at step 3 the other way round. At step 2, where
-    # DistributedDataParallel makes its buckets anew, a rank that does not cache would ask for them before it gathers.
+    # Rank 0 has 3 rows and is within it, rank 1 has 4 and is not. At step 2, where DistributedDataParallel makes its buckets
+    # anew, a rank that does not cache would ask for them before it gathers.
     "one rank within the limit": (2, 7, 300, {}, {}),
     "a rank without rows": (2, 1, 20, {"margin": -1.0}, {}),
     "three, blocks, clipped": (3, 16, LIMIT, {"block_size": 3, "margin": -0.05}, {"grad_clip": 0.1}),
@@ -272,10 +273,7 @@ def test_processes_that_cache_are_one_that_does_not(config_of, case):
         assert len(set(rank["seeds"])) * 2 == len(rank["seeds"])
         assert set(rank["seeds"]) < drawn
     if case == "one rank within the limit":
-        assert [[sum(texts) <= limit for texts in rank["groups"]] for rank in found] == [
-            [True, True, False],
-            [False, False, True],
-        ]
+        assert [[sum(texts) <= limit for texts in rank["groups"]] for rank in found] == [[True] * STEPS, [False] * STEPS]
         assert all(number % 2 == 0 for number in forwards)
     else:
         assert len(set(forwards)) > 1

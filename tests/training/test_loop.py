@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from sentence_transformers import SentenceTransformer
 
 from gist_train.config.loading import load_config
 from gist_train.training.checkpoint import saved_steps
-from gist_train.training.loop import NonFiniteError, dropout_seed, steps
+from gist_train.training.clock import PARTS
+from gist_train.training.loop import NonFiniteError, dropout_seed, losses, steps
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -239,32 +241,58 @@ def spoil_weight(student):
 
 
 def spoil_gradient(student):
-    student.encoder.transformer.encoder.layer[0].output.dense.weight.register_hook(lambda gradient: gradient * math.inf)
+    weight = student.encoder.transformer.encoder.layer[0].output.dense.weight
+    return weight.register_hook(lambda gradient: gradient * math.inf)
 
 
 @pytest.mark.parametrize("spoil", [spoil_weight, spoil_gradient])
-def test_it_stops_before_an_update_that_is_not_finite(config_of, spoil):
-    """One NaN in a gradient that is applied is a run that is lost, and its moments with it. The loss alone may look well."""
+def test_no_update_follows_a_value_that_is_not_finite(config_of, spoil):
+    """One NaN in a gradient that is applied is a run that is lost, and its moments with it. The loss alone may look well. The
+    loop does not look: it goes on, and whoever reads the losses hears of the first such step."""
     training, student, adamw = training_of(config_of())
     running = steps(training, 0, 12)
-    assert [next(running).step, next(running).step] == [1, 2]
-    spoil(student)
+    records = [next(running), next(running)]
+    assert losses(records, training.corpus) == [record.loss for record in records]
+    hook = spoil(student)
     weights = {name: p.detach().clone() for name, p in student.encoder.named_parameters()}
     moments = {p: {key: value.clone() for key, value in state.items()} for p, state in adamw.state.items()}
     assert moments
+    records.append(next(running))
+    if hook is not None:
+        hook.remove()  # the steps that follow would be well
+    records += [next(running), next(running)]
     with pytest.raises(NonFiniteError) as raised:
-        next(running)
+        losses(records, training.corpus)
     message = str(raised.value)
     assert message.startswith("step 3: loss ")
     assert ", ".join(map(str, training.plan.batch(3).tolist())) in message
     assert "lower optimizer.lr" in message
     if spoil is spoil_gradient:
         assert "loss nan" not in message
+        assert all(math.isfinite(record.loss) and math.isfinite(record.grad_norm) for record in records[3:])
     for name, parameter in student.encoder.named_parameters():
         assert torch.equal(parameter.nan_to_num(7), weights[name].nan_to_num(7)), name
         assert parameter.grad is None
     for parameter, state in adamw.state.items():
         assert all(torch.equal(value, moments[parameter][key]) for key, value in state.items())
+
+
+def test_what_the_next_batch_runs_into_reaches_the_loop(config_of):
+    """An error in the thread that makes batches ready would be lost there, and the loop would wait for ever."""
+    training, _, _ = training_of(config_of())
+    running = steps(replace(training, tokens=replace(training.tokens, offsets=training.tokens.offsets[:1])), 0, 3)
+    with pytest.raises(IndexError):
+        next(running)
+
+
+def test_the_clock_accounts_for_the_step(config_of):
+    """A part that is left out, or is counted twice, makes the others look like all there is."""
+    training, _, _ = training_of(config_of())
+    for record in steps(training, 0, 4):
+        parts = record.clock.seconds()
+        assert list(parts) == list(PARTS)
+        assert 0.9 * record.seconds < sum(parts.values()) <= record.seconds
+        assert min(parts["forward"], parts["backward"], parts["loss"], parts["optimizer"]) > 0
 
 
 def test_a_run_that_blows_up_ends_with_1_and_keeps_its_checkpoint(write_config, tmp_path):

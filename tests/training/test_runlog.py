@@ -5,37 +5,52 @@ import json
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 from gist_train.config.schema import TrackingConfig
 from gist_train.training.checkpoint import Progress
-from gist_train.training.loop import StepRecord
+from gist_train.training.clock import PARTS, StepClock
+from gist_train.training.loop import NonFiniteError, StepRecord
 from gist_train.training.runlog import RunLog
 
 START = Progress(0, 0.0, 0, 0, 0)
 ROW = [
     *("step", "time", "epoch", "loss", "loss_mean", "lr", "grad_norm"),
-    *("masked_ap", "masked_an", "masked_aa", "masked_pp", "tokens_per_second", "padding_share", "mfu"),
+    *("masked_ap", "masked_an", "masked_aa", "masked_pp", "triplets_per_second", "tokens_per_second", "padding_share", "mfu"),
+    *("step_seconds", *(f"{part}_seconds" for part in PARTS), "peak_memory_bytes"),
 ]
 
 
-def record(step, loss=None):
+SECONDS = {"data": 0.0, "forward": 0.1, "loss": 0.05, "backward": 0.2, "optimizer": 0.1, "communication": 0.05}
+
+
+class Clock(StepClock):
+    """One that stands at the same parts each step."""
+
+    def seconds(self):
+        return dict(SECONDS)
+
+
+def record(step, loss=None, frozen=0.0, scale=0.0):
     return StepRecord(
         step=step,
         epoch=step / 10,
-        loss=float(step * step) if loss is None else loss,
         lr=step * 1e-6,
-        grad_norm=2.0,
-        masked={"ap": 0.1, "an": 0.2, "aa": 0.3, "pp": 0.4},
+        rows=np.arange(8),
         tokens=100 * step,
         computed_tokens=200 * step,
         groups=((2, 5),),
+        clock=Clock(torch.device("cpu")),
         seconds=0.5,
+        figures=torch.tensor([step * step if loss is None else loss, 2.0, 1, 2, 3, 4, 10, 10, 10, 10, scale, frozen]),
     )
 
 
 def log_of(run, progress=START, **tracking):
-    return RunLog(run, "run", TrackingConfig(**tracking), {"name": "run"}, progress)
+    corpus = SimpleNamespace(tasks=["t"], task=np.zeros(8, int), folder=run)
+    return RunLog(run, "run", TrackingConfig(**tracking), {"name": "run"}, progress, corpus)
 
 
 def written(run):
@@ -52,10 +67,15 @@ def test_a_row_holds_its_own_loss_and_the_mean_since_the_row_before(tmp_path):
     assert list(first) == ROW
     assert (first["step"], first["loss"], first["loss_mean"]) == (3, 9.0, pytest.approx((1 + 4 + 9) / 3))
     assert (second["step"], second["loss"], second["loss_mean"]) == (6, 36.0, pytest.approx((16 + 25 + 36) / 3))
-    assert (first["lr"], first["epoch"], first["masked_pp"]) == (3e-6, 0.3, 0.4)
-    assert first["tokens_per_second"] == pytest.approx(600 / 1.5)
+    assert (first["lr"], first["epoch"], first["masked_pp"]) == (3e-6, 0.3, pytest.approx(0.4))
+    # The half second of each step, and what it took to read the losses.
+    assert first["tokens_per_second"] == pytest.approx(600 / 1.5, rel=0.05)
+    assert first["triplets_per_second"] == pytest.approx(24 / 1.5, rel=0.05)
     assert first["padding_share"] == pytest.approx(0.5)
-    assert first["mfu"] == pytest.approx(30 / 1.5 / 40)
+    assert first["mfu"] == pytest.approx(30 / 1.5 / 40, rel=0.05)
+    assert first["step_seconds"] == pytest.approx(0.5, rel=0.05)
+    assert {part: first[f"{part}_seconds"] for part in PARTS} == pytest.approx(SECONDS)
+    assert 1 << 24 < first["peak_memory_bytes"] < 1 << 40
     assert first["time"] <= second["time"]
 
 
@@ -64,7 +84,7 @@ def test_a_resumed_log_goes_on_with_its_sums(tmp_path):
     with log_of(tmp_path, log_every=3) as log:
         for step in range(1, 5):
             log.add(record(step), 10, 40.0)
-        progress = log.progress
+        progress = log.progress()
     assert progress == Progress(4, 16.0, 1, 400, 800)
     with log_of(tmp_path, progress, log_every=3) as log:
         for step in (5, 6):
@@ -73,7 +93,28 @@ def test_a_resumed_log_goes_on_with_its_sums(tmp_path):
     assert written(tmp_path)[1]["loss_mean"] == pytest.approx((16 + 25 + 36) / 3)
     assert written(tmp_path)[1]["padding_share"] == pytest.approx(0.5)
     # What the clock measures is this process' own: its tokens over its seconds.
-    assert written(tmp_path)[1]["tokens_per_second"] == pytest.approx((500 + 600) / 1.0)
+    assert written(tmp_path)[1]["tokens_per_second"] == pytest.approx((500 + 600) / 1.0, rel=0.05)
+
+
+def test_nothing_is_told_of_steps_that_were_not_finite(tmp_path):
+    """A checkpoint, or a row, of weights that stand still since step 2 would pass for a training that went on."""
+    with log_of(tmp_path, log_every=2) as log:
+        log.add(record(1), 10, 40.0)
+        with pytest.raises(NonFiniteError, match=r"step 2: loss 4.0, gradient norm 2.0.*\n.*\n  tasks    t\n"):
+            log.add(record(2, frozen=1.0), 10, 40.0)
+    assert written(tmp_path) == []
+    with log_of(tmp_path, log_every=5) as log:
+        log.add(record(1), 10, 40.0)
+        log.add(record(2, frozen=1.0), 10, 40.0)
+        with pytest.raises(NonFiniteError, match="step 2"):
+            log.progress()
+
+
+def test_a_row_tells_the_loss_scale_under_fp16(tmp_path):
+    """A scale that falls and falls is what a run that overflows looks like."""
+    with log_of(tmp_path, log_every=1) as log:
+        assert "loss_scale" not in log.add(record(1), 10, 40.0)
+        assert log.add(record(2, scale=1024.0), 10, 40.0)["loss_scale"] == 1024.0
 
 
 @pytest.mark.parametrize("torn", ["", '{"step": 9, "lo', '{"step": 9, "loss": 1.0}\n{"st'])

@@ -1,0 +1,144 @@
+"""What a step reads that no weight has a part in: made ahead of the step, by another thread.
+
+Legend: B rows of the whole batch, M negatives, N texts of this rank, G width of the guide.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gist_train.data.corpus import Batch
+from gist_train.training.distributed import share
+from gist_train.training.gradient_cache import Texts, computed_tokens, cut, texts_in
+from gist_train.training.lookups import GuideLookup, labels_of, own_negatives_of
+from gist_train.training.parts import Training
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The batch of one step as one rank needs it: which rows, the texts to encode, and what the loss asks of them besides."""
+
+    rows: Ints
+    """(B,) of the corpus, in the order in which ranks share them."""
+    here: tuple[int, int]
+    """(start, stop): those whose loss this rank takes."""
+    parts: tuple[list[int], ...]
+    """Of each rank: how many anchors, positives and negatives it encodes for the loss."""
+    tokens: int
+    """Real tokens, over all ranks."""
+    computed_tokens: int
+    """Tokens that all ranks compute: more where the student can't run packed."""
+    texts: Texts
+    """Anchors, positives and negatives of this rank's rows, in this order."""
+    for_loss: dict[str, Tensor | None]
+    """What `guided_contrastive_loss` calls guide_anchor, anchor_ids, labels and so on, of all rows; whatever is on."""
+
+    def to(self, device: torch.device) -> "Inputs":
+        """The same on `device`, without waiting where memory is page-locked."""
+        if device.type == "cpu":
+            return self
+        moved = {name: None if x is None else x.to(device, non_blocking=True) for name, x in self.for_loss.items()}
+        return Inputs(self.rows, self.here, self.parts, self.tokens, self.computed_tokens, self.texts.to(device), moved)
+
+    def page_locked(self) -> "Inputs":
+        """The same in memory that CUDA copies from on its own."""
+        locked = {name: None if x is None else x.pin_memory() for name, x in self.for_loss.items()}
+        return Inputs(self.rows, self.here, self.parts, self.tokens, self.computed_tokens, self.texts.page_locked(), locked)
+
+
+def inputs_of(training: Training, step: int) -> Inputs:
+    """The inputs of `step`, counted from 1, in host memory: a pure function of config, corpus and step."""
+    accelerator, tokens = training.accelerator, training.tokens
+    epoch = training.plan.epoch_of(step)
+    rows = training.plan.batch(step)
+    batch = training.corpus.batch(rows, training.plan.positives(rows, epoch))
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    if ranks > 1:
+        dealt = deal(_tokens_of_rows(batch, tokens.lengths), ranks)
+        rows = rows[dealt]
+        batch = training.corpus.batch(rows, training.plan.positives(rows, epoch))
+    shares = [share(len(rows), one, ranks) for one in range(ranks)]
+    views = [_views(batch, start, stop) for start, stop in shares]
+    lengths = [tokens.lengths(of_rank) for of_rank in views]
+    chunks = [cut(of_rank, training.max_tokens_per_forward, packed=training.packed) for of_rank in lengths]
+    # Ranks must do the same things in the same order wherever these wait for each other: if one caches, all do.
+    texts = texts_in(chunks[rank], tokens.of(views[rank]), cached=max(map(len, chunks)) > 1)
+    encoded = [of_rank[chunk] for of_rank, cuts in zip(lengths, chunks, strict=True) for chunk in cuts]
+    inputs = Inputs(
+        rows=rows,
+        here=shares[rank],
+        parts=tuple([b - a, b - a, int(batch.negative_offsets[b] - batch.negative_offsets[a])] for a, b in shares),
+        tokens=sum(int(n.sum()) for n in lengths),
+        computed_tokens=sum(computed_tokens(chunk, packed=training.packed) for chunk in encoded),
+        texts=texts,
+        for_loss=_for_loss(training, batch),
+    )
+    return inputs.page_locked() if accelerator.device.type == "cuda" else inputs
+
+
+def deal(tokens: Ints, ranks: int) -> Ints:
+    """Rows -> an order in which the ranks' shares (`share`) have about as many tokens each.
+
+    The loss is a mean over rows: their order changes it by rounding alone. The longest row goes to the rank that has the fewest
+    tokens so far and still has room, and so on (Graham 1969, doi:10.1137/0117039). Rows keep their order within a rank.
+
+    Args:
+        tokens: (B,) of each row.
+
+    Returns:
+        (B,) a permutation of the rows.
+    """
+    bounds = [share(len(tokens), rank, ranks) for rank in range(ranks)]
+    room = [stop - start for start, stop in bounds]
+    loads = [(0, rank) for rank in range(ranks) if room[rank]]
+    owner = np.empty(len(tokens), np.int64)
+    for row in np.argsort(-tokens, kind="stable").tolist():
+        load, rank = heapq.heappop(loads)
+        owner[row] = rank
+        room[rank] -= 1
+        if room[rank]:
+            heapq.heappush(loads, (load + int(tokens[row]), rank))
+    return np.argsort(owner, kind="stable")
+
+
+def _tokens_of_rows(batch: Batch, lengths: Any) -> Ints:
+    """(B,) tokens of each row's anchor, positive and negatives."""
+    sums = np.concatenate([[0], np.cumsum(lengths(batch.negative_views))])[batch.negative_offsets]
+    of_rows: Ints = lengths(batch.anchor_views) + lengths(batch.positive_views) + np.diff(sums)
+    return of_rows
+
+
+def _views(batch: Batch, start: int, stop: int) -> Ints:
+    """(N,) views that a rank encodes for the rows start to stop."""
+    first, last = batch.negative_offsets[start], batch.negative_offsets[stop]
+    views = np.concatenate([batch.anchor_views[start:stop], batch.positive_views[start:stop], batch.negative_views[first:last]])
+    # A rank without rows takes part in all the same: it encodes one text, of which the loss uses nothing.
+    return views if len(views) else batch.anchor_views[:1]
+
+
+def _for_loss(training: Training, batch: Batch) -> dict[str, Tensor | None]:
+    ids: Sequence[NDArray[np.int32]] = (batch.anchor, batch.positive, batch.negative)
+    guides = [training.guide.of(of) for of in ids] if isinstance(training.guide, GuideLookup) else [None] * 3
+    text_ids = [_tensor(of) for of in ids] if training.loss.mask_duplicates else [None] * 3
+    labels, negative_labels = labels_of(training.sources, batch)
+    own_negatives_only, negative_rows = own_negatives_of(training.sources, batch)
+    return {
+        **dict(zip(("guide_anchor", "guide_positive", "guide_negative"), guides, strict=True)),
+        **dict(zip(("anchor_ids", "positive_ids", "negative_ids"), text_ids, strict=True)),
+        "labels": _tensor(labels),
+        "negative_labels": _tensor(negative_labels),
+        "own_negatives_only": _tensor(own_negatives_only),
+        "negative_rows": _tensor(negative_rows),
+    }
+
+
+def _tensor(values: NDArray[Any] | None) -> Tensor | None:
+    return None if values is None else torch.from_numpy(np.ascontiguousarray(values))

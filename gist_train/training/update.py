@@ -1,0 +1,82 @@
+"""One optimizer step without waiting for the device: clipping, freezing after a value that is not finite, fp16's loss scale.
+
+Fused AdamW divides the gradients by a tensor and leaves everything alone where another one is 1. Both are made on the device:
+nothing comes back to the host, and gradients are not written once more to be clipped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+FIRST_SCALE, CLEAN_STEPS = 2.0**16, 2000.0
+
+
+@dataclass(slots=True)
+class LossScale:
+    """What the loss is multiplied by under fp16, so that small gradients do not vanish (Micikevicius et al., arXiv 1710.03740).
+
+    Halved at an update whose gradient overflows, which is skipped, and doubled after 2,000 without one. Scalars on the device.
+    """
+
+    value: Tensor
+    clean: Tensor
+    """Steps since it last changed."""
+    skipped: Tensor
+    """Updates that were skipped since the run began: AdamW counts these as no steps."""
+
+    @classmethod
+    def first(cls, device: torch.device) -> "LossScale":
+        """Of a run that begins."""
+        return cls(*(torch.tensor(value, device=device) for value in (FIRST_SCALE, 0.0, 0.0)))
+
+    def take(self, overflow: Tensor) -> None:
+        """Notes a step whose gradient overflowed, 1.0, or did not, 0.0."""
+        grows = (self.clean + 1 >= CLEAN_STEPS) & (overflow == 0)
+        self.value.mul_(torch.where(overflow > 0, 0.5, torch.where(grows, 2.0, 1.0)))
+        self.clean.add_(1).masked_fill_((overflow > 0) | grows, 0.0)
+        self.skipped.add_(overflow)
+
+
+def update(
+    optimizer: torch.optim.AdamW,
+    parameters: Sequence[nn.Parameter],
+    loss: Tensor,
+    frozen: Tensor,
+    *,
+    limit: float | None,
+    scale: LossScale | None,
+) -> Tensor:
+    """Clips the gradient to `limit`, takes one step of fused AdamW and drops the gradients.
+
+    Once the loss or, without a loss scale, the gradient is not finite, this update and all later ones are left out. With a scale
+    a gradient that overflows leaves out one update, until the scale falls below 1.
+
+    Args:
+        loss: scalar, the same on all ranks.
+        frozen: scalar 0.0; set to 1.0 in place from the first value that is not finite on.
+        scale: what the loss was multiplied by before the backward pass, if it was.
+
+    Returns:
+        The norm of the whole gradient before clipping, a scalar.
+    """
+    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    divisor = torch.ones_like(norm)
+    if scale is not None:
+        divisor, norm = scale.value.clone(), norm / scale.value
+    overflow = (~norm.isfinite()).to(frozen.dtype)
+    frozen.copy_(torch.maximum(frozen, (~loss.isfinite()).to(frozen.dtype)))
+    if scale is None:
+        frozen.copy_(torch.maximum(frozen, overflow))
+    else:
+        scale.take(overflow)
+        frozen.copy_(torch.maximum(frozen, (scale.value < 1).to(frozen.dtype)))
+    if limit is not None:
+        divisor = divisor * (norm / limit).clamp(min=1)
+    # What torch's GradScaler sets on an optimizer that can be told so.
+    optimizer.grad_scale, optimizer.found_inf = divisor, torch.maximum(frozen, overflow)  # type: ignore[attr-defined]
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm

@@ -1,0 +1,66 @@
+"""What a step reads: made ahead, dealt evenly, the same whoever makes it."""
+
+import heapq
+
+import numpy as np
+import pytest
+import torch
+from running import training_of
+
+from gist_train.config.loading import load_config
+from gist_train.training.distributed import share
+from gist_train.training.inputs import deal, inputs_of
+
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
+
+def loads(tokens, order, ranks):
+    return [int(tokens[order[slice(*share(len(tokens), rank, ranks))]].sum()) for rank in range(ranks)]
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_ranks_get_as_many_tokens_each(ranks):
+    """Ranks wait for the one with the most tokens: as rows come, that one has an eighth more than its share, or a third."""
+    draw = np.random.default_rng(0)
+    dealt, as_they_come = [], []
+    for _ in range(50):
+        tokens = np.minimum(draw.lognormal(4.5, 0.8, 16 * ranks).astype(np.int64) + 3, 1536)
+        order = deal(tokens, ranks)
+        assert sorted(order.tolist()) == list(range(len(tokens)))
+        mean = tokens.sum() / ranks
+        dealt.append(max(loads(tokens, order, ranks)) / mean)
+        as_they_come.append(max(loads(tokens, np.arange(len(tokens)), ranks)) / mean)
+    assert np.mean(dealt) < 1.03
+    assert np.mean(as_they_come) > 1.1
+
+
+def test_rows_keep_their_order_within_a_rank_and_every_rank_gets_its_count():
+    """Rows that do not divide, and fewer rows than ranks."""
+    for count, ranks in ((7, 3), (1, 4), (2, 3), (5, 5)):
+        order = deal(np.arange(count)[::-1] + 1, ranks)
+        assert sorted(order.tolist()) == list(range(count))
+        for rank in range(ranks):
+            own = order[slice(*share(count, rank, ranks))].tolist()
+            assert own == sorted(own)
+    assert heapq.nsmallest(1, deal(np.array([4, 4, 4, 4]), 2)) == [0]
+
+
+def test_inputs_are_a_function_of_the_step(write_config, make_model):
+    """A thread makes them one step ahead: what was made before must not matter."""
+    path = write_config(
+        model={"name": str(make_model())}, training={"batch_size": 8, "max_steps": 6}, schedule={"warmup_ratio": 0.0}
+    )
+    training, _, _ = training_of(load_config(path))
+    once = [inputs_of(training, step) for step in (1, 2, 3)]
+    again = [inputs_of(training, step) for step in (3, 1, 2)]
+    for a, b in zip(once, [again[1], again[2], again[0]], strict=True):
+        assert a.rows.tolist() == b.rows.tolist()
+        assert a.texts.groups == b.texts.groups
+        for pack, twin in zip(a.texts.chunks, b.texts.chunks, strict=True):
+            assert torch.equal(pack.input_ids, twin.input_ids)
+        assert a.for_loss.keys() == b.for_loss.keys()
+        for name, tensor in a.for_loss.items():
+            assert (tensor is None and b.for_loss[name] is None) or torch.equal(tensor, b.for_loss[name]), name
+    assert once[0].for_loss["guide_anchor"] is not None
+    assert {a.rows.tolist()[0] for a in once} != {once[0].rows.tolist()[0]}
+    assert all(a.to(torch.device("cpu")) is a for a in once)
