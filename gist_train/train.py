@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,18 @@ from gist_train.results.measuring import Measuring, figures_line
 from gist_train.results.selected import selected_steps
 from gist_train.results.watching import ENDED
 from gist_train.training import checkpoint as checkpoints
+from gist_train.training.background import CheckpointWriter
 from gist_train.training.checkpoint import Progress
 from gist_train.training.description import describe
 from gist_train.training.display import Display
-from gist_train.training.distributed import DTYPES, largest_over_ranks, make_accelerator, precision_of, same_on_all_ranks
+from gist_train.training.distributed import (
+    DTYPES,
+    largest_over_ranks,
+    make_accelerator,
+    precision_of,
+    raise_on_all_ranks,
+    same_on_all_ranks,
+)
 from gist_train.training.loop import steps
 from gist_train.training.opening import Job, check_dimensions, checkpoint_gradients, last_step, open_training
 from gist_train.training.resume import checkpoint_to_start_from, refuse_other_content, verified_for
@@ -36,8 +45,8 @@ from gist_train.training.runlog import RunLog
 from gist_train.training.signals import StopSignal
 from gist_train.training.throughput import matmul_rate, training_flops
 
-GOES_ON, ENDS, FAILED = 0, 1, 2
-"""What comes of an evaluation."""
+NOT_WRITTEN = 1000
+"""What ranks tell each other at a step's end where a checkpoint could not be written: more than any signal's number."""
 EVALUATION_TIMEOUT = 4 * 3600.0
 """Seconds that ranks wait for the one that evaluates: backends would give up after 10 or 30 minutes."""
 
@@ -85,7 +94,7 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Path, resume: st
     progress = Progress(0, 0.0, 0, 0, 0)
     if origin is not None and manifest is not None:
         refuse_other_content(origin, manifest, job.facts, excluding=config.data.exclude_evaluation_texts)
-        checkpoints.load_checkpoint(origin, job.student, job.training.optimizer)
+        checkpoints.load_checkpoint(origin, job.student, job.training.optimizer, job.training.loss_scale)
         progress = checkpoints.progress_of(manifest)
     _refuse_unlike_ranks(progress.step, job.facts)
     stays = stays_ended(config, run, progress.step)
@@ -157,55 +166,60 @@ def _drive(
     main, processes = accelerator.is_main_process, accelerator.num_processes
     rate = matmul_rate(student.encoder, 2048, DTYPES[precision_of(accelerator)])
 
+    def settle() -> None:
+        """Waits for the checkpoint under way. Where it could not be written, all ranks end."""
+        with log.standing_still():
+            raise_on_all_ranks(writer.wait(), "a checkpoint failed on the first process, which says why")
+
     def save() -> None:
-        if main:
-            log.sync()
-            checkpoints.save_checkpoint(run, student, job.training.optimizer, log.progress(), job.facts)
-            _retire(run, config, measuring)
-        accelerator.wait_for_everyone()
+        """Copies what a checkpoint holds. It is whole after the next `settle`, and so are the metrics up to it."""
+        settle()
+        with log.standing_still():
+            writer.save(log.progress(), before=log.sync, after=partial(_retire, run, config, measuring))
 
     def measure(step: int) -> bool:
         """Whether the run ends here, for want of a rise: the first process measures, the others hear of it."""
-        verdict, failure = GOES_ON, None
+        ends, failure = False, None
         if main and measuring.tasks:
             try:
                 figures = measuring.of_step(run, step, student)
                 console.print(figures_line(f"step {step:,}" if step else "base", figures), soft_wrap=True, highlight=False)
-                verdict = ENDS if out_of_patience(config, run, measuring, step) else GOES_ON
+                ends = out_of_patience(config, run, measuring, step)
             except Exception as error:  # whatever it is, the others must not wait for it
-                verdict, failure = FAILED, error
-        verdict = largest_over_ranks(verdict)
-        if failure is not None:
-            raise failure
-        if verdict == FAILED:
-            raise OSError("the evaluation failed on the first process, which says why")
-        return verdict == ENDS
+                failure = error
+        raise_on_all_ranks(failure, "the evaluation failed on the first process, which says why")
+        return bool(largest_over_ranks(ends))
 
     with (
         RunLog(
             run if main else None, config.name, config.tracking, config.model_dump(mode="json"), progress, job.training.corpus
         ) as log,
         signals,
+        CheckpointWriter(run if main else None, student, job.training.optimizer, job.facts, job.training.loss_scale) as writer,
         Display(console, progress.step, job.stop) as display,
     ):
-        every = config.evaluation.every
+        step, signal_number, every = progress.step, 0, config.evaluation.every
         # The base model; after an interruption, what it left out.
-        if every and (progress.step % every == 0 or progress.step >= job.stop) and measure(progress.step):
-            return 0, progress.step
-        for record in steps(job.training, progress.step, job.stop):
+        if every and (step % every == 0 or step >= job.stop) and measure(step):
+            return 0, step
+        for record in steps(job.training, step, job.stop):
+            step, last = record.step, record.step == job.stop
             flops = training_flops(student.encoder, record.groups) * processes
             display.show(record, log.add(record, flops, rate * processes))
-            signal_number = largest_over_ranks(signals.received())
-            last = record.step == job.stop
-            judged = every and (record.step % every == 0 or last)
-            # Before it is judged: a figure is of use only where there is a checkpoint, and nothing is lost if measuring fails.
-            if record.step % config.checkpoint.every == 0 or last or judged or signal_number:
+            signal_number = largest_over_ranks(NOT_WRITTEN if writer.failed else signals.received())
+            if signal_number == NOT_WRITTEN:
+                settle()  # raises
+            judged = every and (step % every == 0 or last)
+            if step % config.checkpoint.every == 0 or last or judged or signal_number:
                 save()
-            if signal_number:
-                return signal_number, record.step
-            if judged and measure(record.step):
-                return 0, record.step
-    return 0, max(progress.step, job.stop)
+            # Before it is judged: a figure is of use only where there is a checkpoint, and nothing is lost if measuring fails.
+            if last or judged or signal_number:
+                settle()
+            if signal_number or (judged and measure(step)):
+                break
+        if writer.count:
+            console.print(f"checkpoints: {writer.count:,}, {log.checkpoint_share:.1%} of the time", highlight=False)
+    return signal_number, step
 
 
 @contextmanager

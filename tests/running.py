@@ -38,7 +38,16 @@ QUIET = Console(quiet=True)
 WHOLE = Terms(None, None)
 """Figures of embeddings as they are."""
 SECONDS = (f"{part}_seconds" for part in PARTS)
-MEASURED = {"time", "triplets_per_second", "tokens_per_second", "mfu", "step_seconds", "peak_memory_bytes", *SECONDS}
+MEASURED = {
+    "time",
+    "triplets_per_second",
+    "tokens_per_second",
+    "mfu",
+    "checkpoint_share",
+    "step_seconds",
+    "peak_memory_bytes",
+    *SECONDS,
+}
 """Columns of metrics.jsonl that the clock decides; all others are a function of the config and the data."""
 _SERVER = multiprocessing.get_context("forkserver")
 # The server's children have these imported when they begin. It does not know this folder, so that `running` can't stand here.

@@ -22,6 +22,7 @@ from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.schema import SelectionConfig
 from gist_train.data.files import read_json, whole_folder, write_json
 from gist_train.model.pretrained import Pretrained
+from gist_train.training.update import LossScale
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -62,29 +63,34 @@ def saved_steps(run: Path) -> list[int]:
 
 
 def save_checkpoint(
-    run: Path, student: Pretrained, optimizer: torch.optim.Optimizer, progress: Progress, facts: dict[str, Any]
+    run: Path, student: Pretrained, moments: dict[str, torch.Tensor], progress: Progress, facts: dict[str, Any]
 ) -> Path:
     """Writes the checkpoint of `progress.step`.
 
     Args:
+        student: the weights of that step, the live ones or a copy.
+        moments: what `moments_of` gave at that step, or a copy.
         facts: what a resume compares (`mathematics`, fingerprints), kept in the manifest.
     """
     folder = checkpoint_folder(run, progress.step)
     with whole_folder(folder) as partial:
         student.save(partial)
-        save_file(_moments(student, optimizer), partial / STATE)
+        save_file(moments, partial / STATE)
         seal(partial, {**asdict(progress), **facts})
     return folder
 
 
-def _moments(student: Pretrained, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """AdamW's two moments by the name of their weight. Its step count is the manifest's step."""
-    moments = {}
+def moments_of(student: Pretrained, optimizer: torch.optim.Optimizer, scale: LossScale | None = None) -> dict[str, torch.Tensor]:
+    """AdamW's two moments by the name of their weight, and the loss scale if there is one: the live ones, where they are.
+
+    AdamW's step count is the manifest's step, less the updates that the loss scale skipped.
+    """
+    moments = {} if scale is None else {f"loss_scale.{name}": value for name, value in scale.parts().items()}
     for name, parameter in _trained(student):
         if parameter not in optimizer.state:  # no loss ever reached it: some models have such weights
             continue
         for moment in ("exp_avg", "exp_avg_sq"):
-            moments[f"{moment}.{name}"] = optimizer.state[parameter][moment].detach().cpu().contiguous()
+            moments[f"{moment}.{name}"] = optimizer.state[parameter][moment].detach().contiguous()
     return moments
 
 
@@ -152,8 +158,8 @@ def _damaged(folder: Path, found: str, allowed: str) -> UserError:
     )
 
 
-def load_checkpoint(folder: Path, student: Pretrained, optimizer: torch.optim.Optimizer) -> None:
-    """Puts a verified checkpoint's weights and moments into `student` and `optimizer`, bit for bit.
+def load_checkpoint(folder: Path, student: Pretrained, optimizer: torch.optim.Optimizer, scale: LossScale | None = None) -> None:
+    """Puts a verified checkpoint's weights, moments and loss scale into `student`, `optimizer` and `scale`, bit for bit.
 
     Raises:
         UserError: the checkpoint holds other weights than the student has.
@@ -176,6 +182,10 @@ def load_checkpoint(folder: Path, student: Pretrained, optimizer: torch.optim.Op
     step = torch.tensor(float(read_json(folder / MANIFEST)["step"]))
     with safe_open(folder / STATE, framework="pt") as moments:
         saved_names = set(moments.keys())
+        if scale is not None:
+            for name, value in scale.parts().items():
+                value.copy_(moments.get_tensor(f"loss_scale.{name}"))
+            step -= scale.skipped.cpu()
         for name, parameter in _trained(student):
             if f"exp_avg.{name}" not in saved_names:
                 continue

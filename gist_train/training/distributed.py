@@ -148,6 +148,15 @@ def _hosts() -> dist.ProcessGroup | None:
     return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=HOST_TIMEOUT)
 
 
+def raise_on_all_ranks(failure: BaseException | None, told: str) -> None:
+    """Raises `failure` on the rank that has one, and OSError with `told` on the others, which would wait for it else."""
+    failed = largest_over_ranks(int(failure is not None))
+    if failure is not None:
+        raise failure
+    if failed:
+        raise OSError(told)
+
+
 def same_on_all_ranks(value: int) -> bool:
     """Whether all ranks have the same `value`."""
     largest, smallest = largest_over_ranks(value), -largest_over_ranks(-value)

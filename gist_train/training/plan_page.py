@@ -131,7 +131,7 @@ def _resources(found: Found) -> Rows:
     yield (
         "checkpoints",
         f"{_size(disk['checkpoints_bytes'])}: {disk['checkpoints']:,} of {_size(disk['checkpoint_bytes'])} are kept, "
-        "and one is being written",
+        "and one is being written, from a copy in the main memory",
     )
     yield "corpus", f"{_size(disk['corpus_bytes'])}, with tokens"
 

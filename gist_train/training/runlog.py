@@ -3,6 +3,8 @@
 import json
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -46,6 +48,9 @@ class RunLog:
         # What the clock measures counts from the start of this process.
         self._timed: list[StepRecord] = []
         self._flops, self._reading = 0, 0.0
+        self._opened = self._row_at = time.perf_counter()
+        self._stood = self._stood_at_row = 0.0
+        """Seconds that the loop stood still for checkpoints, now and when the last row was written."""
         self._tracker: Any = None
         if self._path is None:
             return
@@ -91,6 +96,7 @@ class RunLog:
         self._read()
         count, seconds = len(self._timed), sum(step.seconds for step in self._timed) + self._reading
         parts = [step.clock.seconds() for step in self._timed]
+        now = time.perf_counter()
         row = {
             "step": record.step,
             "time": time.time(),
@@ -104,6 +110,7 @@ class RunLog:
             "tokens_per_second": sum(step.tokens for step in self._timed) / seconds,
             "padding_share": 1 - self._since.tokens / self._since.computed_tokens,
             "mfu": self._flops / seconds / peak_flops,
+            "checkpoint_share": (self._stood - self._stood_at_row) / (now - self._row_at),
             "step_seconds": seconds / count,
             **{f"{part}_seconds": sum(step[part] for step in parts) / count for part in PARTS},
             "peak_memory_bytes": peak_memory(record.figures.device),
@@ -112,13 +119,27 @@ class RunLog:
             row["loss_scale"] = record.loss_scale
         self._timed, self._flops, self._reading = [], 0, 0.0
         self._since = Progress(record.step, 0.0, 0, 0, 0)
-        self._timed_tokens, self._flops, self._seconds = 0, 0, 0.0
+        self._row_at, self._stood_at_row = now, self._stood
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         if self._tracker is not None:
             self._tracker.log(row, step=record.step)
         return row
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Counts the time of the block as time that the loop stood still for a checkpoint."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._stood += time.perf_counter() - began
+
+    @property
+    def checkpoint_share(self) -> float:
+        """Share of the time since this log was opened that the loop stood still for checkpoints."""
+        return self._stood / (time.perf_counter() - self._opened)
 
     def sync(self) -> None:
         """Has the rows so far put on the disk: a checkpoint that vouches for them must not outlive them."""

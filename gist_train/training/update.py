@@ -32,6 +32,10 @@ class LossScale:
         """Of a run that begins."""
         return cls(*(torch.tensor(value, device=device) for value in (FIRST_SCALE, 0.0, 0.0)))
 
+    def parts(self) -> dict[str, Tensor]:
+        """The scalars by name, as a checkpoint holds them."""
+        return {"value": self.value, "clean": self.clean, "skipped": self.skipped}
+
     def take(self, overflow: Tensor) -> None:
         """Notes a step whose gradient overflowed, 1.0, or did not, 0.0."""
         grows = (self.clean + 1 >= CLEAN_STEPS) & (overflow == 0)

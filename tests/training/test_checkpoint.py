@@ -19,6 +19,7 @@ from gist_train.training.checkpoint import (
     checkpoint_folder,
     checkpoint_to_resume,
     load_checkpoint,
+    moments_of,
     retire_checkpoints,
     save_checkpoint,
     saved_steps,
@@ -49,7 +50,7 @@ def updated(model, seed=0, steps=2, **config):
 
 def saved(run, model, step=4, seed=0, **config):
     student, adamw = updated(model, seed, **config)
-    folder = save_checkpoint(run, student, adamw, Progress(step, 1.5, 3, 100, 120), FACTS)
+    folder = save_checkpoint(run, student, moments_of(student, adamw), Progress(step, 1.5, 3, 100, 120), FACTS)
     return folder, student, adamw
 
 
@@ -184,7 +185,7 @@ def test_a_save_that_fails_leaves_the_older_ones(make_model, tmp_path, monkeypat
     monkeypatch.setattr(checkpoints, broken, fail)
     student, adamw = updated(make_model(), seed=1)
     with pytest.raises(OSError, match="no space left"):
-        save_checkpoint(tmp_path, student, adamw, Progress(8, 0.0, 0, 0, 0), FACTS)
+        save_checkpoint(tmp_path, student, moments_of(student, adamw), Progress(8, 0.0, 0, 0, 0), FACTS)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [folder.name]
     assert saved_steps(tmp_path) == [4]
     assert verified_manifest(folder)["loss_sum"] == 1.5

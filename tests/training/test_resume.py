@@ -4,13 +4,16 @@ import json
 import os
 import shutil
 import signal
+import time
+from threading import Event
 from unittest import mock
 
 import pytest
-from running import QUIET, assert_same_run, copied, exit_code_of, gist, metrics, tensors
+from running import PATIENCE, QUIET, assert_same_run, copied, exit_code_of, gist, metrics, tensors
 
 from gist_train.config.errors import UserError
 from gist_train.config.loading import load_config
+from gist_train.config.schema import run_folder
 from gist_train.data.files import held
 from gist_train.train import train
 from gist_train.training import checkpoint as checkpoints
@@ -20,10 +23,15 @@ from gist_train.training.runlog import RunLog
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
 
-def killed(path, moment, step, resume="auto"):
-    """Trains until `kill -9` at a moment of `step`: after its row of metrics, in the middle of its checkpoint, or after it."""
+def killed(path, moment, step, found=None, resume="auto"):
+    """Trains until `kill -9` at a moment of `step`: after its row of metrics (once the thread has written the checkpoint of step
+    `found`), in the middle of its checkpoint, after it, or while the thread is stuck in the middle of the last one."""
+    run = run_folder(load_config(path))
 
     def kill(*_):
+        ends = time.monotonic() + PATIENCE / 2
+        while moment == "after its row" and found is not None and found not in saved_steps(run) and time.monotonic() < ends:
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 
     def then_kill(function, of_step):
@@ -38,6 +46,14 @@ def killed(path, moment, step, resume="auto"):
     def step_of_folder(_, path):
         return int(path.parent.name.removeprefix(".step-").removesuffix(".partial"))
 
+    def stick(moments, path, save=checkpoints.save_file):
+        if step_of_folder(moments, path) == 8:
+            Event().wait()
+        save(moments, path)
+
+    if moment == "beside a checkpoint":
+        moment = "after its row"
+        mock.patch.object(checkpoints, "save_file", stick).start()  # this process has no later
     patches = {
         "after its row": (RunLog, "add", then_kill(RunLog.add, lambda _, record, *__: record.step)),
         "in its checkpoint": (
@@ -62,6 +78,7 @@ MOMENTS = [
     ("in its checkpoint", 8, 4),
     ("after its checkpoint", 8, 8),
     ("after its row", 11, 8),
+    ("beside a checkpoint", 10, 4),
 ]
 
 
@@ -76,7 +93,7 @@ def test_kill_minus_9_changes_nothing(write_config, tmp_path, log_every, moments
     for index, (moment, step, found) in enumerate(moments):
         path = write_config(f"cut{index}", **sections)
         run = tmp_path / "runs" / f"cut{index}"
-        assert exit_code_of(killed, path, moment, step) == -signal.SIGKILL, moment
+        assert exit_code_of(killed, path, moment, step, found) == -signal.SIGKILL, moment
         assert (saved_steps(run) or [None])[-1] == found, moment
         ended = gist("train", path)
         assert ended.code == 0, ended.err
@@ -220,7 +237,7 @@ def test_a_named_step_goes_back(begun, write_config, tmp_path):
     first time, which would leave rows 7 and 8 out of the metrics."""
     again, run = begun
     assert gist("train", write_config("whole")).code == 0
-    assert exit_code_of(killed, again(), "after its row", 6, "4") == -signal.SIGKILL
+    assert exit_code_of(killed, again(), "after its row", 6, 4, "4") == -signal.SIGKILL
     assert saved_steps(run) == [4]
     (aside,) = (run / "checkpoints").glob("set-aside-*")
     assert [path.name for path in aside.iterdir()] == ["step-000000008"]

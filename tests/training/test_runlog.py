@@ -19,7 +19,7 @@ START = Progress(0, 0.0, 0, 0, 0)
 ROW = [
     *("step", "time", "epoch", "loss", "loss_mean", "lr", "grad_norm"),
     *("masked_ap", "masked_an", "masked_aa", "masked_pp", "triplets_per_second", "tokens_per_second", "padding_share", "mfu"),
-    *("step_seconds", *(f"{part}_seconds" for part in PARTS), "peak_memory_bytes"),
+    *("checkpoint_share", "step_seconds", *(f"{part}_seconds" for part in PARTS), "peak_memory_bytes"),
 ]
 
 
