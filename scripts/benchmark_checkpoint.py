@@ -114,7 +114,7 @@ class Bench:
 
     def writer(self, run: Path) -> CheckpointWriter:
         """That of a run, whose buffers are still fresh."""
-        return CheckpointWriter(run, self.job.student, self.job.adamw, self.job.facts)
+        return CheckpointWriter(run, self.job.student, self.job.training.optimizer, self.job.facts)
 
     def train(self) -> float:
         """Seconds that the loop takes for its first steps, which are the same batches each time."""
@@ -131,7 +131,7 @@ class Bench:
 
     def save_in_line(self, run: Path, progress: Progress) -> float:
         """Seconds to write the live weights and moments."""
-        student, adamw = self.job.student, self.job.adamw
+        student, adamw = self.job.student, self.job.training.optimizer
         began = time.perf_counter()
         save_checkpoint(run, student, moments_of(student, adamw), progress, self.job.facts)
         return time.perf_counter() - began
