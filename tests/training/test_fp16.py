@@ -82,7 +82,7 @@ def test_a_run_that_is_cut_after_an_overflow_is_the_whole_one(config, tmp_path):
         assert torch.equal(a, b), name
 
 
-def test_it_is_refused_on_a_cpu(config, write_config, make_model):
+def test_it_is_refused_on_a_cpu(write_config, make_model):
     """Autocast in fp16 on a CPU is slower than float32: better told than found out. A plan for another machine may be made."""
     path = write_config("half", model={"name": str(make_model())}, training={"max_steps": 2, "precision": "fp16"})
     ended = gist("train", path)
