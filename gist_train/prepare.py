@@ -1,7 +1,7 @@
 """Sources (and embeddings, for mining) -> corpus, tokens and guide store: what every command does of this, each part once.
 
-Any number of processes may call these functions at the same time: one holds the lock and works, the others wait for it and find
-the work done. So no process waits in a collective operation, however long the guide takes.
+Any number of processes may call these functions at the same time. They share what a guide embeds; of all else one holds the lock
+and works, the others wait for it and find the work done. None waits in a collective operation, however long the guide takes.
 """
 
 import os
@@ -31,6 +31,18 @@ from gist_train.model.pretrained import Pretrained, load_guide
 from gist_train.training.lookups import GuideLookup
 
 
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """The processes of one run, which embed together."""
+
+    count: int = 1
+    shown: bool = True
+    """Whether this one shows how far all of them are: one on each machine does."""
+
+
+ALONE = Processes()
+
+
 def check_folders(config: Config) -> None:
     """Makes the folders that a run writes to.
 
@@ -50,8 +62,11 @@ def check_folders(config: Config) -> None:
         raise UserError(Fault(key, found, "a folder that can be made and written to", f"name another folder in {key}"))
 
 
-def prepare_corpus(config: Config, device: torch.device, console: Console) -> Corpus:
+def prepare_corpus(config: Config, device: torch.device, console: Console, processes: Processes = ALONE) -> Corpus:
     """The corpus of `config.data`, built if no other run has; texts that triplets are mined of are embedded on `device`.
+
+    Args:
+        processes: of this run. All of them call this, each with a device of its own.
 
     Raises:
         UserError: the sources can't be read, a row is bad, or the model for mining can't be loaded; or evaluation tasks, whose
@@ -76,7 +91,7 @@ def prepare_corpus(config: Config, device: torch.device, console: Console) -> Co
             raise _changed(config)
 
     if not folder.exists():
-        _embed_labelled(config.data, stores, excluded, device, console)
+        _embed_labelled(config.data, stores, excluded, device, console, processes)
         with locked(corpora, f".{fingerprint}.lock"):
             if not folder.exists():
                 counts = build_corpus(folder, config.data, fingerprint, embeddings, settled, excluded)
@@ -143,7 +158,12 @@ def _changed(config: Config) -> UserError:
 
 
 def _embed_labelled(
-    data: DataConfig, stores: Mapping[int, _MiningStore], excluded: Collection[bytes], device: torch.device, console: Console
+    data: DataConfig,
+    stores: Mapping[int, _MiningStore],
+    excluded: Collection[bytes],
+    device: torch.device,
+    console: Console,
+    processes: Processes,
 ) -> None:
     """Has all labelled texts in their stores; refuses bad rows of all sources before a model is put to work."""
     texts: dict[Path, dict[str, None]] = {}  # by store, each text once
@@ -164,8 +184,8 @@ def _embed_labelled(
         refuse_bad(data, faults[:SHOWN_FAULTS], read, len(faults), rows + others, left_out)
     for store in {store.folder: store for store in stores.values()}.values():
         of_store = list(texts[store.folder])
-        lengths = np.array([len(text.encode()) for text in of_store])
-        _embedded(store.folder, store.model, store.where, text_hashes(of_store), lengths, of_store.__getitem__, device, console)
+        given = text_hashes(of_store), np.array([len(text.encode()) for text in of_store]), of_store.__getitem__
+        _embedded(store.folder, store.model, store.where, *given, device, console, processes)
 
 
 def prepare_tokens(corpus: Corpus, student: Pretrained, console: Console) -> TokenTable:
@@ -179,8 +199,13 @@ def prepare_tokens(corpus: Corpus, student: Pretrained, console: Console) -> Tok
     return corpus.tokens(fingerprint)
 
 
-def prepare_guide(config: Config, corpus: Corpus, device: torch.device, console: Console) -> GuideLookup | str | None:
+def prepare_guide(
+    config: Config, corpus: Corpus, device: torch.device, console: Console, processes: Processes = ALONE
+) -> GuideLookup | str | None:
     """The guide's embeddings of the corpus' texts; those that no run has embedded yet are embedded on `device`.
+
+    Args:
+        processes: of this run. All of them call this, each with a device of its own, and each embeds its share.
 
     Raises:
         UserError: the guide can't be loaded, or its store is damaged.
@@ -189,7 +214,7 @@ def prepare_guide(config: Config, corpus: Corpus, device: torch.device, console:
         return config.guide
     folder = store_folder(cache_folder(config), config.guide, "guide")
     texts = corpus.hashes, corpus.text_lengths(), corpus.text
-    return GuideLookup(*_embedded(folder, config.guide, "guide", *texts, device, console))
+    return GuideLookup(*_embedded(folder, config.guide, "guide", *texts, device, console, processes))
 
 
 def _embedded(
@@ -201,19 +226,21 @@ def _embedded(
     text: Callable[[int], str],
     device: torch.device,
     console: Console,
+    processes: Processes,
 ) -> tuple[GuideStore, NDArray[np.int64]]:
     """The store at `folder` and (N,) where each text stands in it; those that no run has embedded yet are embedded."""
+
+    def load() -> Pretrained:
+        loaded = load_guide(model, where)
+        loaded.encoder.to(device)
+        return loaded
+
     store = GuideStore(folder)
     positions = store.positions(hashes)
-    if (positions < 0).any():
-        with locked(folder):
-            store = GuideStore(folder)  # somebody else may have filled it while this process waited
-            missing = int((store.positions(hashes) < 0).sum())
-            if missing:
-                loaded = load_guide(model, where)
-                loaded.encoder.to(device)
-                what = "embedding with the guide" if where == "guide" else f"embedding with {model.name}"
-                _follow(store.fill(loaded, model, hashes, lengths, text), what, missing, console)
+    if missing := int((positions < 0).sum()):
+        counts = store.fill_together(load, model, hashes, lengths, text, processes.count)
+        what = "embedding with the guide" if where == "guide" else f"embedding with {model.name}"
+        _follow(counts, what, missing, console, shown=processes.shown)
         positions = store.positions(hashes)
     return store, positions
 
@@ -269,12 +296,12 @@ def _refuse_rows_without_candidates(config: Config, corpus: Corpus) -> None:
         raise UserError(*faults)
 
 
-def _follow(counts: Iterator[int], what: str, total: int | None, console: Console) -> None:
+def _follow(counts: Iterator[int], what: str, total: int | None, console: Console, *, shown: bool = True) -> None:
     """Runs `counts` to its end behind a progress bar, or between two lines where there is no terminal to draw one on.
 
-    Also on a process whose console is quiet: whoever got the lock and works is the only one that can show it.
+    Also on a process whose console is quiet, where it is `shown`: who got a lock and works is the only one that can show it.
     """
-    quiet, console.quiet = console.quiet, False
+    quiet, console.quiet = console.quiet, not shown
     if not console.is_terminal:
         console.print(what if total is None else f"{what}: {total:,} to do")
     columns = (
@@ -285,7 +312,7 @@ def _follow(counts: Iterator[int], what: str, total: int | None, console: Consol
         TimeRemainingColumn(),
     )
     try:
-        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        with Progress(*columns, console=console, disable=not (console.is_terminal and shown)) as bar:
             task = bar.add_task(what, total=total)
             done = 0
             for done in counts:

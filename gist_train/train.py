@@ -18,7 +18,7 @@ from gist_train.config.models import GuideConfig
 from gist_train.config.schema import Config, run_folder
 from gist_train.data.files import held, write_json
 from gist_train.model.pretrained import load_student
-from gist_train.prepare import batch_plan, check_folders, prepare_corpus, prepare_guide, prepare_tokens
+from gist_train.prepare import Processes, batch_plan, check_folders, prepare_corpus, prepare_guide, prepare_tokens
 from gist_train.results.early_stopping import best_saved, forget_later_end, no_rise, out_of_patience, remember_end, stays_ended
 from gist_train.results.figures import cut_figures
 from gist_train.results.leakage import count_leaks, leakage_line
@@ -142,10 +142,11 @@ def open_job(config: Config, accelerator: Accelerator, console: Console) -> Job:
     checkpoint_gradients(config.training, student)
     # Refuses what the model can't read or give, before the guide is put to work.
     student.with_max_length(config.evaluation.max_length).with_truncation(config.evaluation.truncate_dim)
-    corpus = prepare_corpus(config, accelerator.device, console)
+    processes = Processes(accelerator.num_processes, accelerator.is_local_main_process)
+    corpus = prepare_corpus(config, accelerator.device, console, processes)
     plan = batch_plan(config, corpus)  # refuses too few rows, before the guide is put to work
     tokens = prepare_tokens(corpus, student, console)
-    guide = prepare_guide(config, corpus, accelerator.device, console)
+    guide = prepare_guide(config, corpus, accelerator.device, console, processes)
     return open_training(config, accelerator, student, corpus, plan, tokens, guide)
 
 

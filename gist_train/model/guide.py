@@ -4,12 +4,17 @@ A store is two files that only grow, `embeddings.bin` (E, G) and `hashes.bin` (E
 and synced before their hashes are: what has a hash is whole, so that an interrupted build goes on where it stood, and another
 corpus adds only the texts that are new.
 
-Legend: E embeddings in the store, N texts of a corpus, G the guide's width.
+Any number of processes build a store together, ranks of one run or several runs: each takes the longest texts that are neither
+in the store nor taken by a living process, embeds them, and appends them. The store is locked only to append and to take, never
+while texts are embedded. Nobody waits in a collective operation; what a process that died had taken, the others take.
+
+Legend: E embeddings in the store, N texts of a corpus, M of them missing in the store, G the guide's width.
 """
 
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,14 +24,19 @@ from numpy.typing import NDArray
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.models import GuideConfig
-from gist_train.data.files import read_json, write_json
+from gist_train.data.claims import Claims
+from gist_train.data.files import locked, read_json, write_json
 from gist_train.data.fingerprints import ContentHashes
 from gist_train.model.encoder import embed
 from gist_train.model.pretrained import Pretrained, identity
 
 FORMAT = 1
 TEXTS_PER_WRITE = 2048
-"""Texts that are embedded between two writes, and lost at most when a build is interrupted."""
+"""Texts that a process embeds between two writes, and loses at most when it is interrupted."""
+FEWEST_TEXTS = 64
+"""Texts that are worth a write of their own where several processes share the last ones."""
+POLL_SECONDS = 0.25
+"""Between two looks at whether the others are done."""
 HASH_BYTES = 16
 
 
@@ -61,8 +71,7 @@ class GuideStore:
         self.fingerprint = folder.name
         self._hashes: NDArray[np.uint8] = np.empty((0, HASH_BYTES), np.uint8)
         self._embeddings: NDArray[Any] = np.empty((0, 0), np.float32)
-        if (folder / "meta.json").exists():
-            self._map(read_json(folder / "meta.json"))
+        self._map()
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -72,7 +81,10 @@ class GuideStore:
         """G; 0 in a store without embeddings."""
         return int(self._embeddings.shape[1])
 
-    def _map(self, meta: dict[str, Any]) -> None:
+    def _map(self) -> None:
+        if not (self.folder / "meta.json").exists():
+            return
+        meta = read_json(self.folder / "meta.json")
         row = meta["width"] * np.dtype(meta["dtype"]).itemsize
         hashes, embeddings = (self.folder / name for name in ("hashes.bin", "embeddings.bin"))
         # A hash that was half written when the power went does not count.
@@ -92,12 +104,7 @@ class GuideStore:
 
     def positions(self, hashes: NDArray[np.uint8]) -> NDArray[np.int64]:
         """(N,) where each of the texts with these hashes (N, 16) stands in the store, -1 where it does not."""
-        if not len(self):
-            return np.full(len(hashes), -1)
-        stored, wanted = (np.ascontiguousarray(x).view("<u8") for x in (self._hashes, hashes))
-        order = np.argsort(stored[:, 0], kind="stable")
-        at = order[np.minimum(np.searchsorted(stored[order, 0], wanted[:, 0]), len(order) - 1)]
-        return np.where((stored[at] == wanted).all(axis=1), at, -1)
+        return _Index(self._hashes).positions(hashes)
 
     def read(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """(n, G) float32 embeddings at `positions` (n,), which must all be there."""
@@ -111,42 +118,170 @@ class GuideStore:
         lengths: NDArray[np.int64],
         text: Callable[[int], str],
     ) -> Iterator[int]:
-        """Embeds the texts that are not in the store yet, each once; yields how many of them are done. The caller holds the lock.
+        """`fill_together` with a guide that is loaded, by this process alone."""
+        return self.fill_together(lambda: guide, config, hashes, lengths, text)
+
+    def fill_together(
+        self,
+        load: Callable[[], Pretrained],
+        config: GuideConfig,
+        hashes: NDArray[np.uint8],
+        lengths: NDArray[np.int64],
+        text: Callable[[int], str],
+        processes: int = 1,
+    ) -> Iterator[int]:
+        """Has the texts embedded that are not in the store yet, each once, together with all processes that call this too.
+
+        Yields how many of these texts are done, by whomever; ends when all are.
 
         Args:
-            guide: in eval mode, on the device to run on. It reads the raw text after its own
-                prompt, with its own tokenizer and length.
+            load: gives the guide in eval mode, on the device to run on. It is called where there is something to embed. The guide
+                reads the raw text after its own prompt, with its own tokenizer and length.
             config: its prompt, dtype and tokens at a time.
             hashes: (N, 16) of the corpus' texts.
             lengths: (N,) their bytes, by which they are sorted, the longest first: what does not fit in memory shows at once.
             text: text id -> text.
+            processes: that are expected to share the work: how many texts each takes at a time, when few are left, goes by it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        meta = {"format": FORMAT, **config.model_dump(), "width": guide.width, "dtype": config.dtype}
-        write_json(self.folder / "meta.json", meta)
-        self._map(meta)
+        self._map()
         missing = np.flatnonzero(self.positions(hashes) < 0)
+        if not len(missing):
+            return
         missing = missing[np.argsort(-lengths[missing], kind="stable")]
-        with (self.folder / "embeddings.bin").open("ab") as embeddings, (self.folder / "hashes.bin").open("ab") as written:
-            embeddings.truncate(len(self) * guide.width * np.dtype(config.dtype).itemsize)
-            written.truncate(len(self) * HASH_BYTES)
-            for first in range(0, len(missing), TEXTS_PER_WRITE):
-                ids = missing[first : first + TEXTS_PER_WRITE]
-                tokens = guide.tokens([(config.prompt or "") + text(i) for i in ids.tolist()])
-                rows = np.empty((len(ids), guide.width), np.float32)
-                done = 0
-                for at, vectors in embed(guide.encoder, tokens, config.batch_tokens):
-                    with np.errstate(invalid="ignore"):  # told below, with the text
-                        rows[at] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-                    done += len(at)
-                    yield first + done
-                finite = np.isfinite(rows).all(axis=1)
-                if not finite.all():
-                    told = shown(text(int(ids[int(np.argmin(finite))])))
-                    raise FloatingPointError(f"the guide {config.name} gives no finite embedding of length 1 to the text {told}")
-                _append(embeddings.fileno(), rows.astype(config.dtype).tobytes())
-                _append(written.fileno(), np.ascontiguousarray(hashes[ids]).tobytes())
-        self._map(meta)
+        build = _Build(self, config, hashes[missing])
+        guide, vectors, taken = None, None, np.empty(0, np.int64)
+        with locked(self.folder):
+            claims = Claims(self.folder)
+        with claims:
+            while True:
+                with locked(self.folder):
+                    if vectors is not None:
+                        build.append(taken, vectors)
+                    taken = build.take(claims, processes)
+                vectors = None
+                if build.done == len(missing):
+                    break
+                if len(taken):
+                    guide = guide or load()
+                    vectors = np.empty((len(taken), guide.width), np.float32)
+                    for done in _embed_into(vectors, guide, config, missing[taken], text):
+                        build.refresh()
+                        yield build.done + done
+                else:  # the others have the rest
+                    yield build.done
+                    time.sleep(POLL_SECONDS)
+        yield len(missing)
+        self._map()
+
+
+class _Index:
+    """Where hashes stand among `hashes` (n, 16)."""
+
+    def __init__(self, hashes: NDArray[np.uint8]):
+        self._hashes = np.ascontiguousarray(hashes).view("<u8")
+        self._order = np.argsort(self._hashes[:, 0], kind="stable")
+        self._sorted = self._hashes[self._order, 0]
+
+    def positions(self, hashes: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """(k,) where each of `hashes` (k, 16) stands, the first place of several; -1 where it does not."""
+        if not len(self._order):
+            return np.full(len(hashes), -1)
+        wanted = np.ascontiguousarray(hashes).view("<u8")
+        at = self._order[np.minimum(np.searchsorted(self._sorted, wanted[:, 0]), len(self._order) - 1)]
+        return np.where((self._hashes[at] == wanted).all(axis=1), at, -1)
+
+
+class _Build:
+    """One process' part in filling a store; `append` and `take` are called while the store is locked.
+
+    Args:
+        hashes: (M, 16) of the texts that were missing, in the order in which they are to be taken.
+    """
+
+    def __init__(self, store: GuideStore, config: GuideConfig, hashes: NDArray[np.uint8]):
+        self._folder, self._config, self._hashes = store.folder, config, hashes
+        self._index = _Index(hashes)
+        self._seen = len(store)
+        # A text that is given twice counts at its first place.
+        self._stored: NDArray[np.bool_] = self._index.positions(hashes) != np.arange(len(hashes))
+        self.done = int(self._stored.sum())
+        """How many of the M texts are in the store by now."""
+
+    def refresh(self) -> None:
+        """Looks at what has been appended since."""
+        path = self._folder / "hashes.bin"
+        if not path.exists():
+            return
+        with path.open("rb") as stream:  # opened anew: over a network, another machine's writes show only then
+            stream.seek(self._seen * HASH_BYTES)
+            new = _hashes(stream.read())
+        self._seen += len(new)
+        if len(new):
+            self._mark(self._stored, new)
+            self.done = int(self._stored.sum())
+
+    def _mark(self, marks: NDArray[np.bool_], hashes: NDArray[np.uint8]) -> None:
+        at = self._index.positions(hashes)
+        marks[at[at >= 0]] = True
+
+    def take(self, claims: Claims, processes: int) -> NDArray[np.int64]:
+        """(n,) of the M texts that this process is to embed next; none where the others have the rest.
+
+        When few are left, each takes its share of these: guided self-scheduling (Polychronopoulos and Kuck 1987). What is taken
+        depends on what is left alone, not on who takes it, so that a store has the same bits whoever is faster.
+        """
+        self.refresh()
+        away = self._stored.copy()
+        for taken in claims.others():
+            self._mark(away, _hashes(taken))
+        left = np.flatnonzero(~away)
+        share = max(FEWEST_TEXTS, -(-len(left) // processes))
+        own = left[: min(TEXTS_PER_WRITE, share)]
+        claims.hold(self._hashes[own].tobytes())
+        return own
+
+    def append(self, taken: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
+        """Appends the embeddings (n, G) of the texts `taken` (n,), and waits until they are on the disk."""
+        self.refresh()
+        # Another machine that did not see this one's claim, as can be over a network, may have been faster.
+        new = ~self._stored[taken]
+        rows = vectors[new].astype(self._config.dtype)
+        meta = self._folder / "meta.json"
+        if not meta.exists():
+            write_json(meta, {"format": FORMAT, **self._config.model_dump(), "width": rows.shape[1], "dtype": self._config.dtype})
+        with (self._folder / "embeddings.bin").open("ab") as embeddings, (self._folder / "hashes.bin").open("ab") as written:
+            # What a process that was killed while it wrote has left at the ends.
+            embeddings.truncate(self._seen * rows.itemsize * rows.shape[1])
+            written.truncate(self._seen * HASH_BYTES)
+            _append(embeddings.fileno(), rows.tobytes())
+            _append(written.fileno(), self._hashes[taken[new]].tobytes())
+
+
+def _embed_into(
+    vectors: NDArray[np.float32], guide: Pretrained, config: GuideConfig, ids: NDArray[np.int64], text: Callable[[int], str]
+) -> Iterator[int]:
+    """Puts the embeddings of the texts `ids` (n,), of length 1, into `vectors` (n, G); yields how many of them are done.
+
+    Raises:
+        FloatingPointError: one is not finite, or has no direction.
+    """
+    tokens = guide.tokens([(config.prompt or "") + text(i) for i in ids.tolist()])
+    done = 0
+    for at, embeddings in embed(guide.encoder, tokens, config.batch_tokens):
+        with np.errstate(invalid="ignore"):  # told below, with the text
+            vectors[at] = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+        done += len(at)
+        yield done
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        told = shown(text(int(ids[int(np.argmin(finite))])))
+        raise FloatingPointError(f"the guide {config.name} gives no finite embedding of length 1 to the text {told}")
+
+
+def _hashes(content: bytes) -> NDArray[np.uint8]:
+    """(n, 16) whole hashes of what a file holds: one that is half written does not count."""
+    count = len(content) // HASH_BYTES
+    return np.frombuffer(content, np.uint8, count * HASH_BYTES).reshape(count, HASH_BYTES)
 
 
 def _append(descriptor: int, data: bytes) -> None:

@@ -327,6 +327,7 @@ def prepare_beside(path: str, barrier: Any) -> tuple[list[str], int]:
     corpus = prepare.prepare_corpus(config, CPU, QUIET)
     embedded: list[str] = []
     loaded: list[GuideConfig] = []
+    met: list[int] = []
     real = Pretrained.tokens
 
     def load(guide: GuideConfig, where: str) -> Pretrained:
@@ -335,7 +336,8 @@ def prepare_beside(path: str, barrier: Any) -> tuple[list[str], int]:
 
     @contextmanager
     def meet(folder: Path) -> Iterator[None]:
-        barrier.wait(120)  # seconds; importing torch takes most of the wait
+        if not met:
+            met.append(barrier.wait(120))  # seconds; importing torch takes most of the wait
         with locked(folder):
             yield
 
@@ -344,7 +346,7 @@ def prepare_beside(path: str, barrier: Any) -> tuple[list[str], int]:
         return real(self, texts)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "locked", meet)
+        patch.setattr(guide_module, "locked", meet)
         patch.setattr(prepare, "load_guide", load)
         patch.setattr(Pretrained, "tokens", tokens)
         prepare.prepare_guide(config, corpus, CPU, QUIET)
@@ -356,8 +358,8 @@ def report_beside(path: str, barrier: Any, answers: Any) -> None:
 
 
 def test_two_processes_embed_each_text_once(write_config):
-    """Two runs, or two ranks, that find the store empty at the same moment: one works, the other waits and finds the work
-    done. Both writing would interleave two stores in one file."""
+    """Two runs that find the store empty at the same moment: one takes the texts, which are few, the other waits and finds the
+    work done. Both embedding them would cost twice."""
     path = write_config()
     config = load_config(path)
     corpus = prepare.prepare_corpus(config, CPU, QUIET)  # before, so that the barrier is at the guide's lock
