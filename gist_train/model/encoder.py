@@ -196,11 +196,33 @@ def embed(encoder: Encoder, texts: Sequence[Tokens], batch_tokens: int) -> Itera
     order = np.argsort([len(text) for text in texts], kind="stable")[::-1]
     batch: list[int] = []
     tokens = 0
+    before: _Underway | None = None
     for index in [*order.tolist(), None]:
         if batch and (index is None or tokens + len(texts[index]) > batch_tokens):
-            embeddings = encoder(pack([texts[i] for i in batch]).to(encoder.device))
-            yield np.asarray(batch), embeddings.cpu().numpy()
-            batch, tokens = [], 0
+            # A GPU has the next batch to compute while this one is fetched, and its next one laid out.
+            underway = _Underway(np.asarray(batch), encoder(pack([texts[i] for i in batch]).to(encoder.device)))
+            if before is not None:
+                yield before.fetched()
+            before, batch, tokens = underway, [], 0
         if index is not None:
             batch.append(index)
             tokens += len(texts[index])
+    if before is not None:
+        yield before.fetched()
+
+
+class _Underway:
+    """Embeddings (n, D) of the texts at `indices` (n,), on their way to the CPU."""
+
+    def __init__(self, indices: Tokens, embeddings: Tensor):
+        self._indices = indices
+        self._embeddings = embeddings.to("cpu", non_blocking=True)  # into page-locked memory, in the order of the kernels
+        self._arrived = torch.cuda.Event() if embeddings.is_cuda else None  # type: ignore[no-untyped-call]
+        if self._arrived is not None:
+            self._arrived.record(torch.cuda.current_stream(embeddings.device))
+
+    def fetched(self) -> tuple[Tokens, NDArray[np.float32]]:
+        """Both, once they are there."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._indices, self._embeddings.numpy()

@@ -500,6 +500,26 @@ def test_cuda_equals_the_cpu(family, pooling, dtype, tolerance):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_embeddings_have_arrived():
+    """They are fetched while the next batch is computed: read too early, they are what the memory held before."""
+    texts = texts_of([length for length in (70, 60, 50, 40, 3) for _ in range(200)])
+
+    def embedded(encoder: Encoder) -> dict[int, np.ndarray]:
+        batches = list(embed(encoder, texts, 4096))
+        assert len(batches) > 5
+        return {int(i): vector for indices, vectors in batches for i, vector in zip(indices, vectors, strict=True)}
+
+    cpu, gpu = (
+        embedded(Encoder(transformer_of("bert", hidden_size=32), pooling="mean", normalized=True).eval().to(device))
+        for device in ("cpu", "cuda")
+    )
+    assert cpu.keys() == gpu.keys() == set(range(len(texts)))
+    for i, vector in cpu.items():
+        np.testing.assert_allclose(gpu[i], vector, rtol=0, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cuda_attention_dropout(dtype):
     """The flash operator has its own dropout: its mean over many draws is attention without it, and draws differ."""
