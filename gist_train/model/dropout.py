@@ -4,11 +4,45 @@ One 64-bit draw decides four elements: an element stays where its 16 bits reach 
 and the kept elements are scaled by the rate that the threshold has, so that in float32 the expectation is exact.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout as torch_dropout
 
 _LEVELS = 1 << 16
+
+
+class Rate(NamedTuple):
+    """A rate of dropout in 16 bits."""
+
+    zeroed: int
+    """Of 65,536 values that an element's bits may have, those that zero it."""
+
+    @property
+    def scale(self) -> float:
+        """What the kept elements are multiplied by."""
+        return _LEVELS / (_LEVELS - self.zeroed)
+
+
+def rate(p: float) -> Rate:
+    """The nearest to `p` that leaves something."""
+    return Rate(min(round(p * _LEVELS), _LEVELS - 1))
+
+
+def rate_of(module: nn.Dropout) -> Rate:
+    """That of a module at this moment: 0 in eval mode."""
+    return rate(module.p if module.training else 0.0)
+
+
+def words(count: int) -> Tensor:
+    """(count,) int16, every value as likely, from torch's default generator."""
+    return torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:count]
+
+
+def kept(drawn: Tensor, rate: Rate, dtype: torch.dtype) -> Tensor:
+    """1 where an element with these bits stays, else 0."""
+    return torch.ge(drawn, rate.zeroed - _LEVELS // 2, out=torch.empty(drawn.shape, dtype=dtype))
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
@@ -20,11 +54,8 @@ def dropout(x: Tensor, p: float) -> Tensor:
         return x
     if x.device.type != "cpu":
         return torch_dropout(x, p)
-    zeroed = min(round(p * _LEVELS), _LEVELS - 1)
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    mask = torch.empty(x.shape, dtype=x.dtype)
-    torch.ge(words.view(torch.int16)[: x.numel()].view(x.shape), zeroed - _LEVELS // 2, out=mask)
-    return x * mask.mul_(_LEVELS / (_LEVELS - zeroed))
+    of = rate(p)
+    return x * kept(words(x.numel()).view(x.shape), of, x.dtype).mul_(of.scale)
 
 
 class Dropout(nn.Dropout):

@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from gist_train.model.attention import PACKED, PackedLengths
+from gist_train.model.bert import bert_hidden
 from gist_train.model.mpnet import mpnet_hidden
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ Tokens = NDArray[np.integer[Any]]
 # config's model_type: code from a model's repository may call itself bert and attend in ways of its own.
 _POSITIONS_FROM_ZERO = (BertModel, DistilBertModel, ModernBertModel)
 _POSITIONS_AFTER_PADDING_ID = (RobertaModel, XLMRobertaModel, CamembertModel, MPNetModel)
+_BERTS = (BertModel, RobertaModel, XLMRobertaModel, CamembertModel)
 DECODERS = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
 """Causal: a token sees those before it and itself only. Their positions are counted from 0."""
 
@@ -135,10 +137,17 @@ class Encoder(nn.Module):
         position_ids = self._position_ids(texts)
         if isinstance(self.transformer, MPNetModel):
             return mpnet_hidden(self.transformer, texts.input_ids, position_ids, texts.lengths)
+        if self._trains_on_cpu:
+            return bert_hidden(self.transformer, texts.input_ids, position_ids, texts.lengths)
         # Decoders keep keys and values for a next token unless told otherwise.
         uncached = {"use_cache": False} if isinstance(self.transformer, DECODERS) else {}
         out = self.transformer(input_ids=texts.input_ids, position_ids=position_ids, packed=texts.lengths, **uncached)
         return out.last_hidden_state[0]  # type: ignore[no-any-return]
+
+    @property
+    def _trains_on_cpu(self) -> bool:
+        """Whether this is a BERT in training where memory traffic counts."""
+        return self.transformer.training and isinstance(self.transformer, _BERTS) and self.device.type == "cpu"
 
     def _position_ids(self, texts: Pack) -> Tensor:
         """(1, T) positions within each text, as the model counts them."""
