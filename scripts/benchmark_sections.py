@@ -1,0 +1,130 @@
+"""The parts of `benchmark.py` that are scripts of their own: how each is called, and what its figures say to its bars."""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import benchmark_encode
+import benchmark_large_batch
+import benchmark_loss
+import benchmark_prepare
+import benchmark_resume
+import synthetic_corpus
+from rich.console import Console
+
+Found = dict[str, Any]
+LOSS_GIGABYTES = 3.0
+"""Peak of a process that takes the loss over 32,768 triplets forward and backward."""
+LOSS_TIMES_WHOLE = 1.4
+"""Times that the loss in blocks may take as long as the whole one, at 4,096 triplets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One script. It is run in a process of its own: peaks of memory are of it alone."""
+
+    name: str
+    """On the command line, and in the JSON."""
+    told: str
+    script: ModuleType
+    """With `show(result, console)`."""
+    arguments: Callable[[argparse.Namespace, Path], list[str]]
+    """From `benchmark.py`'s options and a folder for what it needs."""
+    bars: Callable[[Found], list[Found]]
+    """What its figures are held against."""
+    in_quick: bool = False
+
+    @property
+    def file(self) -> Path:
+        """The script's."""
+        return Path(__file__).with_name(f"{self.script.__name__}.py")
+
+
+def run_section(section: Section, options: argparse.Namespace, folder: Path) -> tuple[int, Found | None]:
+    """Exit code and figures of a script; these are None where it printed none.
+
+    Raises:
+        ArgumentError: a file that it needs can't be made.
+    """
+    command = [sys.executable, str(section.file), "--json", *section.arguments(options, folder)]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    return ended.returncode, json.loads(ended.stdout) if ended.stdout.strip() else None
+
+
+def _resume(options: argparse.Namespace, folder: Path) -> list[str]:  # noqa: ARG001
+    return ["--pairs", "1", "--rows", "200000", "--step", "10000", "--skipped", "500"] if options.quick else []
+
+
+def _large_batch(options: argparse.Namespace, folder: Path) -> list[str]:  # noqa: ARG001
+    sizes = ["--batch-size", "256", "--small-batch-size", "64", "--mini-batch-sizes", "32", "128"]
+    return ["--data", str(options.data), "--device", options.device, *sizes, *_threads(options)]
+
+
+def _loss(options: argparse.Namespace, folder: Path) -> list[str]:  # noqa: ARG001
+    return ["--large", *_threads(options)]
+
+
+def _encode(options: argparse.Namespace, folder: Path) -> list[str]:  # noqa: ARG001
+    few = ["--texts", "200", "--pairs", str(options.pairs)]
+    return ["--data", str(options.data), "--device", options.device, *few, *_threads(options)]
+
+
+def _prepare(options: argparse.Namespace, folder: Path) -> list[str]:
+    corpus, like = folder / "corpus", options.data / "medi" / "medi_like_train.json.gz"
+    synthetic_corpus.write(corpus, like, windows=2500, tasks=50, texts=88_000, seed=0, form="parquet")
+    return [str(corpus)]
+
+
+def _threads(options: argparse.Namespace) -> list[str]:
+    return ["--threads", str(options.threads)] if options.threads else []
+
+
+def _bar(what: str, found: float, bar: float, *, met: bool) -> Found:
+    return {"what": what, "found": found, "bar": bar, "met": met}
+
+
+def _no_bars(result: Found) -> list[Found]:  # noqa: ARG001
+    return []
+
+
+def _large_batch_bars(result: Found) -> list[Found]:
+    over, cached = result["peer_over_ours"], result["cached_over_plain"]
+    return [
+        _bar("CachedGISTEmbedLoss' seconds over ours, over 1", over["seconds"], 1.0, met=over["seconds"] > 1),
+        _bar("CachedGISTEmbedLoss' peak memory over ours, over 1", over["peak_bytes"], 1.0, met=over["peak_bytes"] > 1),
+        _bar("a cached step over an uncached one, under 1.4", cached, result["bar"], met=cached < result["bar"]),
+    ]
+
+
+def _loss_bars(result: Found) -> list[Found]:
+    bars = []
+    for row in result["rows"]:
+        if row["triplets"] == 4096 and "whole" in row["times_blocks"]:
+            times = 1 / row["times_blocks"]["whole"]["median"]
+            bars.append(_bar("4,096: blocks over whole, 1.4 at most", times, LOSS_TIMES_WHOLE, met=times <= LOSS_TIMES_WHOLE))
+        if row["triplets"] == 32768:
+            peak = row["peak_gb"]["blocks"]
+            bars.append(_bar("32,768: peak GB in blocks, under 3", peak, LOSS_GIGABYTES, met=peak < LOSS_GIGABYTES))
+    return bars
+
+
+SECTIONS = (
+    Section("resume", "the first batch of a resumed run", benchmark_resume, _resume, _no_bars, in_quick=True),
+    Section("large-batch", "a large batch, gradients cached", benchmark_large_batch, _large_batch, _large_batch_bars),
+    Section("loss", "the loss alone", benchmark_loss, _loss, _loss_bars),
+    Section("encode", "encoding for evaluation", benchmark_encode, _encode, _no_bars),
+    Section("prepare", "preparing data", benchmark_prepare, _prepare, _no_bars),
+    # The guide's building against `encode` is to stand here: benchmark_guide.py, with a `show` and `--json` as the others have.
+)
+
+
+def show_bars(bars: list[Found], console: Console) -> None:
+    """Each bar of a section, with what was found."""
+    for bar in bars:
+        console.print(f"bar: {bar['what']}: {bar['found']:.2f}, {'met' if bar['met'] else 'NOT MET'}")
