@@ -226,7 +226,7 @@ def _best_peer(bench: Bench, guide: Path, console: Console) -> tuple[Bench, str]
 def _time_pairs(name: str, bench: Bench, pairs: int, console: Console) -> dict[str, Any]:
     """Seconds of both sides, pair for pair; who goes first changes from pair to pair."""
     count = bench.plan.steps_per_epoch
-    if count > 1:  # else the proof has warmed up what there is
+    if bench.precision != "float32":  # else the proof has warmed up both sides, with these batches
         run_ours(bench, 1)
         run_theirs(bench, 1)
     encoder = load_student(ModelConfig(name=str(bench.student))).encoder.to(bench.device)
