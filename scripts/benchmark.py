@@ -1,6 +1,6 @@
 """Times gist-train against sentence-transformers: the training step on the very same batches, and what is around it.
 
-    python scripts/benchmark.py                             # all: some 35 minutes on two cores
+    python scripts/benchmark.py                             # all but guide-tails: some 35 minutes on two cores
     python scripts/benchmark.py --quick                     # rows of the step and the resume, small: under 3 minutes
     python scripts/benchmark.py --only guide-mixed loss     # some rows or sections
 
@@ -29,7 +29,7 @@ import torch
 import transformers
 from benchmark_sections import SECTIONS, run_section, show_bars
 from benchmark_sides import Shape
-from benchmark_steps import BGE_SMALL, QUICK_BATCHES, QUICK_GUIDE_LAYERS, STEP_ROWS, UAE_LARGE, measure_steps, show_steps
+from benchmark_steps import BGE_SMALL, QUICK_GUIDE_LAYERS, QUICK_TRIPLETS, STEP_ROWS, UAE_LARGE, measure_steps, show_steps
 from machine import header, told
 from rich.console import Console
 from synthetic_corpus import ArgumentError
@@ -38,6 +38,8 @@ from gist_train.config.errors import UserError
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "numpy")
 QUICK = {"guide-task", "guide-mixed", "task", "mixed", "task-bf16"} | {section.name for section in SECTIONS if section.in_quick}
+LONG = {"guide-tails"}
+"""A step of which takes the peer minutes: only when asked for."""
 NAMES = [row.name for row in STEP_ROWS] + [section.name for section in SECTIONS]
 
 
@@ -99,11 +101,15 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     shape = "LAYERS,HIDDEN,HEADS,INTERMEDIATE"
     parser.add_argument("--data", type=Path, default=default, help="folder of the test data (default: $GIST_TRAIN_DATA)")
     parser.add_argument(
-        "--only", nargs="+", choices=NAMES, metavar="ROW", help="names from above (default: all, or with --quick some)"
+        "--only",
+        nargs="+",
+        choices=NAMES,
+        metavar="ROW",
+        help="names from above (default: all but guide-tails; with --quick some)",
     )
-    parser.add_argument("--pairs", type=_count, help="pairs of runs, ours and theirs (default 3; 1 with --quick)")
-    parser.add_argument("--batches", type=_count, help=f"batches in a run (default 8; {QUICK_BATCHES} with --quick)")
-    quick = f"1 pair, {QUICK_BATCHES} batches, the guide cut to {QUICK_GUIDE_LAYERS} layers; leaves out what takes long"
+    parser.add_argument("--pairs", type=_count, help="pairs of runs of the step, ours and theirs (default 3, or 1)")
+    parser.add_argument("--batches", type=_count, help="batches in a run of the step (default 1 to 4, by row)")
+    quick = f"1 pair, 1 batch of {QUICK_TRIPLETS}, the guide cut to {QUICK_GUIDE_LAYERS} layers; leaves out what takes long"
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=_count, help="of torch (default: its own choice)")
@@ -111,9 +117,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--guide", type=_shape, default=UAE_LARGE, metavar=shape)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     options = parser.parse_args(arguments)
-    options.only = options.only or [name for name in NAMES if not options.quick or name in QUICK]
-    options.pairs = options.pairs or (1 if options.quick else 3)
-    options.batches = options.batches or (QUICK_BATCHES if options.quick else 8)
+    options.only = options.only or [name for name in NAMES if (name in QUICK if options.quick else name not in LONG)]
     return options
 
 

@@ -62,7 +62,7 @@ def _resume(options: argparse.Namespace, folder: Path) -> list[str]:  # noqa: AR
 
 
 def _large_batch(options: argparse.Namespace, folder: Path) -> list[str]:  # noqa: ARG001
-    sizes = ["--batch-size", "256", "--small-batch-size", "64", "--mini-batch-sizes", "32", "128"]
+    sizes = ["--batch-size", "128", "--small-batch-size", "32", "--mini-batch-sizes", "32", "128"]
     return ["--data", str(options.data), "--device", options.device, *sizes, *_threads(options)]
 
 
@@ -71,7 +71,7 @@ def _loss(options: argparse.Namespace, folder: Path) -> list[str]:  # noqa: ARG0
 
 
 def _encode(options: argparse.Namespace, folder: Path) -> list[str]:  # noqa: ARG001
-    few = ["--texts", "200", "--pairs", str(options.pairs)]
+    few = ["--texts", "200", "--pairs", str(options.pairs or 3)]
     return ["--data", str(options.data), "--device", options.device, *few, *_threads(options)]
 
 

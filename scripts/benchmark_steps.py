@@ -27,7 +27,8 @@ from gist_train.training.throughput import training_flops
 
 BGE_SMALL: Shape = (12, 384, 12, 1536)
 UAE_LARGE: Shape = (24, 1024, 16, 4096)
-QUICK_GUIDE_LAYERS, QUICK_BATCHES = 2, 2
+QUICK_GUIDE_LAYERS, QUICK_TRIPLETS = 2, 8
+"""What `--quick` cuts guide and batches to; it takes one batch and one pair of runs."""
 MATMUL_BARS = {"float32": 0.8, "bf16": 0.5}
 """Share of a matrix multiplication's rate that our model FLOP/s are to reach on a CPU."""
 CACHED: tuple[dict[str, int], ...] = ({}, {"mini_batch_size": 32}, {"mini_batch_num_tokens": 1024})
@@ -52,22 +53,42 @@ class Row:
     """"medi": of medi_like_train; "tails": log-normal."""
     peer: str = "default"
     """"default", "best" (documented settings) or "original" (the recipe's own way, padded)."""
-    batches: int | None = None
-    """At most so many, and one pair of runs, where the peer takes long."""
+    batches: int = 4
+    """In a run; fewer where the peer takes long, for which a step with a guide is half a minute or more on two cores."""
+    pairs: int = 3
     triplets: int = BATCH_SIZE
+    fixed: bool = False
+    """Whether `--batches` and `--pairs` do not count."""
+
+    def of(self, options: argparse.Namespace) -> "Row":
+        """The row with what the command line says of it."""
+        batches, pairs = (self.batches, self.pairs) if self.fixed else (options.batches, options.pairs)
+        if options.quick:
+            return replace(self, batches=batches or 1, pairs=pairs or 1, triplets=min(self.triplets, QUICK_TRIPLETS))
+        return replace(self, batches=batches or self.batches, pairs=pairs or self.pairs)
 
 
 STEP_ROWS = (
-    Row("guide-task", "guide, one task a batch", guided=True, batching="task", bar=7.0),
-    Row("guide-mixed", "guide, tasks mixed", guided=True, batching="mixed", bar=14.0),
+    Row("guide-task", "guide, one task a batch", guided=True, batching="task", bar=7.0, batches=2),
+    Row("guide-mixed", "guide, tasks mixed", guided=True, batching="mixed", bar=14.0, batches=2),
     Row("task", "no guide, one task a batch", guided=False, batching="task", bar=1.9),
     Row("mixed", "no guide, tasks mixed", guided=False, batching="mixed", bar=4.0),
     Row("task-bf16", "no guide, one task, bf16", guided=False, batching="task", precision="bf16", bar=2.0),
-    Row("best", "guide, one task, bf16, peer's best", guided=True, batching="task", precision="bf16", peer="best"),
+    Row("best", "guide, one task, bf16, peer's best", guided=True, batching="task", precision="bf16", peer="best", batches=2),
     # A whole batch of 16, padded, keeps some 25 GB of attention for the backward pass on a CPU.
-    Row("original", "guide, padded to 512", guided=True, batching="task", peer="original", batches=1, triplets=4),
-    Row("tails", "long tails, no guide, mixed", guided=False, batching="mixed", lengths="tails"),
-    Row("guide-tails", "long tails, guide, mixed", guided=True, batching="mixed", lengths="tails", batches=2),
+    Row(
+        "original",
+        "guide, padded to 512",
+        guided=True,
+        batching="task",
+        peer="original",
+        batches=1,
+        pairs=1,
+        triplets=4,
+        fixed=True,
+    ),
+    Row("tails", "long tails, no guide, mixed", guided=False, batching="mixed", lengths="tails", batches=2, pairs=1),
+    Row("guide-tails", "long tails, guide, mixed", guided=True, batching="mixed", lengths="tails", batches=1, pairs=1),
 )
 
 
@@ -76,7 +97,6 @@ class Opened:
     """What rows share: models, batches and the guide's store, each made when a row first needs it."""
 
     rows: Sequence[Row]
-    options: argparse.Namespace
     source: Path
     folder: Path
     device: torch.device
@@ -92,22 +112,19 @@ class Opened:
         """The row's batches, with the guide where it has one, and what the guide's pass over their texts took."""
         key = row.lengths, row.batching
         if key not in self.benches:
-            count, source, data = self.options.batches, self.source, self.folder / row.lengths
+            same = [other for other in self.rows if (other.lengths, other.batching) == key]
+            count, source, data = max(other.batches for other in same), self.source, self.folder / row.lengths
             data.mkdir(exist_ok=True)
             if row.lengths == "tails":
                 source = write_long_tails(data / "tails.json.gz", (count + 1) * BATCH_SIZE)
             self.benches[key] = open_bench(data, source, self.student, count, row.batching, self.device, self.console)
         if not row.guided:
-            return self.benches[key].first(self._batches(row), row.triplets), None
+            return self.benches[key].first(row.batches, row.triplets), None
         if key not in self.guided:
-            # Where the rows with these batches take a few of them alone, the guide reads no more.
             same = [other for other in self.rows if other.guided and (other.lengths, other.batching) == key]
-            needed = max(map(self._batches, same))
+            needed = max(other.batches for other in same)  # the guide reads no more than that
             self.guided[key], self.passes[key] = self._with_guide(self.benches[key].first(needed), "-".join(key))
-        return self.guided[key].first(self._batches(row), row.triplets), self.passes[key]
-
-    def _batches(self, row: Row) -> int:
-        return min(row.batches or self.options.batches, self.options.batches)
+        return self.guided[key].first(row.batches, row.triplets), self.passes[key]
 
     def _with_guide(self, bench: Bench, name: str) -> tuple[Bench, dict[str, Any]]:
         ids = np.unique(np.concatenate([np.concatenate([b.anchor, b.positive, b.negative]) for b in bench.batches]))
@@ -130,17 +147,17 @@ def measure_steps(
     guide_layers = min(QUICK_GUIDE_LAYERS, options.guide[0]) if options.quick else options.guide[0]
     student = make_model(folder / "student", options.student, 0)
     guide = make_model(folder / "guide", (guide_layers, *options.guide[1:]), 1)
-    opened = Opened(rows, options, source, folder, device, console, student, guide, {}, {}, {})
+    rows = [row.of(options) for row in rows]
+    opened = Opened(rows, source, folder, device, console, student, guide, {}, {}, {})
     figures = {}
     for row in rows:
         bench, guide_pass = opened.bench(row)
         whole = options.student == BGE_SMALL and (not row.guided or (guide_layers, *options.guide[1:]) == UAE_LARGE)
-        pairs = 1 if row.batches else options.pairs
         console.print(f"{row.name}: {row.told}")
         timed, peer_told = _peer_of(row, bench, guide, console)
         console.print(f"{row.name}: do both sides do the same work?")
         proof = compare(replace(timed, peer_guide=bench.peer_guide))
-        timings = _time_pairs(row.name, timed, pairs, console)
+        timings = _time_pairs(row.name, timed, row.pairs, console)
         figures[row.name] = {
             "told": row.told,
             "precision": row.precision,
@@ -150,17 +167,15 @@ def measure_steps(
             "batches": bench.plan.steps_per_epoch,
             "triplets": row.triplets,
             "tasks": [bench.tasks(batch) for batch in bench.batches],
-            "pairs": pairs,
-            "cut_short": row.batches is not None,
+            "pairs": row.pairs,
             **timings,
-            **_judged(row, timings, judged=whole and device.type == "cpu"),
+            **_judged(row, timings, judged=whole and device.type == "cpu" and not options.quick),
             "guide_pass": None if guide_pass is None else _paid_off(guide_pass, row, timings),
             "equality": proof,
         }
     return {
         "settings": {
-            "pairs": options.pairs,
-            "batches": options.batches,
+            "quick": options.quick,
             "student": options.student,
             "guide": options.guide,
             "guide_layers_used": guide_layers,
@@ -204,7 +219,7 @@ def _best_peer(bench: Bench, guide: Path, console: Console) -> tuple[Bench, str]
     attention = {"attn_implementation": "flash_attention_2"} if flash else {}
     loading = {"dtype": torch.bfloat16, **attention}
     loaded = SentenceTransformer(str(guide), device=str(bench.device), model_kwargs=loading)
-    few = replace(bench, peer_guide=loaded).first(2)
+    few = replace(bench, peer_guide=loaded).first(1, bench.plan.triplets)
     tried: dict[str, tuple[float, Peer]] = {}
     known = inspect.signature(CachedGISTEmbedLoss).parameters  # not every version can count tokens
     for cached in CACHED:
@@ -214,10 +229,10 @@ def _best_peer(bench: Bench, guide: Path, console: Console) -> tuple[Bench, str]
         name = "CachedGISTEmbedLoss with " + ", ".join(f"{key} {value}" for key, value in cached.items())
         case = replace(few, peer=peer)
         run_theirs(case, 1)
-        tried[name if cached else "GISTEmbedLoss"] = run_theirs(case, few.plan.steps_per_epoch), peer
+        tried[name if cached else "GISTEmbedLoss"] = run_theirs(case, 1), peer
     fastest = min(tried, key=lambda name: tried[name][0])
     seconds = "; ".join(f"{name} {took:.2f} s" for name, (took, _) in tried.items())
-    console.print(f"the peer's losses on {few.plan.steps_per_epoch} batches: {seconds}", soft_wrap=True)
+    console.print(f"the peer's losses on one batch: {seconds}", soft_wrap=True)
     unpadded = "flash attention without padding" if flash else "padded: flash attention needs CUDA and its package"
     told = f"{fastest}, the fastest of {len(tried)}; bf16, guide loaded in bf16, one data set a batch; {unpadded}"
     return replace(bench, peer_guide=loaded, peer=tried[fastest][1]), told
@@ -267,6 +282,8 @@ def show_steps(result: dict[str, Any], console: Console) -> None:
     layers, used = settings["guide"][0], settings["guide_layers_used"]
     if used < layers and any(row["guide_pass"] for row in rows.values()):
         console.print(f"guide cut to {used} of {layers} layers: its rows say nothing about the whole one", style="bold")
+    if settings["quick"]:
+        console.print(f"quick: at most {QUICK_TRIPLETS} triplets of a batch: no figure for the bars", style="bold")
     table = Table(title="seconds per training step, gist-train and sentence-transformers (peer), medians over pairs of runs")
     for column in ("", "gist-train", "peer", "times faster", "min - max", "bar", "tokens", "of matmul", "bar"):
         table.add_column(column, justify="right" if column else "left")
@@ -290,7 +307,7 @@ def show_steps(result: dict[str, Any], console: Console) -> None:
         proof, once = row["equality"], row["guide_pass"]
         same = "the same rows" if proof["same_rows"] else "NOT the same rows"
         counts = f"batches: {row['batches']} of {row['triplets']} triplets, pairs of runs: {row['pairs']}"
-        counts += " (the peer takes long: --batches and --pairs do not add to it)" if row["cut_short"] else ""
+        counts += " (always: --batches and --pairs do not count)" if name == "original" else ""
         lengths = "log-normal lengths, mean 60, cut at 512; " if row["lengths"] == "tails" else ""
         proved = f"{same}, losses at most {proof['largest_loss_difference']:.1e} apart (dropout off, float32)"
         console.print(f"{name}: {counts}; {lengths}{proved}", soft_wrap=True)
