@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps(result, indent=2))
     else:
-        _print(result, Console(width=110, highlight=False))
+        show(result, Console(width=110, highlight=False))
     if not result["equal"]:
         print("the two ways did not write the same checkpoint", file=sys.stderr)
     return 0 if result["equal"] else 1
@@ -210,7 +210,7 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def _print(result: dict[str, Any], console: Console) -> None:
+def show(result: dict[str, Any], console: Console) -> None:
     """The figures for people."""
     seconds, share, settings = result["seconds"], result["share"], result["settings"]
     console.print(header(result["machine"], settings["precision"]), soft_wrap=True)

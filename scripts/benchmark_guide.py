@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with TemporaryDirectory(prefix="gist-train-benchmark-") as work:
             folder = Path(work)
             model = str(make_model(folder / "model", options.shape, 1)) if options.shape else options.model or _packaged_model()
-            found = measure(folder, options.data, model, options.texts, options.pairs, device, console)
+            found = _measure(folder, options.data, model, options.texts, options.pairs, device, console)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -68,15 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps(result, indent=2))
     else:
-        out = Console(width=110, highlight=False)
-        out.print(header(result["machine"]), soft_wrap=True)
-        print_table(found, out)
+        show(result, Console(width=110, highlight=False))
     if not found["equal"]:
         print(f"vectors differ by up to {found['largest_difference']:.1e}", file=sys.stderr)
     return 0 if found["equal"] else 1
 
 
-def measure(
+def _measure(
     folder: Path, data: Path, model: str, texts: int, pairs: int, device: torch.device, console: Console
 ) -> dict[str, Any]:
     """Both sides in turn; who goes first changes from pair to pair.
@@ -202,8 +200,9 @@ def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
-def print_table(found: dict[str, Any], console: Console) -> None:
+def show(found: dict[str, Any], console: Console) -> None:
     """The figures for people."""
+    console.print(header(found["machine"]), soft_wrap=True)
     table = Table(title=f"seconds of the guide's pass, medians; pairs of runs: {found['pairs']}")
     for column in ("", "texts", "gist-train", f"encode, batches of {found['theirs_batch_size']}", "times faster", "min - max"):
         table.add_column(column, justify="right" if column else "left")

@@ -10,7 +10,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import benchmark_checkpoint
 import benchmark_encode
+import benchmark_guide
 import benchmark_large_batch
 import benchmark_loss
 import benchmark_prepare
@@ -81,6 +83,15 @@ def _prepare(options: argparse.Namespace, folder: Path) -> list[str]:
     return [str(corpus)]
 
 
+def _guide_building(options: argparse.Namespace, folder: Path) -> list[str]:  # noqa: ARG001
+    few = ["--texts", "400", "--pairs", str(options.pairs or 3)]
+    return ["--data", str(options.data), "--device", options.device, *few, *_threads(options)]
+
+
+def _checkpoint(options: argparse.Namespace, folder: Path) -> list[str]:  # noqa: ARG001
+    return ["--data", str(options.data), "--device", options.device, *_threads(options)]
+
+
 def _threads(options: argparse.Namespace) -> list[str]:
     return ["--threads", str(options.threads)] if options.threads else []
 
@@ -114,13 +125,24 @@ def _loss_bars(result: Found) -> list[Found]:
     return bars
 
 
+def _guide_bars(result: Found) -> list[Found]:
+    times = result["ratio_of_a_text"]["median"]
+    return [_bar("times as fast a text as encode, 1 at least", times, 1.0, met=times >= 1)]
+
+
+def _checkpoint_bars(result: Found) -> list[Found]:
+    share = 100 * result["share"]["overlapped"]
+    return [_bar("% of the time for a checkpoint every 500 steps, under 2", share, 2.0, met=share < 2)]
+
+
 SECTIONS = (
     Section("resume", "the first batch of a resumed run", benchmark_resume, _resume, _no_bars, in_quick=True),
     Section("large-batch", "a large batch, gradients cached", benchmark_large_batch, _large_batch, _large_batch_bars),
     Section("loss", "the loss alone", benchmark_loss, _loss, _loss_bars),
     Section("encode", "encoding for evaluation", benchmark_encode, _encode, _no_bars),
     Section("prepare", "preparing data", benchmark_prepare, _prepare, _no_bars),
-    # The guide's building against `encode` is to stand here: benchmark_guide.py, with a `show` and `--json` as the others have.
+    Section("guide-building", "the guide's pass", benchmark_guide, _guide_building, _guide_bars),
+    Section("checkpoint", "checkpoints beside the training", benchmark_checkpoint, _checkpoint, _checkpoint_bars),
 )
 
 

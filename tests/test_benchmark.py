@@ -162,6 +162,8 @@ def test_bars_of_the_sections() -> None:
     assert [(bar["found"], bar["met"]) for bar in sections._loss_bars({"rows": loss})] == [(2.0, False), (1.95, True)]
     large = {"peer_over_ours": {"seconds": 2.0, "peak_bytes": 0.9}, "cached_over_plain": 1.5, "bar": 1.4}
     assert [bar["met"] for bar in sections._large_batch_bars(large)] == [True, False, False]
+    assert [sections._guide_bars({"ratio_of_a_text": {"median": x}})[0]["met"] for x in (0.9, 1.0)] == [False, True]
+    assert [sections._checkpoint_bars({"share": {"overlapped": x}})[0]["met"] for x in (0.02, 0.002)] == [False, True]
 
 
 def test_scripts_understand_what_they_are_called_with(benchmark: ModuleType, shared_data: Path, tmp_path: Path) -> None:

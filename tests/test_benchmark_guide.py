@@ -84,8 +84,9 @@ def test_other_vectors_are_told(benchmark, data, make_model, monkeypatch, capsys
 def test_the_table(benchmark, capsys):
     """What stands in it is what was measured: the texts with duplicates beside their ratio."""
     ratio = {"median": 1.25, "min": 1.0, "max": 1.5}
-    benchmark.print_table(
+    benchmark.show(
         {
+            "machine": {"device": "a CPU", "cores": 2, "threads": 2, "versions": {"torch": "2"}},
             "texts": 196,
             "texts_with_duplicates": 384,
             "duplication": 384 / 196,
