@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from benchmark_cases import open_bench, write_long_tails
 from benchmark_proof import compare
-from benchmark_rate import shapes_rate
 from benchmark_sides import BATCH_SIZE, MAX_LENGTH, Bench, Peer, Shape, fill_guide, make_model, run_ours, run_theirs
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +22,7 @@ from transformers.utils import is_flash_attn_2_available
 from gist_train.config.models import ModelConfig
 from gist_train.model.pretrained import load_student
 from gist_train.training.loop import StepRecord
-from gist_train.training.throughput import training_flops
+from gist_train.training.throughput import matmul_rate, training_flops
 
 BGE_SMALL: Shape = (12, 384, 12, 1536)
 UAE_LARGE: Shape = (24, 1024, 16, 4096)
@@ -254,7 +253,7 @@ def _time_pairs(name: str, bench: Bench, pairs: int, console: Console) -> dict[s
         seconds, records = run_ours(bench, count)
         ours.append(seconds)
         tokens = sum(record.tokens for record in records) // count
-        rates.append(shapes_rate(encoder, tokens, dtype))  # beside the run, for a machine's speed changes
+        rates.append(matmul_rate(encoder, tokens, dtype))  # beside the run, for a machine's speed changes
         if not pair % 2:
             theirs.append(run_theirs(bench, count))
         ratio = theirs[-1] / ours[-1]

@@ -2,15 +2,13 @@
 
 import gzip
 import importlib
-import itertools
 import json
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-from conftest import QUICKSTART, ROOT, MakeModel
+from conftest import QUICKSTART, ROOT
 
 TINY = ["--quick", "--device", "cpu", "--batches", "2", "--student", "2,32,4,64", "--guide", "3,48,4,96"]
 
@@ -117,19 +115,6 @@ def test_long_tails_have_the_lengths_that_are_told(tmp_path: Path) -> None:
     assert lengths.max() == 512
     assert 50 < lengths.mean() < 66
     assert np.log(lengths).std() == pytest.approx(1.0, abs=0.1)
-
-
-@pytest.mark.usefixtures("benchmark")
-def test_the_rate_counts_the_products_of_the_encoder(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products left out, or counted for one layer alone, would make a step look nearer to the machine's limit, or further."""
-    rate, steps = importlib.import_module("benchmark_rate"), importlib.import_module("benchmark_steps")
-    encoder = steps.load_student(steps.ModelConfig(name=str(make_model()))).encoder
-    clock = itertools.count()
-    monkeypatch.setattr(rate.time, "perf_counter", lambda: float(next(clock)))  # each product takes a second
-    config = encoder.transformer.config
-    hidden, inner = config.hidden_size, config.intermediate_size
-    flops_of_layer = 3 * 2 * 10 * (4 * hidden * hidden + 2 * hidden * inner)
-    assert rate.shapes_rate(encoder, 10, torch.float32) == pytest.approx(flops_of_layer / (3 * 6))
 
 
 @pytest.mark.usefixtures("benchmark")

@@ -1,8 +1,10 @@
 """How much of the machine a step uses: model FLOP/s of real tokens over a measured matrix-multiply rate, and memory."""
 
 import resource
+import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -27,22 +29,34 @@ def training_flops(encoder: Encoder, groups: Sequence[tuple[int, int]]) -> int:
     return 3 * int(2 * linear * tokens + 4 * encoder.attention_width * config.num_hidden_layers * pairs)
 
 
-def matmul_rate(encoder: Encoder, tokens: int, dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """FLOP/s of multiplying (tokens, hidden) by the encoder's largest linear layer, on its device."""
-    layers = [module.weight for module in encoder.transformer.modules() if isinstance(module, torch.nn.Linear)]
-    w = torch.randn_like(max(layers, key=torch.numel), dtype=dtype)
-    x = torch.randn(tokens, w.shape[1], device=w.device, dtype=dtype)
-    best = 0.0
+def matmul_rate(encoder: Encoder, tokens: int, dtype: torch.dtype, seconds: float = 0.5) -> float:
+    """FLOP/s of the products that the encoder's linear layers ask for over `tokens` tokens, forward and backward, on its device.
+
+    Each product is timed by itself, operands ready; the median of its times counts, as often as the encoder has its shape.
+    """
+    named = encoder.transformer.named_modules()
+    linear = [m for name, m in named if isinstance(m, torch.nn.Linear) and not name.startswith("pooler.")]
+    shapes = Counter((m.out_features, m.in_features) for m in linear)
+    device = linear[0].weight.device
+    operands = []
+    for out, width in shapes:
+        x, w, g = (torch.randn(size, device=device, dtype=dtype) for size in ((tokens, width), (out, width), (tokens, out)))
+        operands.append(((x, w.T), (g, w), (g.T, x)))  # the output, and the gradients of input and weight
+    times: list[list[list[float]]] = [[[] for _ in products] for products in operands]
     ends = time.perf_counter() + seconds
-    while True:
-        began = time.perf_counter()
-        y = x @ w.T
-        if w.device.type != "cpu":
-            torch.accelerator.synchronize(w.device)
-        took = time.perf_counter() - began
-        best = max(best, 2.0 * x.numel() * y.shape[1] / took)
-        if time.perf_counter() > ends:
-            return best
+    while time.perf_counter() < ends or len(times[0][0]) < 4:
+        for products, of_shape in zip(operands, times, strict=True):
+            for (a, b), of_product in zip(products, of_shape, strict=True):
+                began = time.perf_counter()
+                a @ b
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                of_product.append(time.perf_counter() - began)
+    took = sum(
+        count * sum(statistics.median(of_product[1:]) for of_product in of_shape)  # the first warms up
+        for count, of_shape in zip(shapes.values(), times, strict=True)
+    )
+    return sum(count * 6 * tokens * out * width for (out, width), count in shapes.items()) / took
 
 
 def peak_memory(device: torch.device) -> int:
