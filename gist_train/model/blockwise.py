@@ -74,8 +74,7 @@ class _Blockwise(torch.autograd.Function):
         ctx.save_for_backward(*students, own, peak, total, bits.packed)
         ctx.span, ctx.options = span, options
         ctx.mark_non_differentiable(masked, candidates)
-        weights = own.new_tensor(options.weights)
-        return (weights[:, None] * (peak - own + total.log())).sum(dim=0), masked, candidates
+        return (_weights(options, own) * (peak - own + total.log())).sum(dim=0), masked, candidates
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -90,7 +89,7 @@ class _Blockwise(torch.autograd.Function):
         sides = [students[n : n + dimensions] for n in range(0, count, dimensions)]
         gradients = [[torch.zeros_like(student) for student in side] for side in sides]
         # Of a candidate's logit: its share of the row's sum, times the row's gradient and the loss's weight.
-        scale = own.new_tensor(options.weights)[:, None] * gradient / total / options.temperature
+        scale = _weights(options, own) * gradient / total / options.temperature
         with torch.autocast(own.device.type, enabled=False):
             for first, last in _parts(start, stop, size):
                 here = slice(first - start, last - start)
@@ -109,6 +108,11 @@ class _Blockwise(torch.autograd.Function):
             for side, other in ((0, 1), (1, 0)):
                 gradients[side][at][start:stop].addcmul_(own_slopes[at, :, None], sides[other][at][start:stop])
         return None, None, None, *(of_student for of_side in gradients for of_student in of_side)
+
+
+def _weights(options: Options, like: Tensor) -> Tensor:
+    """(dimensions, 1), filled in where it is: a list copied to a GPU would wait for it."""
+    return torch.cat([like.new_full((1, 1), weight) for weight in options.weights])
 
 
 def _parts(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
