@@ -25,7 +25,7 @@ _ACCELERATE = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def make_accelerator(precision: str, timeout: float | None) -> tuple[Accelerator, str | None]:
-    """The Accelerator of this process, and a line to tell the user where our precision rules over accelerate's setting.
+    """The Accelerator of this process, and what to tell the user where our precision rules over other settings.
 
     Args:
         precision: "auto" (bf16 on a GPU that has it, else float32), "float32", "bf16" or "fp16".
@@ -43,19 +43,22 @@ def make_accelerator(precision: str, timeout: float | None) -> tuple[Accelerator
         raise UserError(Fault("training.precision", f"fp16, on {device.type}", allowed, "set it to auto"))
     mixed = _ACCELERATE[precision_on(precision, device)]
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", mixed)
-    note = f"training.precision is {precision}: {mixed} is used, not accelerate's {told}" if told != mixed else None
+    notes = [f"training.precision is {precision}: {mixed} is used, not accelerate's {told}"] if told != mixed else []
+    if whole_float32():
+        notes.append("float32 is whole, and not TF32, as the environment would have it")
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=mixed,
         # Given here, it rules over the environment: backward would divide the loss by a number that no step accumulates.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        # A transformer's buffers are constants: nothing is gained by sending them round at every step.
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
     )
     kind = accelerator.distributed_type
     if kind not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
         mend = "run `accelerate config` anew, or launch with torchrun"
         raise UserError(Fault("accelerate's configuration", str(kind.value), "one process, or plain data parallelism", mend))
-    return accelerator, note
+    return accelerator, "\n".join(notes) or None
 
 
 def _on_cpu() -> bool:
@@ -63,8 +66,22 @@ def _on_cpu() -> bool:
     return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 
+def whole_float32() -> bool:
+    """Has float32 multiplied as float32, on Ampere and later too, and returns whether that was not so.
+
+    TF32 keeps 10 bits behind the point: at a temperature of 0.01 a similarity is then right to a tenth of a logit.
+    """
+    # The newer of torch's two settings: the older one, under which it is set, can't be read where someone used both.
+    changed: bool = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    torch.set_float32_matmul_precision("highest")
+    cudnn: Any = torch.backends.cudnn  # its settings have no types
+    cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "ieee"
+    return changed
+
+
 def this_device() -> torch.device:
-    """Where this process would train, without an Accelerator."""
+    """Where this process would train, without an Accelerator. From here on it multiplies as `whole_float32` says."""
+    whole_float32()
     device: torch.device = PartialState(_on_cpu()).device
     return device
 

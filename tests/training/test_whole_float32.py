@@ -1,0 +1,55 @@
+"""Float32 means float32, whatever was set before: TF32 rounds a similarity by a tenth of a logit, and no figure says so."""
+
+import pytest
+import torch
+from running import gist
+
+from gist_train.training.distributed import make_accelerator, this_device
+
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
+
+def of_all() -> set[str]:
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    return {cuda.fp32_precision, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision}
+
+
+@pytest.fixture(autouse=True)
+def put_back():
+    """What the process had may not be read where both of torch's settings were used: it began whole."""
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("lowered", ["new", "old", "oldest"])
+def test_tf32_is_turned_off_and_told(lowered):
+    """Torch has three names for it: the environment's variable sets the last of them."""
+    if lowered == "new":
+        torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32"
+    elif lowered == "old":
+        torch.set_float32_matmul_precision("high")
+    else:
+        torch.backends.cuda.matmul.allow_tf32 = True
+    assert "tf32" in of_all()
+    _, note = make_accelerator("float32", None)
+    assert of_all() == {"ieee"}
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert note is not None
+    assert "not TF32" in note
+    assert make_accelerator("float32", None)[1] is None
+
+
+def test_the_guide_and_the_judges_too():
+    """`prepare` and `evaluate` make no accelerator: a store of the guide's would differ from machine to machine."""
+    torch.set_float32_matmul_precision("medium")
+    this_device()
+    assert of_all() == {"ieee"}
+
+
+def test_both_notes(write_config, monkeypatch):
+    """One that takes the other's place leaves a run in another precision than its launcher was told, without a word."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    torch.set_float32_matmul_precision("high")
+    err = gist("train", write_config(training={"batch_size": 8, "max_steps": 1, "precision": "float32"})).err
+    assert "no is used, not accelerate's bf16" in err
+    assert "not TF32" in err
