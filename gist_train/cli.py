@@ -236,12 +236,23 @@ def _tell(error: Exception) -> None:
     Console(stderr=True).print(told, markup=False, highlight=False, soft_wrap=True)
 
 
+def _let_segments_expand() -> None:
+    """Has torch map GPU memory to where it is asked for: batches differ in tokens, and blocks of fixed places would leave holes.
+
+    PYTORCH_ALLOC_CONF is read by all versions that we take; the other names are older, and the user's word under any is final.
+    """
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+    if sys.platform == "linux" and not any(name in os.environ for name in names):
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+
+
 def main() -> None:
     """Runs the command line and exits."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     # Their bars and notices for every folder that is read would tear ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    _let_segments_expand()  # before torch is imported
     from transformers.utils import logging as transformers_logging
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each retry of each request, twice
