@@ -43,15 +43,18 @@ def matmul_rate(encoder: Encoder, tokens: int, dtype: torch.dtype, seconds: floa
         x, w, g = (torch.randn(size, device=device, dtype=dtype) for size in ((tokens, width), (out, width), (tokens, out)))
         operands.append(((x, w.T), (g, w), (g.T, x)))  # the output, and the gradients of input and weight
     times: list[list[list[float]]] = [[[] for _ in products] for products in operands]
+    # A GPU is given many at a time: to launch one and wait for it takes longer than the product itself.
+    at_a_time = 1 if device.type == "cpu" else 100
     ends = time.perf_counter() + seconds
     while time.perf_counter() < ends or len(times[0][0]) < 4:
         for products, of_shape in zip(operands, times, strict=True):
             for (a, b), of_product in zip(products, of_shape, strict=True):
                 began = time.perf_counter()
-                a @ b
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                of_product.append(time.perf_counter() - began)
+                for _ in range(at_a_time):
+                    a @ b
+                if device.type != "cpu":
+                    torch.accelerator.synchronize(device)
+                of_product.append((time.perf_counter() - began) / at_a_time)
     took = sum(
         count * sum(statistics.median(of_product[1:]) for of_product in of_shape)  # the first warms up
         for count, of_shape in zip(shapes.values(), times, strict=True)
