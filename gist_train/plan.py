@@ -30,7 +30,14 @@ from gist_train.training.estimates import (
 )
 from gist_train.training.lookups import GuideLookup
 from gist_train.training.loop import steps
-from gist_train.training.opening import check_dimensions, checkpoint_gradients, last_step, open_training, schedule_of
+from gist_train.training.opening import (
+    check_compile,
+    check_dimensions,
+    checkpoint_gradients,
+    last_step,
+    open_training,
+    schedule_of,
+)
 from gist_train.training.schedule import Schedule
 from gist_train.training.throughput import training_flops
 
@@ -246,6 +253,7 @@ def _measured(
 ) -> Found:
     """Seconds of a step, of the guide's pass and of the whole run on this machine, of one process."""
     accelerator, _ = make_accelerator(config.training.precision, None)
+    check_compile(config.training, student, accelerator)
     lookup: GuideLookup | str | None = "self" if config.guide == "self" else None
     stand_in, pass_seconds = False, 0.0
     if isinstance(config.guide, GuideConfig) and guide is not None:

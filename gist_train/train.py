@@ -39,7 +39,7 @@ from gist_train.training.distributed import (
     same_on_all_ranks,
 )
 from gist_train.training.loop import steps
-from gist_train.training.opening import Job, check_dimensions, checkpoint_gradients, last_step, open_training
+from gist_train.training.opening import Job, check_compile, check_dimensions, checkpoint_gradients, last_step, open_training
 from gist_train.training.resume import checkpoint_to_start_from, refuse_other_content, verified_for
 from gist_train.training.runlog import RunLog
 from gist_train.training.signals import StopSignal
@@ -140,6 +140,7 @@ def open_job(config: Config, accelerator: Accelerator, console: Console) -> Job:
     student = load_student(config.model)
     check_dimensions(config.loss, student)
     checkpoint_gradients(config.training, student)
+    check_compile(config.training, student, accelerator)
     # Refuses what the model can't read or give, before the guide is put to work.
     student.with_max_length(config.evaluation.max_length).with_truncation(config.evaluation.truncate_dim)
     processes = Processes(accelerator.num_processes, accelerator.is_local_main_process)

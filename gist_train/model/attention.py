@@ -40,6 +40,17 @@ class PackedLengths:
         return max(length for _, length in self.groups)
 
 
+@dataclass(frozen=True, slots=True)
+class Borders:
+    """The same for flash attention alone. It holds no number of Python's that differs from batch to batch: a compiled graph would
+    be compiled anew for each."""
+
+    cumulative: Tensor
+    """As in `PackedLengths`."""
+    longest: int
+    """No text has more tokens."""
+
+
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -47,7 +58,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    packed: PackedLengths,
+    packed: PackedLengths | Borders,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -80,7 +91,7 @@ def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    packed: PackedLengths,
+    packed: PackedLengths | Borders,
     *,
     dropout: float = 0.0,
     scaling: float | None = None,
@@ -96,10 +107,12 @@ def attend(
         causal: whether a token sees those before it and itself only.
         window: a token sees those less than so many tokens away; None for all.
         biases: (1, H, L, L) for each group of `packed`, added to the scores; neither with `causal` nor with `window`.
+
+    With `Borders` it is flash attention, which must take such numbers: see `flash_runs`.
     """
     if window is not None and window >= packed.longest:
         window = None
-    if biases is None and _flash_runs(q):
+    if isinstance(packed, Borders) or (biases is None and flash_runs(q.device, q.dtype, q.shape[-1])):
         return _flash(q, k, v, packed, dropout, scaling, causal, window)
     sizes = packed.sizes
     parts = []
@@ -141,18 +154,18 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, dropout: float, scaling: float | Non
     return cheap_dropout(torch.softmax(scores, dim=-1), dropout) @ v
 
 
-def _flash_runs(q: Tensor) -> bool:
-    """Whether torch's variable-length flash attention takes (T, H, W) like these: the bare operator pads no W."""
-    if not q.is_cuda or q.dtype not in (torch.float16, torch.bfloat16):
+def flash_runs(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether torch's variable-length flash attention takes heads of this width: the bare operator pads none."""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return False
-    return torch.cuda.get_device_capability(q.device) >= (8, 0) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+    return torch.cuda.get_device_capability(device) >= (8, 0) and width % 8 == 0 and width <= 256
 
 
 def _flash(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    packed: PackedLengths,
+    packed: PackedLengths | Borders,
     dropout: float,
     scaling: float | None,
     causal: bool,

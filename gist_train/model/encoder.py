@@ -28,7 +28,7 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from gist_train.model.attention import PACKED, PackedLengths
+from gist_train.model.attention import PACKED, Borders, PackedLengths
 from gist_train.model.bert import bert_hidden
 from gist_train.model.mpnet import mpnet_hidden
 
@@ -120,28 +120,44 @@ class Encoder(nn.Module):
         return next(self.transformer.parameters()).device  # type: ignore[no-any-return]
 
     @property
+    def head_width(self) -> int:
+        """Numbers in the query of one head of attention."""
+        config = self.transformer.config
+        return int(config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads)
+
+    @property
     def attention_width(self) -> int:
         """Numbers in a token's queries, all heads of a layer together: in some decoders other than in its hidden state."""
-        config = self.transformer.config
-        head = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
-        return int(config.num_attention_heads * head)
+        return int(self.transformer.config.num_attention_heads * self.head_width)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether `states` is the whole of it, in which attention can do with borders alone."""
+        return self.packed and not isinstance(self.transformer, MPNetModel)
 
     def forward(self, texts: Pack) -> Tensor:
         """(N, D) float32 embeddings in the order in which the texts were given to `pack`."""
-        hidden = self._packed_hidden(texts) if self.packed else self._padded_hidden(texts)
+        return self.pooled(self._packed_hidden(texts) if self.packed else self._padded_hidden(texts), texts)
+
+    def pooled(self, hidden: Tensor, texts: Pack) -> Tensor:
+        """What `forward` returns, from the (T, D) last hidden states of the texts."""
         embeddings = self._pool(hidden, texts.lengths).float()[texts.restore]
         return normalize(embeddings, dim=1) if self.normalized else embeddings
 
     def _packed_hidden(self, texts: Pack) -> Tensor:
         """(T, D) last hidden states."""
-        position_ids = self._position_ids(texts)
+        position_ids = self.position_ids(texts)
         if isinstance(self.transformer, MPNetModel):
             return mpnet_hidden(self.transformer, texts.input_ids, position_ids, texts.lengths)
         if self._trains_on_cpu:
             return bert_hidden(self.transformer, texts.input_ids, position_ids, texts.lengths)
+        return self.states(texts.input_ids, position_ids, texts.lengths)
+
+    def states(self, input_ids: Tensor, position_ids: Tensor, lengths: PackedLengths | Borders) -> Tensor:
+        """(T, D) last hidden states from (1, T) token ids and positions, as `position_ids` counts them; not of MPNet."""
         # Decoders keep keys and values for a next token unless told otherwise.
         uncached = {"use_cache": False} if isinstance(self.transformer, DECODERS) else {}
-        out = self.transformer(input_ids=texts.input_ids, position_ids=position_ids, packed=texts.lengths, **uncached)
+        out = self.transformer(input_ids=input_ids, position_ids=position_ids, packed=lengths, **uncached)
         return out.last_hidden_state[0]  # type: ignore[no-any-return]
 
     @property
@@ -149,7 +165,7 @@ class Encoder(nn.Module):
         """Whether this is a BERT in training where memory traffic counts."""
         return self.transformer.training and isinstance(self.transformer, _BERTS) and self.device.type == "cpu"
 
-    def _position_ids(self, texts: Pack) -> Tensor:
+    def position_ids(self, texts: Pack) -> Tensor:
         """(1, T) positions within each text, as the model counts them."""
         if not isinstance(self.transformer, _POSITIONS_AFTER_PADDING_ID):
             return texts.positions
@@ -176,9 +192,18 @@ class Encoder(nn.Module):
             return hidden[lengths.cumulative[:-1].long()]
         if self.pooling == "last":
             return hidden[lengths.cumulative[1:].long() - 1]
+        if hidden.is_cuda:
+            return means_of_texts(hidden, lengths.cumulative)
         parts = zip(torch.split(hidden, lengths.sizes), lengths.groups, strict=True)
         # The mean is taken in float32: over 512 tokens bf16 would round most of them away.
         return torch.cat([part.view(count, length, -1).float().mean(dim=1) for part, (count, length) in parts])
+
+
+def means_of_texts(hidden: Tensor, cumulative: Tensor) -> Tensor:
+    """(N, D) float32 means of the (T, D) states of each text, in one kernel: one for each length that occurs takes a GPU longer
+    to launch than to compute. Each mean is added up in the order of the text, so that its bits are the same every time."""
+    # Unsafe is unchecked: a check of the borders would wait for the device.
+    return torch.segment_reduce(hidden.float(), "mean", offsets=cumulative, axis=0, unsafe=True)
 
 
 def _runs_packed(transformer: Any) -> bool:

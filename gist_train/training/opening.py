@@ -9,11 +9,14 @@ from accelerate import Accelerator
 from torch import nn
 
 from gist_train.config.errors import Fault, UserError, shown
-from gist_train.config.schema import Config, LossConfig, OptimizerConfig, TrainingConfig
+from gist_train.config.schema import Config, LossConfig, OptimizerConfig
+from gist_train.config.training import TrainingConfig
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Corpus, TokenTable
+from gist_train.model.attention import flash_runs
+from gist_train.model.compiled import CompiledEncoder
 from gist_train.model.pretrained import Pretrained
-from gist_train.training.distributed import precision_of
+from gist_train.training.distributed import DTYPES, precision_of
 from gist_train.training.lookups import GuideLookup, SourceRules
 from gist_train.training.parts import Training
 from gist_train.training.resume import facts_of
@@ -45,8 +48,9 @@ def open_training(
     """The student on the accelerator's device, with optimizer and schedule, at step 0."""
     schedule, precision = schedule_of(config, plan.steps_per_epoch), precision_of(accelerator)
     adamw = _optimizer(student, config.optimizer)
+    encoder = CompiledEncoder(student.encoder, student.max_length) if config.training.compile else student.encoder
     # Wrapped once more, so that accelerate's patches (autocast) stay off the encoder that is evaluated and saved.
-    model = accelerator.prepare(nn.Sequential(student.encoder))
+    model = accelerator.prepare(nn.Sequential(encoder))
     training = Training(
         accelerator=accelerator,
         model=model,
@@ -93,6 +97,22 @@ def checkpoint_gradients(config: TrainingConfig, student: Pretrained) -> None:
             allowed = "false: transformers has no gradient checkpointing for this family"
             mend = "set it to false; training.max_tokens_per_forward saves memory too"
             raise UserError(Fault("training.gradient_checkpointing", found, allowed, mend)) from None
+
+
+def check_compile(config: TrainingConfig, student: Pretrained, accelerator: Accelerator) -> None:
+    """Raises UserError where the encoder is to be compiled and can't be, on this device or at all."""
+    if not config.compile:
+        return
+    encoder, device, precision = student.encoder, accelerator.device, precision_of(accelerator)
+    if not encoder.compiles:
+        found = f"true, and a model of the family {encoder.transformer.config.model_type}"
+        allowed = "false: attention of this family is not flash attention on a packed sequence"
+    elif not flash_runs(device, DTYPES[precision], encoder.head_width):
+        found = f"true, on {device.type} in {precision}, with attention heads of {encoder.head_width} numbers"
+        allowed = "true on CUDA from Ampere on, in bf16 or fp16, with heads of a multiple of 8 numbers up to 256"
+    else:
+        return
+    raise UserError(Fault("training.compile", found, allowed, "set it to false"))
 
 
 def schedule_of(config: Config, steps_per_epoch: int) -> Schedule:

@@ -47,7 +47,8 @@ def test_smallest_config_has_the_recipes_hyperparameters():
         ("training", {"max_steps": 10, "epochs": None}),
         ("training", {"epochs": 2, "max_steps": None, "stop_at_step": 10**9, "seed": 2**32 - 1, "grad_clip": None}),
         ("training", {"max_tokens_per_forward": 512, "gradient_checkpointing": True}),
-        ("training", {"max_tokens_per_forward": None, "gradient_checkpointing": False}),
+        ("training", {"max_tokens_per_forward": None, "gradient_checkpointing": False, "compile": False}),
+        ("training", {"max_tokens_per_forward": 512, "compile": True}),
         ("schedule", {"type": "constant", "warmup_ratio": 1}),
         ("data", {"train": [{"source": kind, "path": "*"} for kind in ("jsonl", "csv", "parquet", "medi")]}),
         (
@@ -94,7 +95,7 @@ def test_accepts(section: str, accepted: object):
         *[(("selection", "metric"), bad) for bad in ({}, [], 3, {"s/spearman": 0}, {"s/spearman": True}, {3: 1}, {"a/b": "1"})],
         (("evaluation", "tasks"), [{"type": "retrieval", "name": "a", "path": p} for p in "xy"]),
         *[(("training", "max_tokens_per_forward"), bad) for bad in (0, 511, 4096.0, True, "4096")],
-        *[(("training", "gradient_checkpointing"), bad) for bad in (1, None, "true")],
+        *[(("training", switch), bad) for switch in ("gradient_checkpointing", "compile") for bad in (1, None, "true")],
     ],
 )
 def test_refuses(path: tuple[str, ...], bad: object):
@@ -205,7 +206,7 @@ def test_mathematics_leaves_out_only_what_may_change_on_resume():
     plain = mathematics(config(guide={"name": "g"}))
     assert mathematics(harmless) == plain
     assert {key.split(".")[0] for key in plain} == {"model", "guide", "data", "loss", "training", "optimizer", "schedule"}
-    assert len(plain) == 38
+    assert len(plain) == 39
     assert mathematics(config(guide="self"))["guide"] == "self"
     assert mathematics(config())["guide"] is None
 
@@ -218,6 +219,7 @@ def test_mathematics_leaves_out_only_what_may_change_on_resume():
         ("loss", {"margin": 0.1}, "loss.margin"),
         ("loss", {"dimensions": [64]}, "loss.dimensions"),
         ("training", {"seed": 1}, "training.seed"),
+        ("training", {"compile": True}, "training.compile"),
         ("optimizer", {"betas": [0.9, 0.99]}, "optimizer.betas"),
         ("data", {"train": [{"source": "jsonl", "path": "x", "weight": 2.0}]}, "data.train[0].weight"),
         ("data", {"train": [{"source": "jsonl", "path": "x", "in_batch_negatives": False}]}, "data.train[0].in_batch_negatives"),

@@ -48,7 +48,7 @@ def written_out(encoder, texts, p):
     """What the encoder should give: one text at a time in plain torch, with the draws in the order in which it makes them."""
     transformer, packed = encoder.transformer, pack(texts)
     torch.manual_seed(3)
-    x = transformer.embeddings(input_ids=packed.input_ids, position_ids=encoder._position_ids(packed))[0]
+    x = transformer.embeddings(input_ids=packed.input_ids, position_ids=encoder.position_ids(packed))[0]
     heads, width = transformer.config.num_attention_heads, x.shape[1] // transformer.config.num_attention_heads
     for layer in transformer.encoder.layer:
         own, after, output = layer.attention.self, layer.attention.output, layer.output
