@@ -467,11 +467,16 @@ def test_encode_gives_the_mode_back(make_model):
     [
         ("bert", "cls"),
         ("bert", "mean"),
+        ("bert", "last"),
+        ("roberta", "mean"),
+        ("xlm-roberta", "cls"),
+        ("camembert", "mean"),
         ("mpnet", "mean"),
         ("distilbert", "mean"),
         ("modernbert", "mean"),
         ("llama", "last"),
         ("mistral", "last"),
+        ("qwen2", "mean"),
         ("qwen3", "last"),
     ],
 )
