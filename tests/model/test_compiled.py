@@ -12,8 +12,8 @@ from gist_train.model.compiled import MULTIPLE, CompiledEncoder
 from gist_train.model.dropout import use_cheap_dropout
 from gist_train.model.encoder import Encoder, means_of_texts, pack
 
-# XLM-RoBERTa and CamemBERT are RoBERTa, and Llama and Qwen2 are Mistral and Qwen3 without a window.
-COMPILED_FAMILIES = ["bert", "roberta", "distilbert", "modernbert", "mistral", "qwen3"]
+COMPILED_FAMILIES = ["bert", "distilbert", "modernbert", "qwen3"]
+"""RoBERTa's kin are BERT with positions from elsewhere, and the other decoders have what Qwen3 has."""
 LONGEST = 64
 BATCHES = ((3, 7, 1, 7, 12, 3, 3, 9), (5, 5, 5, 5), (6, 2), (1,), (8,), tuple(range(1, 30)), (1, 60, 2, 60, 1), (16, 8, 24))
 """Lengths of texts: many and one, one token, totals that are a multiple already."""
@@ -66,39 +66,40 @@ def test_one_graph_serves_all_batches_and_equals_the_packed_encoder(family):
     assert backend.graphs == 1
 
 
-def test_traced_through_its_backward_pass():
-    """What inductor compiles comes out of AOTAutograd: forward and backward, with sizes that stay symbols in both."""
-    encoder = encoder_of("bert", pooling="last")
-    compiled = CompiledEncoder(encoder, LONGEST, backend="aot_eager")
-    for lengths in BATCHES[2:5]:
-        texts = pack(texts_of(lengths))
-        torch.testing.assert_close(compiled(texts), encoder(texts), rtol=1e-5, atol=1e-5)
-        assert_same_gradients(gradients(encoder, compiled(texts)), gradients(encoder, encoder(texts)))
-
-
-@pytest.mark.parametrize("family", ["roberta", "qwen3"])
-def test_the_text_that_fills_up_changes_nothing(family):
+def test_the_text_that_fills_up_changes_nothing():
     """Its tokens are 0, which no text of these has: whatever stands in that row of the embeddings, nobody may see or move it."""
-    encoder = encoder_of(family)
+    encoder = encoder_of("roberta")
     compiled = CompiledEncoder(encoder, LONGEST, backend=Counting())
     texts = pack(texts_of(BATCHES[0]))
     assert texts.input_ids.shape[1] % MULTIPLE != 0
     before = compiled(texts)
-    row = gradients(encoder, before)
-    (table,) = [
-        name for name in row if row[name].shape[0] == 50 and name.endswith(("word_embeddings.weight", "embed_tokens.weight"))
-    ]
-    assert row[table][0].abs().max() == 0
-    assert row[table][5:].abs().max() > 0
+    table = "embeddings.word_embeddings.weight"
+    gradient = gradients(encoder, before)[table]
+    assert gradient[0].abs().max() == 0
+    assert gradient[5:].abs().max() > 0
     with torch.no_grad():
         encoder.transformer.get_parameter(table)[0] += 100
     assert torch.equal(compiled(texts), before)
 
 
+@pytest.mark.parametrize("lengths", BATCHES)
+def test_borders_reach_the_last_token(lengths):
+    """Flash attention writes nothing where no text is: what the memory held may be no number, and times 0 is none either."""
+    compiled, seen = CompiledEncoder(encoder_of("bert"), LONGEST), []
+    compiled._states = lambda encoder, *given: seen.append(given) or encoder.states(*given[:2], pack(texts_of([size])).lengths)
+    size = (sum(lengths) // MULTIPLE + 1) * MULTIPLE
+    compiled(pack(texts_of(lengths)))
+    ((input_ids, position_ids, cumulative, longest),) = seen
+    assert input_ids.shape == position_ids.shape == (1, size)
+    assert cumulative.tolist() == [*pack(texts_of(lengths)).lengths.cumulative.tolist(), size]
+    assert cumulative.dtype == torch.int32
+    assert cumulative.diff().max() <= longest
+
+
 def test_dropout_is_the_same_with_a_graph_and_without():
     """Gradient caching encodes a chunk twice: the gradient of one draw, handed on through another, no loss ever shows."""
     encoder = encoder_of("bert", dropout=0.3)
-    compiled = CompiledEncoder(encoder, LONGEST, backend="aot_eager")
+    compiled = CompiledEncoder(encoder, LONGEST, backend=Counting())
     texts = pack(texts_of(BATCHES[0]))
 
     def drawn(seed: int) -> Tensor:
@@ -124,8 +125,8 @@ def test_bf16_autocast():
     torch.testing.assert_close(compiled(texts), whole)
 
 
-@pytest.mark.parametrize("family", ["bert", "modernbert", "qwen3"])
-def test_the_real_operator_is_traced(monkeypatch, family):
+@pytest.mark.parametrize(("family", "layers"), [("bert", 1), ("qwen3", 2)])
+def test_the_real_operator_is_traced(monkeypatch, family, layers):
     """The stand-in takes anything. Torch's own flash operator has an order of arguments, and shapes of its results and gradients,
     which it knows for tensors without data too."""
     monkeypatch.undo()
@@ -136,15 +137,15 @@ def test_the_real_operator_is_traced(monkeypatch, family):
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
     meta = torch.device("meta")
-    transformer = transformer_of(family, dropout=0.1, hidden_size=32).to(meta, torch.bfloat16)
+    transformer = transformer_of(family, dropout=0.1, hidden_size=32, layers=layers).to(meta, torch.bfloat16)
     encoder = Encoder(transformer, pooling="cls", normalized=True).train()
     compiled = CompiledEncoder(encoder, LONGEST, backend=noting)
     for lengths in BATCHES[:2]:
         out = compiled(pack(texts_of(lengths)).to(meta))
         assert out.shape == (len(lengths), 32)
         out.sum().backward()
-    assert sum("_flash_attention_forward" in name for name in called) == 2  # layers, in one graph
-    assert sum(p.grad is not None for p in transformer.parameters()) > 10
+    assert sum("_flash_attention_forward" in name for name in called) == layers  # in one graph
+    assert sum(p.grad is not None for p in transformer.parameters()) > 10 * layers
 
 
 def test_a_text_longer_than_told_is_refused():
