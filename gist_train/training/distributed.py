@@ -73,9 +73,8 @@ def whole_float32() -> bool:
     """
     # The newer of torch's two settings: the older one, under which it is set, can't be read where someone used both.
     changed: bool = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    # cuDNN's own settings stay: no encoder here has a convolution, and torch.export can't read them once they differ.
     torch.set_float32_matmul_precision("highest")
-    cudnn: Any = torch.backends.cudnn  # its settings have no types
-    cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "ieee"
     return changed
 
 
