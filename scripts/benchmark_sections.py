@@ -64,7 +64,8 @@ def _resume(options: argparse.Namespace, folder: Path) -> list[str]:  # noqa: AR
 
 
 def _large_batch(options: argparse.Namespace, folder: Path) -> list[str]:  # noqa: ARG001
-    sizes = ["--batch-size", "128", "--small-batch-size", "32", "--mini-batch-sizes", "32", "128"]
+    # Its default: 128 texts at a time were as fast on the small batch, and half as fast on the large one in 3.5 times the memory.
+    sizes = ["--batch-size", "128", "--small-batch-size", "32", "--mini-batch-sizes", "32"]
     return ["--data", str(options.data), "--device", options.device, *sizes, *_threads(options)]
 
 
