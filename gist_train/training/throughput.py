@@ -1,7 +1,6 @@
 """How much of the machine a step uses: model FLOP/s of real tokens over a measured matrix-multiply rate, and memory."""
 
 import resource
-import statistics
 import sys
 import time
 from collections import Counter
@@ -32,7 +31,8 @@ def training_flops(encoder: Encoder, groups: Sequence[tuple[int, int]]) -> int:
 def matmul_rate(encoder: Encoder, tokens: int, dtype: torch.dtype, seconds: float = 0.5) -> float:
     """FLOP/s of the products that the encoder's linear layers ask for over `tokens` tokens, forward and backward, on its device.
 
-    Each product is timed by itself, operands ready; the median of its times counts, as often as the encoder has its shape.
+    Each product is timed by itself, operands ready; the least of its times counts (what else the machine does is
+    no part of its rate), as often as the encoder has its shape.
     """
     named = encoder.transformer.named_modules()
     linear = [m for name, m in named if isinstance(m, torch.nn.Linear) and not name.startswith("pooler.")]
@@ -56,8 +56,7 @@ def matmul_rate(encoder: Encoder, tokens: int, dtype: torch.dtype, seconds: floa
                     torch.accelerator.synchronize(device)
                 of_product.append((time.perf_counter() - began) / at_a_time)
     took = sum(
-        count * sum(statistics.median(of_product[1:]) for of_product in of_shape)  # the first warms up
-        for count, of_shape in zip(shapes.values(), times, strict=True)
+        count * sum(min(of_product) for of_product in of_shape) for count, of_shape in zip(shapes.values(), times, strict=True)
     )
     return sum(count * 6 * tokens * out * width for (out, width), count in shapes.items()) / took
 
