@@ -32,6 +32,7 @@ from gist_train.training.description import describe
 from gist_train.training.display import Display
 from gist_train.training.distributed import (
     DTYPES,
+    HOST_TIMEOUT,
     largest_over_ranks,
     make_accelerator,
     precision_of,
@@ -47,8 +48,6 @@ from gist_train.training.throughput import matmul_rate, training_flops
 
 NOT_WRITTEN = 1000
 """What ranks tell each other at a step's end where a checkpoint could not be written: more than any signal's number."""
-EVALUATION_TIMEOUT = 4 * 3600.0
-"""Seconds that ranks wait for the one that evaluates: backends would give up after 10 or 30 minutes."""
 
 
 def train(config: Config, *, resume: str, timeout: float | None, console: Console) -> int:
@@ -64,7 +63,7 @@ def train(config: Config, *, resume: str, timeout: float | None, console: Consol
     """
     signals = StopSignal()  # before the guide's pass: a launcher may go while it runs
     if timeout is None and config.evaluation.every and config.evaluation.tasks:
-        timeout = EVALUATION_TIMEOUT
+        timeout = HOST_TIMEOUT.total_seconds()
     accelerator, note = make_accelerator(config.training.precision, timeout)
     console.quiet = console.quiet or not accelerator.is_main_process
     console.print(_first_line(accelerator))

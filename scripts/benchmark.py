@@ -17,7 +17,6 @@ Exit code: 0, whether bars are met or not; 1 where two sides did not do the same
 import argparse
 import gc
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,11 +25,10 @@ from typing import Any
 
 import datasets
 import torch
-import transformers
 from benchmark_sections import SECTIONS, run_section, show_bars
-from benchmark_sides import Shape
 from benchmark_steps import BGE_SMALL, QUICK_GUIDE_LAYERS, QUICK_TRIPLETS, STEP_ROWS, UAE_LARGE, measure_steps, show_steps
 from machine import header, told
+from options import SHAPE, add_common, begin, count, shape
 from rich.console import Console
 from synthetic_corpus import ArgumentError
 
@@ -46,14 +44,8 @@ NAMES = [row.name for row in STEP_ROWS] + [section.name for section in SECTIONS]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark and returns the exit code."""
     options = _options(arguments)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    source = begin(options)
     datasets.disable_progress_bars()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    if options.device == "cpu":
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-    source = options.data / "medi" / "medi_like_train.json.gz"
     if not source.is_file():
         print(f"--data: no file {source}; give the folder that has medi/medi_like_train.json.gz in it", file=sys.stderr)
         return 2
@@ -97,9 +89,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     sections = "\n".join(f"    {section.name:12} {section.told}: {section.file.name}" for section in SECTIONS)
     description = (__doc__ or "").format(rows=rows, sections=sections)
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(os.environ.get("GIST_TRAIN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-    shape = "LAYERS,HIDDEN,HEADS,INTERMEDIATE"
-    parser.add_argument("--data", type=Path, default=default, help="folder of the test data (default: $GIST_TRAIN_DATA)")
     parser.add_argument(
         "--only",
         nargs="+",
@@ -107,31 +96,16 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="ROW",
         help="names from above (default: all but guide-tails; with --quick some)",
     )
-    parser.add_argument("--pairs", type=_count, help="pairs of runs of the step, ours and theirs (default 3, or 1)")
-    parser.add_argument("--batches", type=_count, help="batches in a run of the step (default 1 to 4, by row)")
+    parser.add_argument("--pairs", type=count, help="pairs of runs of the step, ours and theirs (default 3, or 1)")
+    parser.add_argument("--batches", type=count, help="batches in a run of the step (default 1 to 4, by row)")
     quick = f"1 pair, 1 batch of {QUICK_TRIPLETS}, the guide cut to {QUICK_GUIDE_LAYERS} layers; leaves out what takes long"
     parser.add_argument("--quick", action="store_true", help=quick)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=_count, help="of torch (default: its own choice)")
-    parser.add_argument("--student", type=_shape, default=BGE_SMALL, metavar=shape)
-    parser.add_argument("--guide", type=_shape, default=UAE_LARGE, metavar=shape)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
+    parser.add_argument("--student", type=shape, default=BGE_SMALL, metavar=SHAPE)
+    parser.add_argument("--guide", type=shape, default=UAE_LARGE, metavar=SHAPE)
+    add_common(parser)
     options = parser.parse_args(arguments)
     options.only = options.only or [name for name in NAMES if (name in QUICK if options.quick else name not in LONG)]
     return options
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}, but a whole number of at least 1 is needed")
-    return int(text)
-
-
-def _shape(text: str) -> Shape:
-    numbers = [_count(part) for part in text.split(",")]
-    if len(numbers) != 4 or numbers[1] % numbers[2]:
-        raise argparse.ArgumentTypeError(f"{text!r}, but four numbers are needed, the hidden size divisible by the heads")
-    return numbers[0], numbers[1], numbers[2], numbers[3]
 
 
 def _unequal(rows: dict[str, Any]) -> int:

@@ -13,7 +13,6 @@ Exit code: 0; 1 where they are not; 2 where the data are missing.
 import argparse
 import hashlib
 import json
-import os
 import shutil
 import statistics
 import sys
@@ -24,10 +23,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-import transformers
 from benchmark_sides import BATCH_SIZE, make_model
 from machine import header, told
+from options import add_common, begin
 from rich.console import Console
 from rich.table import Table
 
@@ -53,13 +51,7 @@ PACKAGES = ("torch", "transformers", "sentence-transformers", "safetensors", "ac
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark and returns the exit code."""
     options = _options(arguments)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    if options.device == "cpu":
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-    source = options.data / "medi" / "medi_like_train.json.gz"
+    source = begin(options)
     if not source.is_file():
         print(f"--data: no file {source}; give the folder that has medi/medi_like_train.json.gz in it", file=sys.stderr)
         return 2
@@ -89,16 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(os.environ.get("GIST_TRAIN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-    parser.add_argument("--data", type=Path, default=default, help="folder of the test data (default: $GIST_TRAIN_DATA)")
     parser.add_argument("--layers", type=int, default=12, help="of the student (default 12)")
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help=f"triplets of a step (default {BATCH_SIZE})")
     parser.add_argument("--steps", type=int, default=4, help="steps that are taken beside a write (default 4)")
     parser.add_argument("--rounds", type=int, default=3, help="checkpoints of each kind (default 3)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
-    parser.add_argument("--threads", type=int, help="of torch (default: its own choice)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
+    add_common(parser)
     return parser.parse_args(arguments)
 
 

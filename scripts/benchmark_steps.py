@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from benchmark_cases import open_bench, write_long_tails
 from benchmark_proof import compare
-from benchmark_sides import BATCH_SIZE, MAX_LENGTH, Bench, Peer, Shape, fill_guide, make_model, run_ours, run_theirs
+from benchmark_sides import BATCH_SIZE, MAX_LENGTH, Bench, Peer, fill_guide, make_model, run_ours, run_theirs
+from options import Shape
 from rich.console import Console
 from rich.table import Table
 from sentence_transformers import SentenceTransformer

@@ -5,7 +5,7 @@ tokens; others are padded, which one line in the log says.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,19 +58,14 @@ class Pack:
     restore: Tensor
     """(N,) int64: `sorted[restore]` is in the order in which the texts were given."""
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Pack":
+        """The same with every tensor changed."""
+        lengths = PackedLengths(self.lengths.groups, change(self.lengths.cumulative))
+        return Pack(change(self.input_ids), change(self.positions), lengths, change(self.restore))
+
     def to(self, device: torch.device) -> "Pack":
         """The same, on `device`."""
-        ids, positions, cumulative, restore = (
-            x.to(device, non_blocking=True) for x in (self.input_ids, self.positions, self.lengths.cumulative, self.restore)
-        )
-        return Pack(ids, positions, PackedLengths(self.lengths.groups, cumulative), restore)
-
-    def page_locked(self) -> "Pack":
-        """The same in memory that CUDA copies from on its own."""
-        ids, positions, cumulative, restore = (
-            x.pin_memory() for x in (self.input_ids, self.positions, self.lengths.cumulative, self.restore)
-        )
-        return Pack(ids, positions, PackedLengths(self.lengths.groups, cumulative), restore)
+        return self.each(lambda x: x.to(device, non_blocking=True))
 
 
 def pack(texts: Sequence[Tokens]) -> Pack:

@@ -18,7 +18,8 @@ from torch import Tensor
 from gist_train.config.errors import Fault, UserError
 
 HOST_TIMEOUT = timedelta(hours=4)
-"""That hosts wait for one of them, which may be evaluating; one that died is noticed by the launcher."""
+"""That hosts wait for one of them, which may be evaluating, where backends would give up after 10 or 30 minutes; one that died is
+noticed by the launcher."""
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What `training.precision` names."""
 _ACCELERATE = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}

@@ -7,7 +7,7 @@ dropout, and hands that gradient on to the weights. One chunk's activations are 
 Legend: N texts of this rank, D width of the student.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -38,15 +38,9 @@ class Texts:
         """(number of texts, tokens in each), of every chunk."""
         return tuple(group for chunk in self.chunks for group in chunk.lengths.groups)
 
-    def to(self, device: torch.device) -> "Texts":
-        """The same on `device`, without waiting where memory is page-locked."""
-        which = tuple(chunk.to(device, non_blocking=True) for chunk in self.which)
-        return Texts(tuple(chunk.to(device) for chunk in self.chunks), which, self.cached)
-
-    def page_locked(self) -> "Texts":
-        """The same in memory that CUDA copies from on its own."""
-        which = tuple(chunk.pin_memory() for chunk in self.which)
-        return Texts(tuple(chunk.page_locked() for chunk in self.chunks), which, self.cached)
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Texts":
+        """The same with every tensor changed."""
+        return Texts(tuple(chunk.each(change) for chunk in self.chunks), tuple(change(x) for x in self.which), self.cached)
 
 
 def computed_tokens(lengths: Ints, *, packed: bool) -> int:

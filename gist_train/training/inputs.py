@@ -4,8 +4,8 @@ Legend: B rows of the whole batch, M negatives, N texts of this rank, G width of
 """
 
 import heapq
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,30 +41,23 @@ class Inputs:
     for_loss: dict[str, Tensor | None]
     """What `guided_contrastive_loss` calls guide_anchor, anchor_ids, labels and so on, of all rows; whatever is on."""
 
-    def to(self, device: torch.device) -> "Inputs":
-        """The same on `device`, without waiting where memory is page-locked."""
-        if device.type == "cpu":
-            return self
-        moved = {name: None if x is None else x.to(device, non_blocking=True) for name, x in self.for_loss.items()}
-        return Inputs(self.rows, self.here, self.parts, self.tokens, self.computed_tokens, self.texts.to(device), moved)
-
-    def page_locked(self) -> "Inputs":
-        """The same in memory that CUDA copies from on its own."""
-        locked = {name: None if x is None else x.pin_memory() for name, x in self.for_loss.items()}
-        return Inputs(self.rows, self.here, self.parts, self.tokens, self.computed_tokens, self.texts.page_locked(), locked)
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
+        """The same with every tensor changed: on another device, or page-locked."""
+        for_loss = {name: None if x is None else change(x) for name, x in self.for_loss.items()}
+        return replace(self, texts=self.texts.each(change), for_loss=for_loss)
 
 
 def inputs_of(training: Training, step: int) -> Inputs:
     """The inputs of `step`, counted from 1, in host memory: a pure function of config, corpus and step."""
     accelerator, tokens = training.accelerator, training.tokens
-    epoch = training.plan.epoch_of(step)
     rows = training.plan.batch(step)
-    batch = training.corpus.batch(rows, training.plan.positives(rows, epoch))
+    positives = training.plan.positives(rows, training.plan.epoch_of(step))
+    batch = training.corpus.batch(rows, positives)
     rank, ranks = accelerator.process_index, accelerator.num_processes
     if ranks > 1:
         dealt = deal(_tokens_of_rows(batch, tokens.lengths), ranks)
-        rows = rows[dealt]
-        batch = training.corpus.batch(rows, training.plan.positives(rows, epoch))
+        rows, positives = rows[dealt], positives[dealt]
+        batch = training.corpus.batch(rows, positives)
     shares = [share(len(rows), one, ranks) for one in range(ranks)]
     views = [_views(batch, start, stop) for start, stop in shares]
     lengths = [tokens.lengths(of_rank) for of_rank in views]
@@ -81,7 +74,7 @@ def inputs_of(training: Training, step: int) -> Inputs:
         texts=texts,
         for_loss=_for_loss(training, batch),
     )
-    return inputs.page_locked() if accelerator.device.type == "cuda" else inputs
+    return inputs.each(Tensor.pin_memory) if accelerator.device.type == "cuda" else inputs
 
 
 def deal(tokens: Ints, ranks: int) -> Ints:

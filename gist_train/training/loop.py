@@ -92,7 +92,7 @@ def steps(training: Training, start: int, stop: int) -> Iterator[StepRecord]:
         following = ahead.submit(inputs_of, training, start + 1)
         for step in range(start + 1, stop + 1):
             began, clock = time.perf_counter(), StepClock(device)
-            inputs = following.result().to(device)
+            inputs = following.result().each(lambda x: x.to(device, non_blocking=True))
             if step < stop:
                 following = ahead.submit(inputs_of, training, step + 1)
             clock.ends("data")

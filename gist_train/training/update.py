@@ -71,12 +71,12 @@ def update(
     if scale is not None:
         divisor, norm = scale.value.clone(), norm / scale.value
     overflow = (~norm.isfinite()).to(frozen.dtype)
-    frozen.copy_(torch.maximum(frozen, (~loss.isfinite()).to(frozen.dtype)))
     if scale is None:
-        frozen.copy_(torch.maximum(frozen, overflow))
+        stops = overflow
     else:
         scale.take(overflow)
-        frozen.copy_(torch.maximum(frozen, (scale.value < 1).to(frozen.dtype)))
+        stops = (scale.value < 1).to(frozen.dtype)
+    frozen.copy_(torch.stack([frozen, stops, (~loss.isfinite()).to(frozen.dtype)]).amax())
     if limit is not None:
         divisor = divisor * (norm / limit).clamp(min=1)
     # What torch's GradScaler sets on an optimizer that can be told so.

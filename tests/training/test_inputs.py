@@ -63,4 +63,6 @@ def test_inputs_are_a_function_of_the_step(write_config, make_model):
             assert (tensor is None and b.for_loss[name] is None) or torch.equal(tensor, b.for_loss[name]), name
     assert once[0].for_loss["guide_anchor"] is not None
     assert {a.rows.tolist()[0] for a in once} != {once[0].rows.tolist()[0]}
-    assert all(a.to(torch.device("cpu")) is a for a in once)
+    moved = once[0].each(lambda x: x + 1)
+    assert torch.equal(moved.for_loss["guide_anchor"], once[0].for_loss["guide_anchor"] + 1)
+    assert torch.equal(moved.texts.chunks[0].restore, once[0].texts.chunks[0].restore + 1)
