@@ -227,12 +227,13 @@ def test_dropout_seeds_are_all_different():
 
 @pytest.mark.parametrize("guide", ["self", None])
 def test_it_learns_without_a_guide_model(config_of, guide):
-    """An unguided baseline and self-guidance need no store and no guide."""
-    training, _, _ = training_of(config_of(guide, dropout=0.1))
-    records = list(steps(training, 0, 12))
-    assert len(records) == 12
+    """An unguided baseline and self-guidance need no store and no guide. Batches differ from each other by more than twelve steps
+    teach: so it takes a few dozen."""
+    training, _, _ = training_of(config_of(guide, dropout=0.1, max_steps=60))
+    records = list(steps(training, 0, 60))
+    assert len(records) == 60
     assert all(math.isfinite(record.loss) for record in records)
-    assert sum(record.loss for record in records[-4:]) < sum(record.loss for record in records[:4])
+    assert sum(record.loss for record in records[-12:]) < 0.95 * sum(record.loss for record in records[:12])
 
 
 def spoil_weight(student):
