@@ -82,7 +82,7 @@ def test_chunks_ask_nothing():
     """Gradient caching puts the chunks' embeddings where they belong, and takes gradients from there."""
     encoder = Encoder(transformer_of("bert").to(META), pooling="cls", normalized=True).train()
     chunks = [torch.arange(3).numpy(), torch.arange(3, 8).numpy()]
-    texts: Texts = texts_in(chunks, texts_of(LENGTHS), cached=True).to(META)
+    texts: Texts = texts_in(chunks, texts_of(LENGTHS), cached=True).each(lambda x: x.to(META))
     with nothing_crosses():
         embeddings = encode(encoder, texts, [1, 2])
         embeddings.sum().backward()
