@@ -103,6 +103,11 @@ class Bench:
         rows = [self.plan.batch(step) for step in range(1, self.plan.steps_per_epoch + 1)]
         return [self.corpus.batch(some, self.plan.positives(some, 0)) for some in rows]
 
+    @property
+    def warmed_up(self) -> "Bench":
+        """The same with the first batch once more before all others, for a step that is not timed."""
+        return replace(self, plan=replace(self.plan, chosen=[self.plan.chosen[0], *self.plan.chosen]))
+
     def first(self, count: int, triplets: int = BATCH_SIZE) -> "Bench":
         """The same over the first `count` batches, or as many as there are, and the first `triplets` of each."""
         return replace(self, plan=replace(self.plan, chosen=self.plan.chosen[:count], triplets=triplets))
@@ -161,11 +166,18 @@ def fill_guide(
 
 
 def run_ours(
-    bench: Bench, count: int, seen: Seen | None = None, *, max_tokens: int | None = None, block_size: int | None = None
+    bench: Bench,
+    count: int,
+    seen: Seen | None = None,
+    *,
+    untimed: int = 0,
+    max_tokens: int | None = None,
+    block_size: int | None = None,
 ) -> tuple[float, list[StepRecord]]:
     """Trains the first `count` batches with gist-train's loop; the seconds that this took, and a record of each step.
 
     Args:
+        untimed: so many first steps are neither timed nor recorded. The first of a run makes the optimizer's moments.
         max_tokens: per forward, as in `training.max_tokens_per_forward`.
         block_size: of the loss.
     """
@@ -197,9 +209,12 @@ def run_ours(
         seed=0,
         max_tokens_per_forward=max_tokens,
     )
+    running = steps(training, 0, count)
+    for _ in range(untimed):
+        next(running)
     _synchronise(bench.device)
     began = time.perf_counter()
-    records = list(steps(training, 0, count))
+    records = list(running)
     _synchronise(bench.device)
     seconds = time.perf_counter() - began
     if seen is not None:
@@ -216,10 +231,13 @@ class _InOrder(DefaultBatchSampler):
 
 
 class _Clock(TrainerCallback):
-    """From the beginning of the epoch (models, data sets and loaders are there) to the end of the last step."""
+    """From the end of step `untimed` to that of the last.
 
-    def __init__(self, device: torch.device):
-        self.device, self.began, self.seconds = device, 0.0, 0.0
+    For 0 from the beginning of the epoch, where models, data sets and loaders are there.
+    """
+
+    def __init__(self, device: torch.device, untimed: int):
+        self.device, self.untimed, self.began, self.seconds = device, untimed, 0.0, 0.0
 
     def on_epoch_begin(self, *_: Any, **__: Any) -> None:
         """Starts the clock."""
@@ -227,14 +245,17 @@ class _Clock(TrainerCallback):
         self.began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:  # noqa: ARG002
-        """Reads the clock after the last step."""
+        """Starts it anew after the last step that is not timed, and reads it after the very last."""
+        if state.global_step == self.untimed:
+            _synchronise(self.device)
+            self.began = time.perf_counter()
         if state.global_step == state.max_steps:
             _synchronise(self.device)
             self.seconds = time.perf_counter() - self.began
 
 
-def run_theirs(bench: Bench, count: int, seen: Seen | None = None) -> float:
-    """Trains the first `count` batches with SentenceTransformerTrainer; the seconds that this took."""
+def run_theirs(bench: Bench, count: int, seen: Seen | None = None, *, untimed: int = 0) -> float:
+    """Trains the first `count` batches with SentenceTransformerTrainer; the seconds that this took, as `run_ours` counts them."""
     peer = bench.peer
     attention = {} if peer.attention is None else {"attn_implementation": peer.attention}
     model = SentenceTransformer(str(bench.student), device=str(bench.device), model_kwargs=attention)
@@ -272,7 +293,7 @@ def run_theirs(bench: Bench, count: int, seen: Seen | None = None) -> float:
             report_to="none",
             disable_tqdm=True,
         )
-        clock = _Clock(bench.device)
+        clock = _Clock(bench.device, untimed)
         trainer = SentenceTransformerTrainer(model, arguments, train_dataset=_data_sets(bench), loss=loss, callbacks=[clock])
         trainer.remove_callback(PrinterCallback)
         trainer.train()

@@ -239,8 +239,11 @@ def _best_peer(bench: Bench, guide: Path, console: Console) -> tuple[Bench, str]
 
 
 def _time_pairs(name: str, bench: Bench, pairs: int, console: Console) -> dict[str, Any]:
-    """Seconds of both sides, pair for pair; who goes first changes from pair to pair."""
-    count = bench.plan.steps_per_epoch
+    """Seconds of both sides, pair for pair; who goes first changes from pair to pair.
+
+    Each run has one step more than it counts, the first, in which both sides make AdamW's moments: a training run does so once.
+    """
+    count, warmed_up = bench.plan.steps_per_epoch, bench.warmed_up
     if bench.precision != "float32":  # else the proof has warmed up both sides, with these batches
         run_ours(bench, 1)
         run_theirs(bench, 1)
@@ -250,13 +253,13 @@ def _time_pairs(name: str, bench: Bench, pairs: int, console: Console) -> dict[s
     records: list[StepRecord] = []
     for pair in range(pairs):
         if pair % 2:
-            theirs.append(run_theirs(bench, count))
-        seconds, records = run_ours(bench, count)
+            theirs.append(run_theirs(warmed_up, count + 1, untimed=1))
+        seconds, records = run_ours(warmed_up, count + 1, untimed=1)
         ours.append(seconds)
         tokens = sum(record.tokens for record in records) // count
         rates.append(matmul_rate(encoder, tokens, dtype))  # beside the run, for a machine's speed changes
         if not pair % 2:
-            theirs.append(run_theirs(bench, count))
+            theirs.append(run_theirs(warmed_up, count + 1, untimed=1))
         ratio = theirs[-1] / ours[-1]
         console.print(f"{name}: pair {pair + 1} of {pairs}: ours {ours[-1]:.2f} s, theirs {theirs[-1]:.2f} s, {ratio:.2f} times")
     flops = sum(training_flops(encoder, record.groups) for record in records)

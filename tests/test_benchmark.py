@@ -3,6 +3,7 @@
 import gzip
 import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -115,6 +116,40 @@ def test_long_tails_have_the_lengths_that_are_told(tmp_path: Path) -> None:
     assert lengths.max() == 512
     assert 50 < lengths.mean() < 66
     assert np.log(lengths).std() == pytest.approx(1.0, abs=0.1)
+
+
+def test_the_first_step_is_not_timed_on_either_side(
+    benchmark: ModuleType, medi: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AdamW makes its moments in it, once in a run: over two steps that alone would be a sixth of ours."""
+    sides, cases = importlib.import_module("benchmark_sides"), importlib.import_module("benchmark_cases")
+    student = sides.make_model(tmp_path / "student", (1, 32, 2, 64), 0)
+    source, cpu = medi / "medi" / "medi_like_train.json.gz", benchmark.torch.device("cpu")
+    bench = cases.open_bench(tmp_path, source, student, 2, "task", cpu, benchmark.Console(quiet=True))
+    warmed_up, read = bench.warmed_up, [sides.Seen([], []) for _ in range(2)]
+    # A clock that stands still but in the first step of a run, which takes an hour.
+    now, hour = [0.0], 3600.0
+    monkeypatch.setattr(sides, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def running(*arguments: object) -> Iterator[object]:
+        for number, record in enumerate(steps(*arguments)):
+            now[0] += hour * (number == 0)
+            yield record
+
+    def forward(loss: object, *arguments: object, **options: object) -> object:
+        now[0] += hour * (not read[1].losses)
+        return plain(loss, *arguments, **options)
+
+    steps, plain = sides.steps, sides.MultipleNegativesRankingLoss.forward
+    monkeypatch.setattr(sides, "steps", running)
+    monkeypatch.setattr(sides.MultipleNegativesRankingLoss, "forward", forward)
+    seconds, records = sides.run_ours(warmed_up, 3, read[0], untimed=1)
+    assert (seconds, sides.run_theirs(warmed_up, 3, read[1], untimed=1)) == (0.0, 0.0)
+    assert [record.step for record in records] == [2, 3]
+    assert read[0].texts == read[1].texts
+    assert read[0].texts[0] == read[0].texts[1] != read[0].texts[2]
+    read[1].losses.clear()
+    assert (sides.run_ours(bench, 2)[0], sides.run_theirs(bench, 2, read[1])) == (hour, hour)
 
 
 @pytest.mark.usefixtures("benchmark")
