@@ -23,6 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from benchmark_sides import BATCH_SIZE, make_model
 from machine import header, told
 from options import add_common, begin
@@ -109,6 +110,8 @@ class Bench:
         began = time.perf_counter()
         for _ in steps(self.job.training, 0, self.steps):
             pass
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         return time.perf_counter() - began
 
     def next_progress(self) -> Progress:

@@ -179,7 +179,10 @@ class Encoder(nn.Module):
         real = torch.arange(texts.lengths.longest, device=starts.device)[None, :] < lengths
         input_ids = torch.full(real.shape, self._padding_id, device=starts.device).masked_scatter(real, texts.input_ids)
         out = self.transformer(input_ids=input_ids, attention_mask=real.long())
-        return out.last_hidden_state[real]  # type: ignore[no-any-return]
+        # Not `[real]`, which asks the device how many there are.
+        numbers = torch.arange(texts.input_ids.shape[1], device=starts.device)
+        rows = torch.searchsorted(starts[1:], numbers, right=True) * texts.lengths.longest + texts.positions[0]
+        return out.last_hidden_state.flatten(0, 1)[rows]  # type: ignore[no-any-return]
 
     def _pool(self, hidden: Tensor, lengths: PackedLengths) -> Tensor:
         """(N, D) from (T, D), in the order of the pack."""
@@ -229,7 +232,10 @@ def embed(encoder: Encoder, texts: Sequence[Tokens], batch_tokens: int) -> Itera
     for index in [*order.tolist(), None]:
         if batch and (index is None or tokens + len(texts[index]) > batch_tokens):
             # A GPU has the next batch to compute while this one is fetched, and its next one laid out.
-            underway = _Underway(np.asarray(batch), encoder(pack([texts[i] for i in batch]).to(encoder.device)))
+            packed = pack([texts[i] for i in batch])
+            if encoder.device.type == "cuda":
+                packed = packed.each(Tensor.pin_memory)  # a copy from other memory waits for what the GPU is at
+            underway = _Underway(np.asarray(batch), encoder(packed.to(encoder.device)))
             if before is not None:
                 yield before.fetched()
             before, batch, tokens = underway, [], 0

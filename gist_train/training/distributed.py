@@ -12,7 +12,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin, parse_flag_from_env
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    DynamoBackend,
+    GradientAccumulationPlugin,
+    parse_flag_from_env,
+)
 from torch import Tensor
 
 from gist_train.config.errors import Fault, UserError
@@ -45,6 +51,7 @@ def make_accelerator(precision: str, timeout: float | None) -> tuple[Accelerator
     mixed = _ACCELERATE[precision_on(precision, device)]
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", mixed)
     notes = [f"training.precision is {precision}: {mixed} is used, not accelerate's {told}"] if told != mixed else []
+    steady_attention()
     if whole_float32():
         notes.append("float32 is whole, and not TF32, as the environment would have it")
     accelerator = Accelerator(
@@ -57,9 +64,15 @@ def make_accelerator(precision: str, timeout: float | None) -> tuple[Accelerator
     )
     kind = accelerator.distributed_type
     if kind not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
-        mend = "run `accelerate config` anew, or launch with torchrun"
-        raise UserError(Fault("accelerate's configuration", str(kind.value), "one process, or plain data parallelism", mend))
+        raise _unlike_accelerate(str(kind.value), "one process, or plain data parallelism")
+    if (backend := accelerator.state.dynamo_plugin.backend) != DynamoBackend.NO:
+        raise _unlike_accelerate(f"dynamo backend {backend.value}", "none: training.compile compiles what gains by it")
     return accelerator, "\n".join(notes) or None
+
+
+def _unlike_accelerate(found: str, allowed: str) -> UserError:
+    mend = "run `accelerate config` anew, or launch with torchrun"
+    return UserError(Fault("accelerate's configuration", found, allowed, mend))
 
 
 def _on_cpu() -> bool:
@@ -79,8 +92,18 @@ def whole_float32() -> bool:
     return changed
 
 
+def steady_attention() -> None:
+    """Keeps cuDNN's attention out, which torch takes only where no gradient of a bias is asked for.
+
+    Gradient caching's two passes would draw their dropout in two ways. It also makes a plan for each new shape, and texts of all
+    lengths have thousands.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def this_device() -> torch.device:
     """Where this process would train, without an Accelerator. From here on it multiplies as `whole_float32` says."""
+    steady_attention()
     whole_float32()
     device: torch.device = PartialState(_on_cpu()).device
     return device

@@ -88,7 +88,8 @@ def steps(training: Training, start: int, stop: int) -> Iterator[StepRecord]:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     frozen = torch.zeros((), device=device)
     training.model.train()
-    with ThreadPoolExecutor(1, "next batch", _use, (device,)) as ahead:
+    # A tensor's device has a number: of one process accelerate says "cuda", which a thread can't be given.
+    with ThreadPoolExecutor(1, "next batch", _use, (frozen.device,)) as ahead:
         following = ahead.submit(inputs_of, training, start + 1)
         for step in range(start + 1, stop + 1):
             began, clock = time.perf_counter(), StepClock(device)

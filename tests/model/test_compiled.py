@@ -156,10 +156,15 @@ def test_a_text_longer_than_told_is_refused():
         compiled(pack(texts_of((9, 3))))
 
 
-def test_flash_attention_needs_a_gpu():
+def test_flash_attention_needs_a_gpu(monkeypatch):
     """Asked on a machine without one, or for numbers that it does not take, it must say no and not look for a device."""
     assert not flash_runs(torch.device("cpu"), torch.bfloat16, 64)
     assert not flash_runs(torch.device("cuda"), torch.float32, 64)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
+    for built in (False, True):
+        monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda built=built: built)
+        assert flash_runs(torch.device("cuda"), torch.bfloat16, 64) == built
+        assert not flash_runs(torch.device("cuda"), torch.bfloat16, 200)  # of which such a GPU trains none
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

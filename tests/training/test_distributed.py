@@ -247,6 +247,16 @@ ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_proc
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
+@pytest.mark.usefixtures("on_cpu")
+def test_a_launcher_that_would_compile_is_refused(write_config, monkeypatch):
+    """What accelerate's configuration compiles is no longer the encoder that the loop knows: it ended in a traceback."""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    done = gist("train", write_config(training={"batch_size": 8, "max_steps": 1}))
+    assert done.code == 2
+    assert "dynamo backend EAGER" in done.err
+    assert "training.compile" in done.err
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="torchrun would start two on the accelerator")
 @pytest.mark.parametrize(("launch", "told_cpu"), [(ACCELERATE, "true"), (TORCHRUN, None)], ids=["accelerate", "torchrun"])
 def test_a_launcher_starts_two(write_config, make_model, tmp_path, launch, told_cpu):

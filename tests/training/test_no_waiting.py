@@ -37,6 +37,8 @@ class NoCopies(TorchDispatchMode):
 @contextmanager
 def nothing_crosses() -> Iterator[None]:
     """A list that becomes a tensor of a GPU is copied from memory that is not page-locked, which waits too."""
+    with META:
+        torch.empty(0)  # torch looks up once and for all what makes tensors: not what is put in place here
     refuse = mock.Mock(side_effect=AssertionError("a tensor made of a list"))
     with mock.patch.object(Tensor, "new_tensor", refuse), mock.patch.object(torch, "tensor", refuse), NoCopies():
         yield
@@ -66,6 +68,27 @@ def test_the_encoder_asks_nothing(family, pooling):
         out = encoder(texts)
         out.sum().backward()
     assert out.shape == (len(LENGTHS), 16)
+
+
+class Padded(nn.Module):
+    """A transformer of a family that is padded, as far as its encoder looks at it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(pad_token_id=0, model_type="padded", to_dict=dict)
+        self.words = nn.Embedding(200, 16)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(last_hidden_state=self.words(input_ids) * attention_mask[..., None])
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "last"])
+def test_padding_asks_nothing(pooling):
+    """How many tokens are real is known: to take them out by a mask would ask the device once more."""
+    encoder, texts = Encoder(Padded().to(META), pooling=pooling, normalized=True).train(), pack(texts_of(LENGTHS)).to(META)
+    assert not encoder.packed
+    with nothing_crosses():
+        encoder(texts).sum().backward()
 
 
 def test_flash_attention_asks_nothing(monkeypatch):

@@ -46,6 +46,14 @@ def test_the_guide_and_the_judges_too():
     assert torch.backends.cudnn.allow_tf32 in (True, False)  # torch.export reads it, and fails where cuDNN's settings differ
 
 
+@pytest.mark.parametrize("opened", [this_device, lambda: make_accelerator("float32", None)], ids=["device", "accelerator"])
+def test_attention_of_one_kind(opened):
+    """Under gradient caching a kernel that one of the two passes alone takes draws another dropout than the other's."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    opened()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_both_notes(write_config, monkeypatch):
     """One that takes the other's place leaves a run in another precision than its launcher was told, without a word."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
