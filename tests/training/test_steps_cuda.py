@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from families import FAMILIES, texts_of, transformer_of
 from running import QUIET, gist, metrics, training_of
 
 from gist_train.config.loading import load_config
+from gist_train.model.encoder import Encoder, pack
 from gist_train.prepare import prepare_corpus, prepare_guide
 from gist_train.training.checkpoint import saved_steps
 from gist_train.training.distributed import this_device
@@ -109,6 +111,23 @@ def test_a_compiled_run_is_the_plain_one(config_of, limit):
     assert compiled["loss"] == pytest.approx(plain["loss"], rel=0.02)
     assert compiled["grad_norm"] == pytest.approx(plain["grad_norm"], rel=0.1)
     assert compiled["loss"] != plain["loss"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_does_not_ask_who_wants_a_gradient(family):
+    """Gradient caching's first pass wants none. torch chooses a kernel of attention by that too, each with its own draws."""
+    device = this_device()
+    encoder = Encoder(transformer_of(family, dropout=0.25, hidden_size=32).to(device), pooling="mean", normalized=True).train()
+    texts, vectors = pack(texts_of((3, 7, 7, 12, 30))).to(device), []
+    for wanted in (False, True):
+        torch.manual_seed(0)
+        with torch.set_grad_enabled(wanted), torch.autocast("cuda", torch.bfloat16):
+            vectors.append(encoder(texts).detach())
+    torch.manual_seed(1)
+    with torch.autocast("cuda", torch.bfloat16):
+        others = encoder(texts)
+    torch.testing.assert_close(*vectors, rtol=0.01, atol=0.01)
+    assert (others - vectors[0]).abs().max() > 0.05  # there was dropout
 
 
 CASES = {
