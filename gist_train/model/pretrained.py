@@ -144,8 +144,18 @@ class Pretrained:
         return digest.hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Writes a sentence-transformers folder: modules.json, weights as safetensors, tokenizer, pooling."""
-        self.sentence_transformer.save_pretrained(str(folder), create_model_card=False)
+        """Writes a sentence-transformers folder: modules.json, weights as safetensors, tokenizer, pooling.
+
+        Raises:
+            OSError: there is no room for it, or it can't be written there.
+            SafetensorError: the same, met at the weights.
+        """
+        try:
+            self.sentence_transformer.save_pretrained(str(folder), create_model_card=False)
+        except Exception as error:
+            if type(error) is not Exception:
+                raise
+            raise OSError(f"{folder}: {error}") from error  # tokenizers has no class of its own for a full disk
 
 
 def load_student(config: ModelConfig) -> Pretrained:

@@ -481,3 +481,10 @@ def test_what_is_saved_is_whole_whatever_was_measured(make_model, tmp_path):
     student(make_model()).with_truncation(8).save(tmp_path / "saved")
     assert "truncate_dim" not in json.loads((tmp_path / "saved" / "config_sentence_transformers.json").read_text())
     assert opened_elsewhere(tmp_path / "saved").shape == (len(TEXTS), 32)
+
+
+def test_a_tokenizer_that_cannot_be_written_is_told_like_other_files(make_model, tmp_path):
+    """tokenizers raises a bare Exception where a disk is full or a name is taken, which the command line shows as a traceback."""
+    (tmp_path / "model" / "tokenizer.json").mkdir(parents=True)
+    with pytest.raises(OSError, match=f"{tmp_path}/model: .*irectory"):
+        student(make_model()).save(tmp_path / "model")
