@@ -193,7 +193,13 @@ def _drive(
 
     with (
         RunLog(
-            run if main else None, config.name, config.tracking, config.model_dump(mode="json"), progress, job.training.corpus
+            run if main else None,
+            config.name,
+            config.tracking,
+            config.model_dump(mode="json"),
+            progress,
+            job.training.corpus,
+            job.training.schedule.total_steps,
         ) as log,
         signals,
         CheckpointWriter(run if main else None, student, job.training.optimizer, job.facts, job.training.loss_scale) as writer,

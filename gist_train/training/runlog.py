@@ -37,8 +37,9 @@ class RunLog:
         config: dict[str, Any],
         progress: Progress,
         corpus: Corpus,
+        last: int,
     ):
-        self._corpus = corpus
+        self._corpus, self._last = corpus, last
         self._path = run / METRICS if run else None
         self._every = tracking.log_every
         self._since = progress
@@ -91,7 +92,7 @@ class RunLog:
         self._unread.append(record)
         self._timed.append(record)
         self._flops += flops
-        if record.step % self._every:
+        if record.step % self._every and record.step != self._last:
             return None
         self._read()
         count, seconds = len(self._timed), sum(step.seconds for step in self._timed) + self._reading

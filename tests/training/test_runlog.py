@@ -48,13 +48,21 @@ def record(step, loss=None, frozen=0.0, scale=0.0):
     )
 
 
-def log_of(run, progress=START, **tracking):
+def log_of(run, progress=START, last=100, **tracking):
     corpus = SimpleNamespace(tasks=["t"], task=np.zeros(8, int), folder=run)
-    return RunLog(run, "run", TrackingConfig(**tracking), {"name": "run"}, progress, corpus)
+    return RunLog(run, "run", TrackingConfig(**tracking), {"name": "run"}, progress, corpus, last)
 
 
 def written(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_last_step_has_a_row(tmp_path):
+    """A run whose length is no multiple of log_every would end in the dark, and its last checkpoint go by an older loss."""
+    with log_of(tmp_path, log_every=3, last=5) as log:
+        for step in range(1, 6):
+            log.add(record(step), flops=10, peak_flops=40.0)
+    assert [(row["step"], row["loss_mean"]) for row in written(tmp_path)] == [(3, pytest.approx(14 / 3)), (5, (16 + 25) / 2)]
 
 
 def test_a_row_holds_its_own_loss_and_the_mean_since_the_row_before(tmp_path):
