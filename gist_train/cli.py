@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from safetensors import SafetensorError
 
+from gist_train import __version__
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.loading import load_config
 from gist_train.config.schema import Config, run_folder
@@ -31,6 +32,21 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", help="key.sub=value; may be repeated.", metavar="KEY=VALUE", show_default=False)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _version(
+    _: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from running import gist, metrics
 
+from gist_train import __version__
 from gist_train.training.checkpoint import saved_steps
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -80,7 +81,14 @@ BAD_CONFIGS = {
     "an unknown key": ({"lerning_rate": 1}, ["lerning_rate"]),
     "an unknown key below": ({"training": {"batch_sise": 8}}, ["training.batch_sise", "batch_size"]),
     "a wrong type": ({"optimizer": {"lr": "fast"}}, ["optimizer.lr", "fast"]),
-    "both lengths": ({"training": {"epochs": 1, "max_steps": 2}}, ["training.max_steps", "not both"]),
+    "both lengths": (
+        {"training": {"epochs": 1, "max_steps": 2}},
+        ["training.max_steps", "null where epochs is 1", "--set training.epochs=null"],
+    ),
+    "a stop by no metric": (
+        {"evaluation": {"every": 2, "stop_after": 1, "tasks": [{"type": "sts", "name": "s", "path": "./nowhere.tsv"}]}},
+        ["selection.metric", "stop_after", "s/spearman"],
+    ),
     "no such model": ({"model": {"name": "./nowhere"}}, ["model.name", "./nowhere"]),
     "no such guide": ({"guide": {"name": "./nowhere"}}, ["guide.name", "./nowhere"]),
     "a layer too many": ({"layers": [0, 7]}, ["model.layers", "layers 0 to 1"]),
@@ -208,6 +216,11 @@ def test_evaluate_prints_one_json_object(measured, tmp_path):
     table = gist("evaluate", run)
     assert table.code == 0
     assert "tuned - base" in table.out
+
+
+def test_the_version():
+    """The first thing that is asked for in a report of a fault."""
+    assert gist("--version").out == f"{__version__}\n"
 
 
 def test_the_module_is_the_command(measured, tmp_path):

@@ -230,7 +230,7 @@ class Config(Section):
             )
         return evaluation
 
-    selection: SelectionConfig = SelectionConfig()
+    selection: SelectionConfig = Field(SelectionConfig(), validate_default=True)
     """Which checkpoints are kept for the choice of the final one, and what it goes by."""
 
     @field_validator("selection")

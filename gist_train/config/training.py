@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from gist_train.config.fields import BatchTokens, Count, Positive, Section, Seed
+from gist_train.config.fields import BatchTokens, Count, MisplacedError, Positive, Section, Seed
 
 
 class TrainingConfig(Section):
@@ -49,7 +49,8 @@ class TrainingConfig(Section):
         if "epochs" in info.data:
             epochs = info.data["epochs"]
             if epochs is not None and max_steps is not None:
-                raise ValueError("give epochs or max_steps, not both: both set the schedule")
+                mend = "both set the schedule: take one out, or set it to null (--set training.epochs=null)"
+                raise MisplacedError(mend, path=(), found=str(max_steps), allowed=f"null where epochs is {epochs}")
             if epochs is None and max_steps is None:
                 raise ValueError("give epochs or max_steps: with neither the training has no end")
         return max_steps

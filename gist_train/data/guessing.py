@@ -183,10 +183,15 @@ def _judged(look: Look) -> Found:
     roles |= dict(zip(missing, others, strict=False)) if len(missing) == len(others) else {}
     if not ("anchor" in roles and "positive" in roles and look.holds(roles["anchor"], _is_string)):
         anchors, positives = (", ".join([*ALIASES[role], *NAMES[role].split()]) for role in ("anchor", "positive"))
+        rows, filled = len(look.rows), {column: len(look.values(column)) for column in look.columns[:20]}
+        columns = ", ".join(
+            shown(column) + (f" (filled in {count} of {rows} rows looked at)" if count < MOSTLY * rows else "")
+            for column, count in filled.items()
+        )
         raise look.fault(
-            f"the columns {', '.join(map(shown, look.columns[:20])) or '(none)'}, and no telling which are a pair of texts",
+            f"the columns {columns or '(none)'}, and no telling which are a pair of texts",
             f"a column of anchors ({anchors}) and one of positives ({positives}), or texts and labels ({', '.join(LABELS)})",
-            "rename two columns to anchor and positive, or leave the file out here and write into the YAML: "
+            "fill them, rename two columns to anchor and positive, or leave the file out here and write into the YAML: "
             f"- {{source: {look.source}, path: {look.path}, columns: {{anchor: ..., positive: ...}}}}",
         )
     alike = len(missing) == 2 or _plain(roles["anchor"]) in LIKE_TEXTS

@@ -139,7 +139,7 @@ def comparison_table(figures: dict[str, Figures]) -> Group:
         table.add_column("tuned - base", justify="right")
     for key in keys:
         cells = [f"{100 * of[key]:.1f}" for of in figures.values()]
-        difference = [f"{100 * (figures[TUNED][key] - figures[BASE][key]):+.1f}"] if both else []
+        difference = [f"{100 * (figures[TUNED][key] - figures[BASE][key]):+z.1f}"] if both else []
         table.add_row(key, *cells, *difference)
     return Group(table)
 

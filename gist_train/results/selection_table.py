@@ -89,6 +89,6 @@ def _against_base(changed: Sequence[Change]) -> Table:
         table.add_column(column, justify="right")
     for change in changed:
         before = "not measured" if change.before is None else f"{100 * change.before:.2f}"
-        difference = "" if change.difference is None else f"{100 * change.difference:+.2f}"
+        difference = "" if change.difference is None else f"{100 * change.difference:+z.2f}"
         table.add_row(change.key, before, f"{100 * change.after:.2f}", difference)
     return table

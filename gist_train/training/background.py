@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from gist_train.model.pretrained import Pretrained
@@ -109,7 +110,11 @@ class CheckpointWriter:
         self, run: Path, copied: HostCopy, progress: Progress, before: Callable[[], None], after: Callable[[], None]
     ) -> None:
         before()
-        checkpoints.save_checkpoint(run, copied.student, copied.moments, progress, self._facts)
+        try:
+            checkpoints.save_checkpoint(run, copied.student, copied.moments, progress, self._facts)
+        except (OSError, SafetensorError) as error:
+            mend = "Those before it stand: with room for it, the same command goes on from there"
+            raise OSError(f"checkpoint {checkpoints.checkpoint_folder(run, progress.step)}: {error}. {mend}") from error
         after()
 
     def wait(self) -> BaseException | None:

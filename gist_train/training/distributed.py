@@ -5,6 +5,7 @@ travels is the student's embeddings, once forward and once backward.
 """
 
 import os
+import warnings
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -54,6 +55,8 @@ def make_accelerator(precision: str, timeout: float | None) -> tuple[Accelerator
     steady_attention()
     if whole_float32():
         notes.append("float32 is whole, and not TF32, as the environment would have it")
+    # The name that accelerate and all versions of torch know.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=mixed,

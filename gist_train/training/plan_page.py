@@ -18,7 +18,7 @@ DROPPED = {
     "not_drawn": "left out by max_rows",
     "short_window": "in a last window that is not full",
     "mixed_window": "in windows of more than one task",
-    "left_over": "left over in the first epoch; others in each",
+    "left_over": "in no batch of the first epoch, by their source's weight or left over; others in each",
 }
 Found = dict[str, Any]
 

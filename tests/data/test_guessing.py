@@ -161,6 +161,14 @@ def test_columns_by_name_and_by_their_texts(tmp_path, names, columns):
     assert len(read[0].negatives) == ("negative" in found.roles)
 
 
+def test_a_column_with_gaps_is_called_one(tmp_path):
+    """A user whose columns have the right names already must not be told to rename them, and nothing else."""
+    rows = [*({"anchor": f"a man {i}", "positive": f"he walks {i}"} for i in range(3)), {"anchor": "a dog", "positive": ""}]
+    fault = refused(write(tmp_path / "f.jsonl", rows))
+    assert '"anchor", "positive" (filled in 3 of 4 rows looked at), and no telling' in fault.found
+    assert fault.mend.startswith("fill them")
+
+
 def test_a_guess_is_called_one(tmp_path):
     """Two unknown columns may be the wrong way round, or no pair: nobody would be told to look."""
     assert judged(write(tmp_path / "f.jsonl", [{"headline": f"a man {i}", "story": f"he walks {i}"} for i in range(4)])).guessed

@@ -279,6 +279,7 @@ def test_a_launcher_starts_two(write_config, make_model, tmp_path, launch, told_
     assert "2 processes on cpu" in told[0]
     assert ended.stderr.count("8 steps of 16 triplets") == 1
     assert ended.stderr.count("done: step 8 of 8") == 1
+    assert "Warning" not in ended.stderr
     run = tmp_path / "runs" / "two"
     assert json.loads((run / "run.json").read_text())["processes"] == 2
 
