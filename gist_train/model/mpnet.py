@@ -17,7 +17,7 @@ def mpnet_hidden(transformer: Any, input_ids: Tensor, position_ids: Tensor, leng
     """(T, D) last hidden states of transformers' `MPNetModel` from (1, T) token ids and positions."""
     hidden: Tensor = transformer.embeddings(input_ids=input_ids, position_ids=position_ids)[0]
     # The layers share the biases: (1, H, L, L) for each group. Of what it is given, the model's method reads the shape alone.
-    # transformers before 5.23 counts positions on the default device, and a copy from the host would wait for the GPU.
+    # transformers 5.17 counts positions on the default device, and a copy from the host would wait for the GPU.
     with input_ids.device:
         biases = [transformer.encoder.compute_position_bias(input_ids[:, :length]) for _, length in lengths.groups]
     for layer in transformer.encoder.layer:
