@@ -358,7 +358,9 @@ def test_a_run_is_judged_and_selected_by_mteb(write_config, tmp_path, triplets):
     assert ended.code == 0, ended.err
     told = json.loads(ended.out)
     steps = json.loads(gist("evaluate", path, "--steps", "all", "--json").out)
-    assert len({figures["by-mteb/cosine_spearman"] for figures in steps.values()}) == 3
+    # Two of the three may rank the pairs alike.
+    assert len(steps) == 3
+    assert len({figures["by-mteb/cosine_spearman"] for figures in steps.values()}) > 1
     for figures in [*steps.values(), told["base"], told["figures"]]:
         assert figures["by-mteb/cosine_spearman"] == pytest.approx(figures["pairs/spearman"], abs=1e-5)
     assert [of["interval"] for of in told["candidates"]] == [None] * 3
