@@ -96,7 +96,7 @@ class CheckpointWriter:
             after: what the thread does once the checkpoint is whole.
 
         Raises:
-            OSError, SafetensorError: the checkpoint before, which is waited for, could not be written.
+            OSError: the checkpoint before, which is waited for, could not be written.
         """
         if (failure := self.wait()) is not None:
             raise failure
