@@ -7,6 +7,8 @@ travels through transformers' models as a keyword argument.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -49,6 +51,25 @@ class Borders:
     """As in `PackedLengths`."""
     longest: int
     """No text has more tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """What our own kernel (`attention_kernel`) reads of a packed sequence. Drawn and counted once for all layers."""
+
+    begin: Tensor
+    """(T,) int32, the first token of each token's text."""
+    end: Tensor
+    """(T,) int32, the token after its last one."""
+    seeds: Tensor
+    """(layers,) int64 of each layer's dropout."""
+
+
+def spans_of(cumulative: Tensor, tokens: int, layers: int) -> Spans:
+    """The spans of the texts whose borders are `cumulative`, with seeds from torch's generator of that device."""
+    texts = torch.searchsorted(cumulative[1:], torch.arange(tokens, dtype=torch.int32, device=cumulative.device), right=True)
+    seeds = torch.randint(-(2**63), 2**63 - 1, (layers,), device=cumulative.device)
+    return Spans(cumulative[texts], cumulative[texts + 1], seeds)
 
 
 def packed_attention(
@@ -154,12 +175,30 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, dropout: float, scaling: float | Non
     return cheap_dropout(torch.softmax(scores, dim=-1), dropout) @ v
 
 
+WIDEST_HEAD = 192
+"""That flash attention trains on every GPU that has it."""
+
+
 def flash_runs(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     """Whether torch's variable-length flash attention takes heads of this width: the bare operator pads none."""
-    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
-        return False
-    built = torch.backends.cuda.is_flash_attention_available() and torch.cuda.get_device_capability(device) >= (8, 0)
-    return built and width % 8 == 0 and width <= 192  # wider ones train on some GPUs only
+    built = _half_on_ampere(device, dtype) and torch.backends.cuda.is_flash_attention_available()
+    return built and width % 8 == 0 and width <= WIDEST_HEAD
+
+
+def kernel_runs(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether our own kernel, `attention_kernel`, takes heads of this width."""
+    return _half_on_ampere(device, dtype) and _has_triton() and width in (16, 32, 64, 128)
+
+
+def _half_on_ampere(device: torch.device, dtype: torch.dtype) -> bool:
+    half = dtype in (torch.float16, torch.bfloat16)
+    return half and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@cache
+def _has_triton() -> bool:
+    """Triton comes with torch where there is CUDA on Linux."""
+    return find_spec("triton") is not None
 
 
 def _flash(

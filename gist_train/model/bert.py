@@ -1,7 +1,8 @@
-"""BERT's layers where a CPU trains them: the same arithmetic as transformers' own, in fewer passes over memory.
+"""BERT's layers in training: the same arithmetic as transformers' own, in fewer passes over memory and fewer kernels.
 
-On a CPU what is left beside matrix multiplications is memory traffic: a text's queries, keys and values are laid out in one copy,
-dropout keeps the 16 bits that it drew for an element and not a float32 mask, and adds the residual in the pass that drops.
+One multiplication makes queries, keys and values. On a GPU attention within short texts has a kernel of its own. On a CPU what
+is left beside matrix multiplications is memory traffic: a text's queries, keys and values are laid out in one copy, dropout keeps
+the 16 bits that it drew for an element and not a float32 mask, and adds the residual in the pass that drops.
 
 Legend: T tokens of all texts, D width, H heads, W width of a head, L tokens of a text, n texts of one length.
 """
@@ -10,38 +11,64 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import dropout as torch_dropout
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from gist_train.model.attention import PackedLengths
+from gist_train.model.attention import Borders, PackedLengths, Spans, attend
 from gist_train.model.dropout import Rate, kept, rate_of, words
 
 
-def bert_hidden(transformer: Any, input_ids: Tensor, position_ids: Tensor, lengths: PackedLengths) -> Tensor:
-    """(T, D) last hidden states of transformers' `BertModel`, or one of its kin, from (1, T) token ids and positions."""
+def bert_hidden(
+    transformer: Any, input_ids: Tensor, position_ids: Tensor, lengths: PackedLengths | Borders, spans: Spans | None = None
+) -> Tensor:
+    """(T, D) last hidden states of transformers' `BertModel`, or one of its kin, from (1, T) token ids and positions.
+
+    Args:
+        lengths: where texts begin and end; with the groups of their lengths on a CPU.
+        spans: the same for our own kernel of attention, where it runs.
+    """
     hidden: Tensor = transformer.embeddings(input_ids=input_ids, position_ids=position_ids)[0]
-    for layer in transformer.encoder.layer:
+    for index, layer in enumerate(transformer.encoder.layer):
         if layer.gradient_checkpointing:
-            hidden = checkpoint(_layer, layer, hidden, lengths, use_reentrant=False)
+            hidden = checkpoint(_layer, layer, hidden, lengths, spans, index, use_reentrant=False)
         else:
-            hidden = _layer(layer, hidden, lengths)
+            hidden = _layer(layer, hidden, lengths, spans, index)
     return hidden
 
 
-def _layer(layer: Any, hidden: Tensor, lengths: PackedLengths) -> Tensor:
+def _layer(layer: Any, hidden: Tensor, lengths: PackedLengths | Borders, spans: Spans | None, index: int) -> Tensor:
     own, after, output = layer.attention.self, layer.attention.output, layer.output
     three = (own.query, own.key, own.value)
     # One multiplication for all three: their input's gradient is summed inside it.
     qkv = linear(hidden, torch.cat([part.weight for part in three]), torch.cat([part.bias for part in three]))
-    context: Tensor = _Attention.apply(qkv, lengths, own.num_attention_heads, rate_of(own.dropout))  # type: ignore[no-untyped-call]
-    attended = after.LayerNorm(_dropped_plus(after.dense(context), hidden, rate_of(after.dropout)))
-    made: Tensor = output.LayerNorm(_dropped_plus(output.dense(layer.intermediate(attended)), attended, rate_of(output.dropout)))
+    context = _attended(qkv, own, lengths, spans, index)
+    attended = after.LayerNorm(_dropped_plus(after.dense(context), hidden, after.dropout))
+    made: Tensor = output.LayerNorm(_dropped_plus(output.dense(layer.intermediate(attended)), attended, output.dropout))
     return made
 
 
-def _dropped_plus(x: Tensor, residual: Tensor, rate: Rate) -> Tensor:
+def _attended(qkv: Tensor, own: Any, lengths: PackedLengths | Borders, spans: Spans | None, index: int) -> Tensor:
+    """(T, D) attention within each text, from (T, 3 D) queries, keys and values."""
+    heads, dropout = own.num_attention_heads, own.dropout
+    if spans is not None:
+        from gist_train.model import attention_kernel  # Triton is there where a GPU is
+
+        rate = dropout.p if dropout.training else 0.0
+        return attention_kernel.attention(qkv, spans.begin, spans.end, spans.seeds[index : index + 1], heads, rate)
+    if qkv.device.type == "cpu":
+        on_cpu: Tensor = _Attention.apply(qkv, lengths, heads, rate_of(dropout))  # type: ignore[no-untyped-call]
+        return on_cpu
+    q, k, v = qkv.view(len(qkv), 3, heads, -1).unbind(1)
+    return attend(q, k, v, lengths, dropout=dropout.p if dropout.training else 0.0).flatten(1)
+
+
+def _dropped_plus(x: Tensor, residual: Tensor, dropout: nn.Dropout) -> Tensor:
     """`dropout(x) + residual`."""
+    if x.device.type != "cpu":
+        return torch_dropout(x, dropout.p, dropout.training) + residual
+    rate = rate_of(dropout)
     if rate.zeroed == 0:
         return x + residual
     added: Tensor = _DroppedPlus.apply(x, residual, rate)  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 from transformers import (
     BertModel,
     CamembertModel,
@@ -28,7 +28,7 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from gist_train.model.attention import PACKED, Borders, PackedLengths
+from gist_train.model.attention import PACKED, Borders, PackedLengths, Spans, kernel_runs, spans_of
 from gist_train.model.bert import bert_hidden
 from gist_train.model.mpnet import mpnet_hidden
 
@@ -58,6 +58,20 @@ class Pack:
     restore: Tensor
     """(N,) int64: `sorted[restore]` is in the order in which the texts were given."""
 
+    @property
+    def filled(self) -> bool:
+        """Whether `filled_to` put a text behind the others."""
+        return len(self.lengths.cumulative) > len(self.restore) + 1
+
+    def filled_to(self, tokens: int) -> "Pack":
+        """The same with one more text, which fills the sequence up to `tokens`: nothing is pooled from it, and no loss sees it.
+
+        Only the borders tell of it. `lengths.groups` are those of the real texts.
+        """
+        more = tokens - self.input_ids.shape[1]
+        lengths = PackedLengths(self.lengths.groups, pad(self.lengths.cumulative, (0, 1), value=tokens))
+        return Pack(pad(self.input_ids, (0, more)), pad(self.positions, (0, more)), lengths, self.restore)
+
     def each(self, change: Callable[[Tensor], Tensor]) -> "Pack":
         """The same with every tensor changed."""
         lengths = PackedLengths(self.lengths.groups, change(self.lengths.cumulative))
@@ -71,15 +85,26 @@ class Pack:
 def pack(texts: Sequence[Tokens]) -> Pack:
     """Lays the token ids of N texts, each of at least one token, end to end."""
     lengths = np.fromiter((len(text) for text in texts), np.int64, len(texts))
+    return pack_from(np.concatenate(texts), np.cumsum(lengths) - lengths, lengths)
+
+
+def pack_from(ids: Tokens, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Pack:
+    """`pack` of the texts ids[starts[i] : starts[i] + lengths[i]], with no step of Python's for each.
+
+    Args:
+        ids: flat token ids.
+        starts, lengths: (N,), each length at least 1.
+    """
     order = np.argsort(lengths, kind="stable")
     lengths = lengths[order]
     cumulative = np.concatenate([[0], np.cumsum(lengths)])
     values, counts = np.unique(lengths, return_counts=True)
-    restore = np.empty(len(texts), np.int64)
-    restore[order] = np.arange(len(texts))
+    restore = np.empty(len(order), np.int64)
+    restore[order] = np.arange(len(order))
+    positions = np.arange(cumulative[-1]) - np.repeat(cumulative[:-1], lengths)
     return Pack(
-        input_ids=torch.from_numpy(np.concatenate([texts[i] for i in order]).astype(np.int64))[None],
-        positions=torch.from_numpy(np.arange(cumulative[-1]) - np.repeat(cumulative[:-1], lengths))[None],
+        input_ids=torch.from_numpy(ids[np.repeat(starts[order], lengths) + positions].astype(np.int64))[None],
+        positions=torch.from_numpy(positions)[None],
         lengths=PackedLengths(
             tuple(zip(counts.tolist(), values.tolist(), strict=True)), torch.from_numpy(cumulative.astype(np.int32))
         ),
@@ -144,21 +169,40 @@ class Encoder(nn.Module):
         position_ids = self.position_ids(texts)
         if isinstance(self.transformer, MPNetModel):
             return mpnet_hidden(self.transformer, texts.input_ids, position_ids, texts.lengths)
-        if self._trains_on_cpu:
-            return bert_hidden(self.transformer, texts.input_ids, position_ids, texts.lengths)
-        return self.states(texts.input_ids, position_ids, texts.lengths)
+        spans = self.spans(texts.lengths.cumulative, texts.input_ids.shape[1])
+        return self.states(texts.input_ids, position_ids, texts.lengths, spans)
 
-    def states(self, input_ids: Tensor, position_ids: Tensor, lengths: PackedLengths | Borders) -> Tensor:
+    @property
+    def _own_layers(self) -> bool:
+        """Whether this is a BERT in training, for which we have layers that cost less."""
+        return self.transformer.training and isinstance(self.transformer, _BERTS)
+
+    def spans(self, cumulative: Tensor, tokens: int) -> Spans | None:
+        """What our own kernel of attention reads, where it runs: a BERT in training, in half precision, on a GPU.
+
+        Args:
+            cumulative: (N + 1,) int32, where texts begin and end.
+        """
+        device, transformer = cumulative.device, self.transformer
+        if device.type != "cuda" or not self._own_layers:
+            return None
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else transformer.dtype
+        if not kernel_runs(device, dtype, self.head_width):
+            return None
+        return spans_of(cumulative, tokens, transformer.config.num_hidden_layers)
+
+    def states(
+        self, input_ids: Tensor, position_ids: Tensor, lengths: PackedLengths | Borders, spans: Spans | None = None
+    ) -> Tensor:
         """(T, D) last hidden states from (1, T) token ids and positions, as `position_ids` counts them; not of MPNet."""
+        # On a CPU our own layers go through the groups of lengths, which borders alone don't tell.
+        known = input_ids.device.type != "cpu" or isinstance(lengths, PackedLengths)
+        if known and self._own_layers:
+            return bert_hidden(self.transformer, input_ids, position_ids, lengths, spans)
         # Decoders keep keys and values for a next token unless told otherwise.
         uncached = {"use_cache": False} if isinstance(self.transformer, DECODERS) else {}
         out = self.transformer(input_ids=input_ids, position_ids=position_ids, packed=lengths, **uncached)
         return out.last_hidden_state[0]  # type: ignore[no-any-return]
-
-    @property
-    def _trains_on_cpu(self) -> bool:
-        """Whether this is a BERT in training where memory traffic counts."""
-        return self.transformer.training and isinstance(self.transformer, _BERTS) and self.device.type == "cpu"
 
     def position_ids(self, texts: Pack) -> Tensor:
         """(1, T) positions within each text, as the model counts them."""
@@ -190,7 +234,7 @@ class Encoder(nn.Module):
             return hidden[lengths.cumulative[:-1].long()]
         if self.pooling == "last":
             return hidden[lengths.cumulative[1:].long() - 1]
-        if hidden.is_cuda:
+        if hidden.is_cuda or sum(lengths.sizes) < len(hidden):  # the second where the pack is filled, elsewhere
             return means_of_texts(hidden, lengths.cumulative)
         parts = zip(torch.split(hidden, lengths.sizes), lengths.groups, strict=True)
         # The mean is taken in float32: over 512 tokens bf16 would round most of them away.

@@ -30,10 +30,10 @@ def seeded(encoder, texts):
 def test_it_is_transformers_layers(monkeypatch, family, lengths):
     """Without dropout: outputs and every weight's gradient are those of transformers' own layers over the same pack."""
     encoder, twin = encoder_of(family, 0.0), encoder_of(family, 0.0)
-    assert encoder._trains_on_cpu
+    assert encoder._own_layers
     ours = seeded(encoder, texts_of(lengths))
     found = gradients(encoder, ours)
-    monkeypatch.setattr(Encoder, "_trains_on_cpu", False)
+    monkeypatch.setattr(Encoder, "_own_layers", False)
     expected = seeded(twin, texts_of(lengths))
     torch.testing.assert_close(ours, expected, rtol=2e-6, atol=2e-6)
     assert_same_gradients(found, gradients(twin, expected))
@@ -114,6 +114,6 @@ def test_without_a_graph_it_gives_the_same():
 
 def test_it_is_for_bert_in_training():
     """A model in evaluation has torch's own attention, which is faster without dropout; MPNet has another one."""
-    assert encoder_of("roberta", 0.2)._trains_on_cpu
-    assert not encoder_of("mpnet", 0.2)._trains_on_cpu
-    assert not encoder_of("bert", 0.2).eval()._trains_on_cpu
+    assert encoder_of("roberta", 0.2)._own_layers
+    assert not encoder_of("mpnet", 0.2)._own_layers
+    assert not encoder_of("bert", 0.2).eval()._own_layers

@@ -89,7 +89,7 @@ def test_borders_reach_the_last_token(lengths):
     compiled._states = lambda encoder, *given: seen.append(given) or encoder.states(*given[:2], pack(texts_of([size])).lengths)
     size = (sum(lengths) // MULTIPLE + 1) * MULTIPLE
     compiled(pack(texts_of(lengths)))
-    ((input_ids, position_ids, cumulative, longest),) = seen
+    ((input_ids, position_ids, cumulative, longest, _),) = seen
     assert input_ids.shape == position_ids.shape == (1, size)
     assert cumulative.tolist() == [*pack(texts_of(lengths)).lengths.cumulative.tolist(), size]
     assert cumulative.dtype == torch.int32

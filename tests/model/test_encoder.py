@@ -367,7 +367,7 @@ def test_attention_dropout_reaches_the_model_in_training_only(monkeypatch, famil
     """The rate comes from the attention's dropout module or its own number, and the model's mode decides: a rate that gets lost
     on the way trains without attention dropout, one that stays in evaluation makes embeddings depend on chance."""
     rates: list[float] = []
-    monkeypatch.setattr(Encoder, "_trains_on_cpu", False)  # which has tests of its own
+    monkeypatch.setattr(Encoder, "_own_layers", False)  # which has tests of its own
     monkeypatch.setattr("gist_train.model.attention.cheap_dropout", lambda x, p: rates.append(p) or x)
     encoder = Encoder(transformer_of(family, dropout=0.2), pooling="mean", normalized=True)
     use_cheap_dropout(encoder.transformer, None)
