@@ -44,7 +44,7 @@ from gist_train.training.opening import Job, check_compile, check_dimensions, ch
 from gist_train.training.resume import checkpoint_to_start_from, refuse_other_content, verified_for
 from gist_train.training.runlog import RunLog
 from gist_train.training.signals import StopSignal
-from gist_train.training.throughput import matmul_rate, training_flops
+from gist_train.training.throughput import TrainingCost, matmul_rate
 
 NOT_WRITTEN = 1000
 """What ranks tell each other at a step's end where a checkpoint could not be written: more than any signal's number."""
@@ -165,6 +165,7 @@ def _drive(
     """
     accelerator, student = job.training.accelerator, job.student
     main, processes = accelerator.is_main_process, accelerator.num_processes
+    cost = TrainingCost.of(student.encoder)
     rate = matmul_rate(student.encoder, 2048, DTYPES[precision_of(accelerator)])
 
     def settle() -> None:
@@ -211,7 +212,7 @@ def _drive(
             return 0, step
         for record in steps(job.training, step, job.stop):
             step, last = record.step, record.step == job.stop
-            flops = training_flops(student.encoder, record.groups) * processes
+            flops = cost.flops(record.groups) * processes
             display.show(record, log.add(record, flops, rate * processes))
             signal_number = largest_over_ranks(NOT_WRITTEN if writer.failed else signals.received())
             if signal_number == NOT_WRITTEN:

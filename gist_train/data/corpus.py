@@ -75,6 +75,11 @@ class TokenTable:
         first, last = self.offsets[views].tolist(), self.offsets[views + 1].tolist()
         return [self.ids[a:b] for a, b in zip(first, last, strict=True)]
 
+    def starts(self, views: Int64) -> Int64:
+        """Where the tokens of each of `views` begin in `ids`."""
+        starts: Int64 = self.offsets[views]
+        return starts
+
     def lengths(self, views: Int64) -> Int64:
         """Tokens of each of `views`."""
         lengths: Int64 = self.offsets[views + 1] - self.offsets[views]

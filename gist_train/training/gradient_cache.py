@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gist_train.model.encoder import Pack, Tokens, pack
+from gist_train.model.encoder import Pack, Tokens, pack_from
 
 Ints = NDArray[np.int64]
 
@@ -38,6 +38,22 @@ class Texts:
         """(number of texts, tokens in each), of every chunk."""
         return tuple(group for chunk in self.chunks for group in chunk.lengths.groups)
 
+    @property
+    def filled(self) -> bool:
+        """Whether one more text, which no loss sees, fills the only chunk up."""
+        return not self.cached and self.chunks[0].filled
+
+    @property
+    def filling(self) -> int:
+        """Tokens of that text."""
+        real = sum(count * length for count, length in self.groups)
+        return self.chunks[0].input_ids.shape[1] - real if self.filled else 0
+
+    def filled_to(self, tokens: int) -> "Texts":
+        """The same, with the only chunk filled up to `tokens`."""
+        (chunk,) = self.chunks
+        return Texts((chunk.filled_to(tokens),), self.which, self.cached)
+
     def each(self, change: Callable[[Tensor], Tensor]) -> "Texts":
         """The same with every tensor changed."""
         return Texts(tuple(chunk.each(change) for chunk in self.chunks), tuple(change(x) for x in self.which), self.cached)
@@ -46,6 +62,20 @@ class Texts:
 def computed_tokens(lengths: Ints, *, packed: bool) -> int:
     """Tokens that a forward pass over texts of these lengths (n,) computes: the real ones or, not packed, padding too."""
     return int(lengths.sum() if packed else len(lengths) * lengths.max())
+
+
+FINEST = 64
+"""Tokens between two totals of `filled_tokens`, at the least."""
+
+
+def filled_tokens(tokens: int, longest: int) -> int:
+    """The total to which a batch is filled for a CUDA graph: in steps of an eighth of the power of two below it.
+
+    Args:
+        longest: tokens of the longest text that there may be, which the text that fills it up keeps to as well.
+    """
+    apart = min(max(FINEST, (1 << (tokens.bit_length() - 1)) // 8), longest)
+    return (tokens // apart + 1) * apart
 
 
 def cut(lengths: Ints, limit: int | None, *, packed: bool) -> list[Ints]:
@@ -77,9 +107,13 @@ def cut(lengths: Ints, limit: int | None, *, packed: bool) -> list[Ints]:
     return chunks
 
 
-def texts_in(chunks: Sequence[Ints], tokens: Sequence[Tokens], *, cached: bool) -> Texts:
-    """Packs the token ids of N texts into chunks, as `cut` made them for these texts, in host memory."""
-    packs = tuple(pack([tokens[i] for i in chunk.tolist()]) for chunk in chunks)
+def texts_in(chunks: Sequence[Ints], ids: Tokens, starts: Ints, lengths: Ints, *, cached: bool) -> Texts:
+    """Packs N texts into chunks, as `cut` made them for these texts, in host memory.
+
+    Args:
+        ids, starts, lengths: the texts' token ids, as `pack_from` takes them.
+    """
+    packs = tuple(pack_from(ids, starts[chunk], lengths[chunk]) for chunk in chunks)
     return Texts(packs, tuple(torch.from_numpy(chunk) for chunk in chunks), cached)
 
 

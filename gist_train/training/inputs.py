@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gist_train.data.corpus import Batch
 from gist_train.training.distributed import share
-from gist_train.training.gradient_cache import Texts, computed_tokens, cut, texts_in
+from gist_train.training.gradient_cache import Texts, computed_tokens, cut, filled_tokens, texts_in
 from gist_train.training.lookups import GuideLookup, labels_of, own_negatives_of
 from gist_train.training.parts import Training
 
@@ -46,6 +46,17 @@ class Inputs:
         for_loss = {name: None if x is None else change(x) for name, x in self.for_loss.items()}
         return replace(self, texts=self.texts.each(change), for_loss=for_loss)
 
+    def tensors(self) -> list[Tensor]:
+        """Every tensor, in the order in which `each` comes to it."""
+        tensors: list[Tensor] = []
+
+        def note(x: Tensor) -> Tensor:
+            tensors.append(x)
+            return x
+
+        self.each(note)
+        return tensors
+
 
 def inputs_of(training: Training, step: int) -> Inputs:
     """The inputs of `step`, counted from 1, in host memory: a pure function of config, corpus and step."""
@@ -63,14 +74,16 @@ def inputs_of(training: Training, step: int) -> Inputs:
     lengths = [tokens.lengths(of_rank) for of_rank in views]
     chunks = [cut(of_rank, training.max_tokens_per_forward, packed=training.packed) for of_rank in lengths]
     # Ranks must do the same things in the same order wherever these wait for each other: if one caches, all do.
-    texts = texts_in(chunks[rank], tokens.of(views[rank]), cached=max(map(len, chunks)) > 1)
+    texts = texts_in(chunks[rank], tokens.ids, tokens.starts(views[rank]), lengths[rank], cached=max(map(len, chunks)) > 1)
+    if training.longest_in_graphs is not None and not texts.cached:
+        texts = texts.filled_to(filled_tokens(int(lengths[rank].sum()), training.longest_in_graphs))
     encoded = [of_rank[chunk] for of_rank, cuts in zip(lengths, chunks, strict=True) for chunk in cuts]
     inputs = Inputs(
         rows=rows,
         here=shares[rank],
         parts=tuple([b - a, b - a, int(batch.negative_offsets[b] - batch.negative_offsets[a])] for a, b in shares),
         tokens=sum(int(n.sum()) for n in lengths),
-        computed_tokens=sum(computed_tokens(chunk, packed=training.packed) for chunk in encoded),
+        computed_tokens=sum(computed_tokens(chunk, packed=training.packed) for chunk in encoded) + texts.filling,
         texts=texts,
         for_loss=_for_loss(training, batch),
     )

@@ -24,9 +24,10 @@ from gist_train.model.loss import BLOCKS, LossOutput, guided_contrastive_loss
 from gist_train.training.clock import StepClock
 from gist_train.training.distributed import gather_with_gradient, sum_over_ranks
 from gist_train.training.gradient_cache import encode, hand_on
+from gist_train.training.graphs import Graphs
 from gist_train.training.inputs import Inputs, inputs_of
 from gist_train.training.parts import Training
-from gist_train.training.update import update
+from gist_train.training.update import set_learning_rate, update
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,44 +85,32 @@ def steps(training: Training, start: int, stop: int) -> Iterator[StepRecord]:
 
     From a step on whose loss or gradient is not finite no update changes anything: `losses` of the records tells.
     """
-    accelerator, optimizer, device = training.accelerator, training.optimizer, training.accelerator.device
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    accelerator, device = training.accelerator, training.accelerator.device
     frozen = torch.zeros((), device=device)
+    graphs = None
+    if training.longest_in_graphs is not None:
+        untimed = StepClock(device, running=False)  # in a graph there is no time
+        graphs = Graphs(lambda inputs, seed: _compute(training, inputs, [seed], frozen, untimed), device)
     training.model.train()
     # A tensor's device has a number: of one process accelerate says "cuda", which a thread can't be given.
     with ThreadPoolExecutor(1, "next batch", _use, (frozen.device,)) as ahead:
         following = ahead.submit(inputs_of, training, start + 1)
         for step in range(start + 1, stop + 1):
             began, clock = time.perf_counter(), StepClock(device)
-            inputs = following.result().each(lambda x: x.to(device, non_blocking=True))
+            inputs = following.result()
             if step < stop:
                 following = ahead.submit(inputs_of, training, step + 1)
-            clock.ends("data")
-
             # Dropout's draws depend on nothing that came before: the generators are set anew for each chunk.
-            rank, texts = accelerator.process_index, inputs.texts
-            seeds = [dropout_seed(training.seed, step, rank, chunk) for chunk in range(len(texts.chunks))]
-            embeddings = encode(training.model, texts, seeds)
-            clock.ends("forward")
-            gathered = gather_with_gradient(embeddings[: sum(inputs.parts[rank])], [sum(part) for part in inputs.parts])
-            clock.ends("communication")
-            out = _loss(training, inputs, gathered)
-            clock.ends("loss")
-
-            # Summed over ranks this is the batch's loss. DistributedDataParallel averages gradients, hence the factor.
-            factor = accelerator.num_processes
-            (out.loss * (factor if training.loss_scale is None else factor * training.loss_scale.value)).backward()
-            if texts.cached:  # backward has reached the embeddings, and from there no graph leads to the weights yet
-                hand_on(accelerator, training.model, texts, seeds, embeddings)
-            clock.ends("backward")
-
-            totals = sum_over_ranks(torch.cat([out.loss.detach().float()[None], out.masked.float(), out.candidates.float()]))
-            clock.ends("communication")
-            for group in optimizer.param_groups:
-                group["lr"] = training.schedule.learning_rate(step - 1)
-            scale = frozen.new_zeros(()) if training.loss_scale is None else training.loss_scale.value
-            norm = update(optimizer, parameters, totals[0], frozen, limit=training.grad_clip, scale=training.loss_scale)
-            clock.ends("optimizer")
+            seeds = [dropout_seed(training.seed, step, accelerator.process_index, n) for n in range(len(inputs.texts.chunks))]
+            set_learning_rate(training.optimizer, training.schedule.learning_rate(step - 1))
+            if graphs is not None and graphs.take(inputs):
+                clock.ends("data")
+                figures = graphs.run(inputs, seeds[0])
+                clock.ends("graph")
+            else:
+                inputs = inputs.each(lambda x: x.to(device, non_blocking=True))
+                clock.ends("data")
+                figures = _compute(training, inputs, seeds, frozen, clock)
             yield StepRecord(
                 step=step,
                 epoch=step / training.plan.steps_per_epoch,
@@ -129,11 +118,38 @@ def steps(training: Training, start: int, stop: int) -> Iterator[StepRecord]:
                 rows=inputs.rows,
                 tokens=inputs.tokens,
                 computed_tokens=inputs.computed_tokens,
-                groups=texts.groups,
+                groups=inputs.texts.groups,
                 clock=clock,
                 seconds=time.perf_counter() - began,
-                figures=torch.cat([totals[:1], norm[None], totals[1:], scale[None], frozen[None]]),
+                figures=figures,
             )
+
+
+def _compute(training: Training, inputs: Inputs, seeds: Sequence[int], frozen: Tensor, clock: StepClock) -> Tensor:
+    """The work of one step on the device, update included: `StepRecord.figures`."""
+    accelerator, optimizer, texts = training.accelerator, training.optimizer, inputs.texts
+    embeddings = encode(training.model, texts, seeds)
+    clock.ends("forward")
+    own = embeddings[: sum(inputs.parts[accelerator.process_index])]
+    gathered = gather_with_gradient(own, [sum(part) for part in inputs.parts])
+    clock.ends("communication")
+    out = _loss(training, inputs, gathered)
+    clock.ends("loss")
+
+    # Summed over ranks this is the batch's loss. DistributedDataParallel averages gradients, hence the factor.
+    factor = accelerator.num_processes
+    (out.loss * (factor if training.loss_scale is None else factor * training.loss_scale.value)).backward()
+    if texts.cached:  # backward has reached the embeddings, and from there no graph leads to the weights yet
+        hand_on(accelerator, training.model, texts, seeds, embeddings)
+    clock.ends("backward")
+
+    totals = sum_over_ranks(torch.cat([out.loss.detach().float()[None], out.masked.float(), out.candidates.float()]))
+    clock.ends("communication")
+    scale = frozen.new_zeros(()) if training.loss_scale is None else training.loss_scale.value
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = update(optimizer, parameters, totals[0], frozen, limit=training.grad_clip, scale=training.loss_scale)
+    clock.ends("optimizer")
+    return torch.cat([totals[:1], norm[None], totals[1:], scale[None], frozen[None]])
 
 
 def losses(records: Sequence[StepRecord], corpus: Corpus) -> list[float]:

@@ -13,15 +13,15 @@ from gist_train.config.schema import Config, LossConfig, OptimizerConfig
 from gist_train.config.training import TrainingConfig
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Corpus, TokenTable
-from gist_train.model.attention import flash_runs
-from gist_train.model.compiled import CompiledEncoder
+from gist_train.model.attention import WIDEST_HEAD, flash_runs
+from gist_train.model.compiled import BorderedEncoder, CompiledEncoder
 from gist_train.model.pretrained import Pretrained
 from gist_train.training.distributed import DTYPES, precision_of
 from gist_train.training.lookups import GuideLookup, SourceRules
 from gist_train.training.parts import Training
 from gist_train.training.resume import facts_of
 from gist_train.training.schedule import Schedule, make_schedule
-from gist_train.training.update import LossScale
+from gist_train.training.update import LossScale, for_graphs
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,13 @@ def open_training(
     """The student on the accelerator's device, with optimizer and schedule, at step 0."""
     schedule, precision = schedule_of(config, plan.steps_per_epoch), precision_of(accelerator)
     adamw = _optimizer(student, config.optimizer)
-    encoder = CompiledEncoder(student.encoder, student.max_length) if config.training.compile else student.encoder
+    if config.training.cuda_graph:
+        for_graphs(adamw, accelerator.device)
+    encoder: nn.Module = student.encoder
+    if config.training.compile:
+        encoder = CompiledEncoder(student.encoder, student.max_length)
+    elif config.training.cuda_graph:
+        encoder = BorderedEncoder(student.encoder, student.max_length)
     # Wrapped once more, so that accelerate's patches (autocast) stay off the encoder that is evaluated and saved.
     model = accelerator.prepare(nn.Sequential(encoder))
     training = Training(
@@ -66,6 +72,7 @@ def open_training(
         seed=config.training.seed,
         max_tokens_per_forward=config.training.max_tokens_per_forward,
         loss_scale=LossScale.first(accelerator.device) if precision == "fp16" else None,
+        longest_in_graphs=student.max_length if config.training.cuda_graph else None,
     )
     facts = facts_of(config, student, corpus.content, guide, precision, accelerator.num_processes)
     return Job(student, training, last_step(config, schedule), facts)
@@ -100,19 +107,25 @@ def checkpoint_gradients(config: TrainingConfig, student: Pretrained) -> None:
 
 
 def check_compile(config: TrainingConfig, student: Pretrained, accelerator: Accelerator) -> None:
-    """Raises UserError where the encoder is to be compiled and can't be, on this device or at all."""
-    if not config.compile:
-        return
+    """Raises UserError where the encoder is to be compiled, or steps are to be replayed from CUDA graphs, and can't be: on this
+    device or at all."""
+    faults = []
     encoder, device, precision = student.encoder, accelerator.device, precision_of(accelerator)
-    if not encoder.compiles:
-        found = f"true, and a model of the family {encoder.transformer.config.model_type}"
-        allowed = "false: attention of this family is not flash attention on a packed sequence"
-    elif not flash_runs(device, DTYPES[precision], encoder.head_width):
-        found = f"true, on {device.type} in {precision}, with attention heads of {encoder.head_width} numbers"
-        allowed = "true on CUDA from Ampere on, in bf16 or fp16, with heads of a multiple of 8 numbers up to 256"
-    else:
-        return
-    raise UserError(Fault("training.compile", found, allowed, "set it to false"))
+    for key, wanted in (("training.compile", config.compile), ("training.cuda_graph", config.cuda_graph)):
+        if wanted and not encoder.compiles:
+            found = f"true, and a model of the family {encoder.transformer.config.model_type}"
+            allowed = "false: attention of this family is not flash attention on a packed sequence"
+            faults.append(Fault(key, found, allowed, "set it to false"))
+        elif wanted and not flash_runs(device, DTYPES[precision], encoder.head_width):
+            found = f"true, on {device.type} in {precision}, with attention heads of {encoder.head_width} numbers"
+            allowed = f"true on CUDA from Ampere on, in bf16 or fp16, with heads of a multiple of 8 numbers up to {WIDEST_HEAD}"
+            faults.append(Fault(key, found, allowed, "set it to false"))
+    if config.cuda_graph and accelerator.num_processes > 1:
+        found = f"true, and {accelerator.num_processes} processes"
+        allowed = "true in one process: what processes send each other is no part of a graph"
+        faults.append(Fault("training.cuda_graph", found, allowed, "set it to false"))
+    if faults:
+        raise UserError(*faults)
 
 
 def schedule_of(config: Config, steps_per_epoch: int) -> Schedule:

@@ -37,6 +37,8 @@ class Training:
     """Where a rank's texts have more tokens, they are encoded in chunks and the gradient is cached."""
     loss_scale: LossScale | None = None
     """Under fp16."""
+    longest_in_graphs: int | None = None
+    """Tokens of the longest text, where steps are replayed from CUDA graphs; None where they are not."""
 
     @property
     def packed(self) -> bool:

@@ -14,6 +14,8 @@ from gist_train.training.lookups import GuideLookup
 
 CONTENT = {"corpus": "data.train", "guide": "guide.name", "precision": "training.precision", "student": "model.name"}
 """What a resume compares beside the config's fields, and the field that leads to it."""
+SINCE = {"training.cuda_graph": False}
+"""Fields that manifests from before they were there lack, and what runs did then."""
 MEND_CHANGE = "set it back, or give this training a name of its own"
 
 
@@ -46,7 +48,7 @@ def verified_for(origin: Path, config: Config) -> dict[str, Any]:
         UserError: it is damaged, or the config changed since; every field is named.
     """
     manifest = verified_manifest(origin)
-    was, now = manifest["mathematics"], mathematics(config)
+    was, now = {**SINCE, **manifest["mathematics"]}, mathematics(config)
     faults = [
         Fault(key, found_words(now.get(key, "nothing")), f"{found_words(was.get(key, 'nothing'))}, as in {origin}", MEND_CHANGE)
         for key in sorted(was.keys() | now.keys())

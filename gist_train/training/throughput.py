@@ -5,27 +5,46 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from gist_train.model.encoder import Encoder
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingCost:
+    """What an encoder multiplies in training, counted once: to go through its modules takes as long as to launch some kernels."""
+
+    a_token: int
+    """Weights that each token meets."""
+    a_pair: int
+    """Of attention, for each two tokens of a text: numbers in a token's queries, over all layers."""
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> "TrainingCost":
+        """That of `encoder`."""
+        named = encoder.transformer.named_modules()
+        linear = sum(m.weight.numel() for name, m in named if isinstance(m, torch.nn.Linear) and not name.startswith("pooler."))
+        return cls(linear, encoder.attention_width * encoder.transformer.config.num_hidden_layers)
+
+    def flops(self, groups: Sequence[tuple[int, int]]) -> int:
+        """Floating-point operations of forward and backward over real tokens, in matrix multiplications alone.
+
+        A multiply-add counts as two, the backward pass as twice the forward pass (Kaplan et al. 2020, arXiv 2001.08361). Every
+        pair of a text's tokens counts, also where a layer is causal or local.
+
+        Args:
+            groups: (number of texts, tokens in each), as in `PackedLengths`.
+        """
+        tokens = sum(count * length for count, length in groups)
+        pairs = sum(count * length * length for count, length in groups)
+        return 3 * (2 * self.a_token * tokens + 4 * self.a_pair * pairs)
+
+
 def training_flops(encoder: Encoder, groups: Sequence[tuple[int, int]]) -> int:
-    """Floating-point operations of forward and backward over real tokens, in matrix multiplications alone.
-
-    A multiply-add counts as two, the backward pass as twice the forward pass (Kaplan et al. 2020, arXiv 2001.08361). Every pair
-    of a text's tokens counts, also where a layer is causal or local.
-
-    Args:
-        groups: (number of texts, tokens in each), as in `PackedLengths`.
-    """
-    named = encoder.transformer.named_modules()
-    linear = sum(m.weight.numel() for name, m in named if isinstance(m, torch.nn.Linear) and not name.startswith("pooler."))
-    config = encoder.transformer.config
-    tokens = sum(count * length for count, length in groups)
-    pairs = sum(count * length * length for count, length in groups)
-    return 3 * int(2 * linear * tokens + 4 * encoder.attention_width * config.num_hidden_layers * pairs)
+    """`TrainingCost.flops` of an encoder that is asked once."""
+    return TrainingCost.of(encoder).flops(groups)
 
 
 def matmul_rate(encoder: Encoder, tokens: int, dtype: torch.dtype, seconds: float = 0.5) -> float:

@@ -44,6 +44,23 @@ class LossScale:
         self.skipped.add_(overflow)
 
 
+def set_learning_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
+    """Sets the rate of the next update, on the device where the optimizer keeps it there."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def for_graphs(optimizer: torch.optim.AdamW, device: torch.device) -> None:
+    """Has the optimizer read its learning rate from the device at each update, as a CUDA graph of it must. In float32, where it
+    would else be a double: the weights may differ in their last bits."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.zeros((), device=device)
+        group["capturable"] = device.type == "cuda"
+
+
 def update(
     optimizer: torch.optim.AdamW,
     parameters: Sequence[nn.Parameter],

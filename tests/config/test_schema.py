@@ -48,7 +48,7 @@ def test_smallest_config_has_the_recipes_hyperparameters():
         ("training", {"epochs": 2, "max_steps": None, "stop_at_step": 10**9, "seed": 2**32 - 1, "grad_clip": None}),
         ("training", {"max_tokens_per_forward": 512, "gradient_checkpointing": True}),
         ("training", {"max_tokens_per_forward": None, "gradient_checkpointing": False, "compile": False}),
-        ("training", {"max_tokens_per_forward": 512, "compile": True}),
+        ("training", {"max_tokens_per_forward": 512, "compile": True, "cuda_graph": True}),
         ("schedule", {"type": "constant", "warmup_ratio": 1}),
         ("data", {"train": [{"source": kind, "path": "*"} for kind in ("jsonl", "csv", "parquet", "medi")]}),
         (
@@ -95,7 +95,7 @@ def test_accepts(section: str, accepted: object):
         *[(("selection", "metric"), bad) for bad in ({}, [], 3, {"s/spearman": 0}, {"s/spearman": True}, {3: 1}, {"a/b": "1"})],
         (("evaluation", "tasks"), [{"type": "retrieval", "name": "a", "path": p} for p in "xy"]),
         *[(("training", "max_tokens_per_forward"), bad) for bad in (0, 511, 4096.0, True, "4096")],
-        *[(("training", switch), bad) for switch in ("gradient_checkpointing", "compile") for bad in (1, None, "true")],
+        *[(("training", switch), bad) for switch in ("gradient_checkpointing", "compile", "cuda_graph") for bad in (1, None, "true")],
     ],
 )
 def test_refuses(path: tuple[str, ...], bad: object):
@@ -206,7 +206,7 @@ def test_mathematics_leaves_out_only_what_may_change_on_resume():
     plain = mathematics(config(guide={"name": "g"}))
     assert mathematics(harmless) == plain
     assert {key.split(".")[0] for key in plain} == {"model", "guide", "data", "loss", "training", "optimizer", "schedule"}
-    assert len(plain) == 39
+    assert len(plain) == 40
     assert mathematics(config(guide="self"))["guide"] == "self"
     assert mathematics(config())["guide"] is None
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from families import PACKED_FAMILIES, texts_of, transformer_of
@@ -105,7 +106,8 @@ def test_chunks_ask_nothing():
     """Gradient caching puts the chunks' embeddings where they belong, and takes gradients from there."""
     encoder = Encoder(transformer_of("bert").to(META), pooling="cls", normalized=True).train()
     chunks = [torch.arange(3).numpy(), torch.arange(3, 8).numpy()]
-    texts: Texts = texts_in(chunks, texts_of(LENGTHS), cached=True).each(lambda x: x.to(META))
+    ids, lengths = np.concatenate(texts_of(LENGTHS)), np.array(LENGTHS)
+    texts: Texts = texts_in(chunks, ids, lengths.cumsum() - lengths, lengths, cached=True).each(lambda x: x.to(META))
     with nothing_crosses():
         embeddings = encode(encoder, texts, [1, 2])
         embeddings.sum().backward()

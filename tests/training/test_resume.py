@@ -180,6 +180,22 @@ def test_other_mathematics_is_refused(begun, tmp_path, field):
     assert metrics(run) == before
 
 
+def test_a_run_from_before_a_field_goes_on(begun, tmp_path):
+    """Its checkpoints say nothing of a switch that was not there: that is no change, unless the switch is turned now."""
+    again, run = begun
+    for step in (4, 8):
+        folder = checkpoint_folder(run, step)
+        manifest = checkpoints.verified_manifest(folder)
+        assert manifest["mathematics"].pop("training.cuda_graph") is False
+        (folder / checkpoints.MANIFEST).unlink()
+        checkpoints.seal(folder, manifest)
+    options = {"batch_size": 8, "max_steps": 12, "precision": "float32"}
+    turned = gist("train", again(training={**options, "cuda_graph": True}))
+    assert (turned.code, "training.cuda_graph" in turned.err) == (2, True)
+    assert gist("train", again()).code == 0
+    assert saved_steps(run) == [4, 8, 12]
+
+
 def test_all_changed_fields_are_named_at_once(begun):
     """One at a time, a user would start the run five times."""
     again, _ = begun

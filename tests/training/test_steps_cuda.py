@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from unittest import mock
 
 import numpy as np
@@ -39,15 +40,16 @@ def fresh():
 
 @pytest.fixture
 def config_of(write_config, make_model):
-    """Writes a run without dropout unless asked for; heads of 8, as flash attention takes them."""
+    """Writes a run without dropout unless asked for; heads of 16, as our own kernel of attention takes them, and flash too."""
 
-    def write(precision, *, family="bert", dropout=0.0, loss=None, guide="store", **training):
+    def write(precision, *, family="bert", dropout=0.0, loss=None, guide="store", data=None, **training):
         return write_config(
-            model={"name": str(make_model(family, dropout=dropout))},
+            model={"name": str(make_model(family, width=64, dropout=dropout))},
             training={"batch_size": 8, "max_steps": 12, "precision": precision, **training},
             optimizer={"lr": 1e-3, "eps": 1e-3},
             loss={"temperature": 0.05, **(loss or {})},
             **({} if guide == "store" else {"guide": guide}),
+            **({} if data is None else {"data": data}),
         )
 
     return write
@@ -113,6 +115,33 @@ def test_a_compiled_run_is_the_plain_one(config_of, limit):
     assert compiled["loss"] != plain["loss"]
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_run_by_graphs_is_the_same_work_without(write_rows, triplets, config_of, monkeypatch, compiled):
+    """With dropout: a graph that keeps the seed, the rate or the batch that it was recorded with trains on, only worse."""
+    rows = [{**row, "positive": row["positive"][:1], "negative": [other["anchor"]]} for row, other in pairwise(triplets)]
+    data = {"train": [{"source": "jsonl", "path": str(write_rows("with-negative.jsonl", rows))}]}
+
+    def run():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        path = config_of("bf16", dropout=0.1, cuda_graph=True, compile=compiled, data=data)
+        training, student, _ = training_of(load_config(path))
+        records = list(steps(training, 0, 12))
+        weights = {name: p.detach().cpu() for name, p in student.encoder.named_parameters()}
+        return losses(records, training.corpus), [record.grad_norm for record in records], weights
+
+    replayed = mock.Mock(side_effect=torch.cuda.CUDAGraph.replay, autospec=True)
+    with mock.patch.object(torch.cuda.CUDAGraph, "replay", lambda graph: replayed(graph)):
+        found = run()
+    assert replayed.call_count >= 3
+    monkeypatch.setattr("gist_train.training.graphs.CudaRecorder", lambda: lambda work: work)
+    torch._dynamo.reset()
+    expected = run()
+    assert found[0] == pytest.approx(expected[0], rel=5e-3)
+    assert found[1] == pytest.approx(expected[1], rel=5e-2)
+    for name, weight in expected[2].items():
+        assert (found[2][name] - weight).abs().max() < 2e-3, name
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_dropout_does_not_ask_who_wants_a_gradient(family):
     """Gradient caching's first pass wants none. torch chooses a kernel of attention by that too, each with its own draws."""
@@ -148,6 +177,7 @@ CASES = {
     "a decoder": ("bf16", None, {"family": "qwen3"}),
     "compiled": ("bf16", None, {"compile": True}),
     "compiled, chunks": ("bf16", LIMIT, {"compile": True}),
+    "a graph": ("bf16", None, {"cuda_graph": True}),
 }
 
 
@@ -179,7 +209,9 @@ def test_the_check_above_finds_what_waits():
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("training", [{"precision": "float32"}, {"precision": "fp16"}, {"precision": "bf16", "compile": True}])
+@pytest.mark.parametrize(
+    "training", [{"precision": "float32"}, {"precision": "fp16"}, {"precision": "bf16", "compile": True, "cuda_graph": True}]
+)
 def test_a_run_goes_on_from_its_checkpoint(write_config, tmp_path, training):
     """The copy, made while the next step runs, must be of this one; and seeds alone decide dropout after a resume too."""
     sections = {"training": {"batch_size": 8, "max_steps": 8, **training}, "cache_dir": str(tmp_path / "cache")}
