@@ -55,20 +55,20 @@ class Borders:
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """What our own kernel (`attention_kernel`) reads of a packed sequence. Drawn and counted once for all layers."""
+    """What our own kernels (`attention_kernel`, `layer_kernels`) read of a packed sequence, counted once for all layers."""
 
     begin: Tensor
     """(T,) int32, the first token of each token's text."""
     end: Tensor
     """(T,) int32, the token after its last one."""
     seeds: Tensor
-    """(layers,) int64 of each layer's dropout."""
+    """(layers, 3) int64 of each layer's dropout: in attention, behind it and behind the inner product."""
 
 
 def spans_of(cumulative: Tensor, tokens: int, layers: int) -> Spans:
     """The spans of the texts whose borders are `cumulative`, with seeds from torch's generator of that device."""
     texts = torch.searchsorted(cumulative[1:], torch.arange(tokens, dtype=torch.int32, device=cumulative.device), right=True)
-    seeds = torch.randint(-(2**63), 2**63 - 1, (layers,), device=cumulative.device)
+    seeds = torch.randint(-(2**63), 2**63 - 1, (layers, 3), device=cumulative.device)
     return Spans(cumulative[texts], cumulative[texts + 1], seeds)
 
 
@@ -186,7 +186,7 @@ def flash_runs(device: torch.device, dtype: torch.dtype, width: int) -> bool:
 
 
 def kernel_runs(device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Whether our own kernel, `attention_kernel`, takes heads of this width."""
+    """Whether our own kernels (`attention_kernel`, `layer_kernels`) run there, on heads of this width."""
     return _half_on_ampere(device, dtype) and _has_triton() and width in (16, 32, 64, 128)
 
 

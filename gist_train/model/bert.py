@@ -1,8 +1,9 @@
 """BERT's layers in training: the same arithmetic as transformers' own, in fewer passes over memory and fewer kernels.
 
-One multiplication makes queries, keys and values. On a GPU attention within short texts has a kernel of its own. On a CPU what
-is left beside matrix multiplications is memory traffic: a text's queries, keys and values are laid out in one copy, dropout keeps
-the 16 bits that it drew for an element and not a float32 mask, and adds the residual in the pass that drops.
+One product makes queries, keys and values. On a GPU in half precision what lies between the products are kernels of our own
+(`attention_kernel`, `layer_kernels`). On a CPU what is left beside the products is memory traffic: a text's queries, keys and
+values are laid out in one copy, dropout keeps the 16 bits that it drew for an element and not a float32 mask, and adds the
+residual in the pass that drops.
 
 Legend: T tokens of all texts, D width, H heads, W width of a head, L tokens of a text, n texts of one length.
 """
@@ -27,47 +28,85 @@ def bert_hidden(
 
     Args:
         lengths: where texts begin and end; with the groups of their lengths on a CPU.
-        spans: the same for our own kernel of attention, where it runs.
+        spans: the same for our own kernels, where they run.
     """
     hidden: Tensor = transformer.embeddings(input_ids=input_ids, position_ids=position_ids)[0]
-    for index, layer in enumerate(transformer.encoder.layer):
+    if spans is not None:
+        kind = hidden.device.type
+        half = hidden.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else hidden
+        for layer, seeds in zip(transformer.encoder.layer, spans.seeds.unbind(0), strict=True):
+            if layer.gradient_checkpointing:
+                hidden, half = checkpoint(_layer_of_kernels, layer, hidden, half, spans, seeds, use_reentrant=False)
+            else:
+                hidden, half = _layer_of_kernels(layer, hidden, half, spans, seeds)
+        return hidden
+    for layer in transformer.encoder.layer:
         if layer.gradient_checkpointing:
-            hidden = checkpoint(_layer, layer, hidden, lengths, spans, index, use_reentrant=False)
+            hidden = checkpoint(_layer, layer, hidden, lengths, use_reentrant=False)
         else:
-            hidden = _layer(layer, hidden, lengths, spans, index)
+            hidden = _layer(layer, hidden, lengths)
     return hidden
 
 
-def _layer(layer: Any, hidden: Tensor, lengths: PackedLengths | Borders, spans: Spans | None, index: int) -> Tensor:
+def _layer(layer: Any, hidden: Tensor, lengths: PackedLengths | Borders) -> Tensor:
     own, after, output = layer.attention.self, layer.attention.output, layer.output
-    three = (own.query, own.key, own.value)
-    # One multiplication for all three: their input's gradient is summed inside it.
-    qkv = linear(hidden, torch.cat([part.weight for part in three]), torch.cat([part.bias for part in three]))
-    context = _attended(qkv, own, lengths, spans, index)
+    # One product for all three: their input's gradient is summed inside it.
+    context = _attended(linear(hidden, *_three(own)), own, lengths)
     attended = after.LayerNorm(_dropped_plus(after.dense(context), hidden, after.dropout))
     made: Tensor = output.LayerNorm(_dropped_plus(output.dense(layer.intermediate(attended)), attended, output.dropout))
     return made
 
 
-def _attended(qkv: Tensor, own: Any, lengths: PackedLengths | Borders, spans: Spans | None, index: int) -> Tensor:
-    """(T, D) attention within each text, from (T, 3 D) queries, keys and values."""
-    heads, dropout = own.num_attention_heads, own.dropout
-    if spans is not None:
-        from gist_train.model import attention_kernel  # Triton is there where a GPU is
+def _three(own: Any) -> tuple[Tensor, Tensor]:
+    """(3 D, D) and (3 D,) weights and biases of queries, keys and values."""
+    three = (own.query, own.key, own.value)
+    return torch.cat([part.weight for part in three]), torch.cat([part.bias for part in three])
 
-        rate = dropout.p if dropout.training else 0.0
-        return attention_kernel.attention(qkv, spans.begin, spans.end, spans.seeds[index : index + 1], heads, rate)
+
+def _attended(qkv: Tensor, own: Any, lengths: PackedLengths | Borders) -> Tensor:
+    """(T, D) attention within each text, from (T, 3 D) queries, keys and values."""
     if qkv.device.type == "cpu":
-        on_cpu: Tensor = _Attention.apply(qkv, lengths, heads, rate_of(dropout))  # type: ignore[no-untyped-call]
-        return on_cpu
-    q, k, v = qkv.view(len(qkv), 3, heads, -1).unbind(1)
-    return attend(q, k, v, lengths, dropout=dropout.p if dropout.training else 0.0).flatten(1)
+        of_texts: Tensor = _Attention.apply(qkv, lengths, own.num_attention_heads, rate_of(own.dropout))  # type: ignore[no-untyped-call]
+        return of_texts
+    q, k, v = qkv.view(len(qkv), 3, own.num_attention_heads, -1).unbind(1)
+    return attend(q, k, v, lengths, dropout=_probability(own.dropout)).flatten(1)
+
+
+def _layer_of_kernels(layer: Any, hidden: Tensor, half: Tensor, spans: Spans, seeds: Tensor) -> tuple[Tensor, Tensor]:
+    """(T, D) what a layer makes of `hidden`, in float32 and in half precision.
+
+    Args:
+        hidden, half: (T, D) the same twice.
+        seeds: (3,) of dropout.
+    """
+    from gist_train.model.attention_kernel import attention  # Triton is there where a GPU is
+    from gist_train.model.layer_kernels import bias_gelu
+
+    own, after, output, inner = layer.attention.self, layer.attention.output, layer.output, layer.intermediate.dense
+    weight, bias = _three(own)
+    dropout = _probability(own.dropout)
+    context = attention(linear(half, weight), bias, spans.begin, spans.end, seeds[:1], own.num_attention_heads, dropout)
+    attended, attended_half = _normed(after, context, hidden, seeds[1:2])
+    made = bias_gelu(linear(attended_half, inner.weight), inner.bias)
+    return _normed(output, made, attended, seeds[2:])
+
+
+def _normed(block: Any, x: Tensor, residual: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
+    """What transformers' `BertSelfOutput` and `BertOutput` do."""
+    from gist_train.model.layer_kernels import add_norm
+
+    dense, norm, dropout = block.dense, block.LayerNorm, _probability(block.dropout)
+    return add_norm(linear(x, dense.weight), dense.bias, residual, norm.weight, norm.bias, seed, norm.eps, dropout)
+
+
+def _probability(dropout: nn.Dropout) -> float:
+    return dropout.p if dropout.training else 0.0
 
 
 def _dropped_plus(x: Tensor, residual: Tensor, dropout: nn.Dropout) -> Tensor:
     """`dropout(x) + residual`."""
     if x.device.type != "cpu":
-        return torch_dropout(x, dropout.p, dropout.training) + residual
+        return torch_dropout(x, _probability(dropout)) + residual
     rate = rate_of(dropout)
     if rate.zeroed == 0:
         return x + residual

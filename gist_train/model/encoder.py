@@ -178,18 +178,17 @@ class Encoder(nn.Module):
         return self.transformer.training and isinstance(self.transformer, _BERTS)
 
     def spans(self, cumulative: Tensor, tokens: int) -> Spans | None:
-        """What our own kernel of attention reads, where it runs: a BERT in training, in half precision, on a GPU.
+        """What our own kernels read, where they run: a BERT in training, in half precision, on a GPU, with the usual GELU.
 
         Args:
             cumulative: (N + 1,) int32, where texts begin and end.
         """
-        device, transformer = cumulative.device, self.transformer
-        if device.type != "cuda" or not self._own_layers:
+        device, config = cumulative.device, self.transformer.config
+        if not (self._own_layers and device.type == "cuda" and torch.is_autocast_enabled("cuda") and config.hidden_act == "gelu"):
             return None
-        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else transformer.dtype
-        if not kernel_runs(device, dtype, self.head_width):
+        if not kernel_runs(device, torch.get_autocast_dtype("cuda"), self.head_width):
             return None
-        return spans_of(cumulative, tokens, transformer.config.num_hidden_layers)
+        return spans_of(cumulative, tokens, config.num_hidden_layers)
 
     def states(
         self, input_ids: Tensor, position_ids: Tensor, lengths: PackedLengths | Borders, spans: Spans | None = None

@@ -95,7 +95,11 @@ def test_accepts(section: str, accepted: object):
         *[(("selection", "metric"), bad) for bad in ({}, [], 3, {"s/spearman": 0}, {"s/spearman": True}, {3: 1}, {"a/b": "1"})],
         (("evaluation", "tasks"), [{"type": "retrieval", "name": "a", "path": p} for p in "xy"]),
         *[(("training", "max_tokens_per_forward"), bad) for bad in (0, 511, 4096.0, True, "4096")],
-        *[(("training", switch), bad) for switch in ("gradient_checkpointing", "compile", "cuda_graph") for bad in (1, None, "true")],
+        *[
+            (("training", switch), bad)
+            for switch in ("gradient_checkpointing", "compile", "cuda_graph")
+            for bad in (1, None, "true")
+        ],
     ],
 )
 def test_refuses(path: tuple[str, ...], bad: object):

@@ -180,7 +180,7 @@ def test_other_mathematics_is_refused(begun, tmp_path, field):
     assert metrics(run) == before
 
 
-def test_a_run_from_before_a_field_goes_on(begun, tmp_path):
+def test_a_run_from_before_a_field_goes_on(begun):
     """Its checkpoints say nothing of a switch that was not there: that is no change, unless the switch is turned now."""
     again, run = begun
     for step in (4, 8):
