@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate.state import AcceleratorState
 from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets.table import InMemoryTable
 from numpy.typing import NDArray
 from options import Shape
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
@@ -333,7 +334,9 @@ def _data_sets(bench: Bench) -> Dataset | DatasetDict:
     for number, batch in enumerate(bench.batches):
         columns = {"anchor": batch.anchor, "positive": batch.positive, "negative": batch.negative}
         texts = {name: [bench.corpus.text(i) for i in ids.tolist()] for name, ids in columns.items()}
-        sets[f"{number}-{bench.tasks(batch)}"] = Dataset.from_dict(texts)
+        # With a fingerprint given, datasets takes no hash of the table: dill can't under Python 3.12 and pyarrow 26.
+        name = f"{number}-{bench.tasks(batch)}"
+        sets[name] = Dataset(InMemoryTable.from_pydict(texts), fingerprint=name)
     return DatasetDict(sets) if bench.batching == "task" else concatenate_datasets(list(sets.values()))
 
 

@@ -4,7 +4,7 @@ import gc
 import gzip
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,8 @@ LARGE_BATCH = 128
 """From so many triplets on a batch may hold a text twice: few batches do not."""
 MODES = {
     "eager": {},
-    "compile": {"compile": True},
     "graph": {"cuda_graph": True},
+    "compile": {"compile": True},
     "compile+graph": {"compile": True, "cuda_graph": True},
 }
 """What they set in `training`."""
@@ -255,6 +255,6 @@ def repeated(plan: ChosenSteps, passes: int) -> ChosenSteps:
     return replace(plan, chosen=plan.chosen * passes)
 
 
-def modes_for(setup: Setup) -> Iterator[str]:
-    """Those that a device can have."""
-    yield from MODES if setup.device == "cuda" else ["eager"]
+def modes_for(setup: Setup) -> list[str]:
+    """Those that a device can have, what takes no compiler first."""
+    return list(MODES) if setup.device == "cuda" else ["eager"]

@@ -19,7 +19,7 @@ def run(setup: Setup, report: Report) -> None:
     opened = open_all(setup, report)
     rows: list[dict[str, Any]] = []
     report.note(rows=rows)
-    modes = ["eager"] if setup.device == "cpu" else ["eager", "compile+graph"]
+    modes = ["eager"] if setup.device == "cpu" else ["graph", "eager"]
     for mode in modes:
         for triplets in [4] if setup.tiny else [16, 1024]:
             row: dict[str, Any] = {"triplets": triplets, "mode": mode}

@@ -83,6 +83,8 @@ class CudaRecorder:
 
     def __call__(self, work: Work) -> Work:
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        # The step before left as much memory unused as this one takes, and while a graph is recorded none can be given back.
+        torch.cuda.empty_cache()
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             # Other threads make batches ready and write checkpoints meanwhile: what they ask of CUDA is no part of this.

@@ -22,7 +22,9 @@ pytestmark = [
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 HALF = [] if INTERPRETED else [torch.bfloat16, torch.float16]
 WORD = 0xFFFFFFFF
-LENGTHS = [(3, 7, 7, 12, 30, 64, 70), (1,), (150, 130), (1, 1, 1, 1, 60), (512, 20)]
+MIXED = (3, 7, 7, 12, 30, 64, 70)
+CASES = [(16, MIXED), (64, MIXED), *((32, lengths) for lengths in (MIXED, (1,), (150, 130), (1, 1, 1, 1, 60), (512, 20)))]
+"""Width of a head, and tokens of each text."""
 
 
 def stirred(x: np.ndarray) -> np.ndarray:
@@ -57,8 +59,7 @@ def written_out(qkv: Tensor, owner: Tensor, seed: int, heads: int, dropout: floa
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-@pytest.mark.parametrize("width", [16, 32, 64])
+@pytest.mark.parametrize(("width", "lengths"), CASES, ids=str)
 def test_it_is_attention_written_out(width, lengths, dropout, dtype):
     """A neighbour's token that is seen, or another draw backward than forward, trains all the same."""
     from gist_train.model.attention import spans_of
