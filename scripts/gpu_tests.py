@@ -20,7 +20,7 @@ def run(setup: Setup, report: Report) -> None:
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "--override-ini=addopts=", "-q", "--durations=20"]
     command += ["-p", "no:cacheprovider", *places]
     if find_spec("xdist") and not setup.tiny:
-        command += ["-n", "8"]
+        command += ["-n", "4"]  # each imports the libraries, which takes a slow host longest
     report.say(" ".join(command))
     report.note(command=command)
     # Threads of several processes on tiny models only get into each other's way.

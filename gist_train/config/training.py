@@ -72,3 +72,12 @@ class TrainingConfig(Section):
         if compiled and info.data.get("gradient_checkpointing"):  # absent where it is at fault itself
             raise ValueError("set this or gradient_checkpointing to false: a compiled graph chooses what it computes again")
         return compiled
+
+    @field_validator("cuda_graph")
+    @classmethod
+    def _replayed_or_checkpointed(cls, replayed: bool, info: ValidationInfo) -> bool:
+        if replayed and info.data.get("gradient_checkpointing"):
+            raise ValueError(
+                "set this or gradient_checkpointing to false: computing again reads the state of dropout from the host"
+            )
+        return replayed

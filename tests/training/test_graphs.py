@@ -163,3 +163,11 @@ def test_it_is_refused_without_cuda(config_of):
     assert ended.code == 2
     assert "training.cuda_graph" in ended.err
     assert "CUDA from Ampere on" in ended.err
+
+
+def test_it_is_refused_with_gradient_checkpointing(write_config):
+    """What is computed again asks the host for the state of dropout, which a graph can't."""
+    ended = gist("plan", write_config(training={"max_steps": 2, "cuda_graph": True, "gradient_checkpointing": True}))
+    assert ended.code == 2
+    assert "training.cuda_graph" in ended.err
+    assert "gradient_checkpointing to false" in ended.err

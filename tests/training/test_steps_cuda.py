@@ -75,8 +75,7 @@ def trained(path, limit=None):
     }
 
 
-@pytest.mark.parametrize("limit", [None, LIMIT])
-@pytest.mark.parametrize("block_size", [None, 5])
+@pytest.mark.parametrize(("block_size", "limit"), [(None, None), (5, LIMIT)])
 @pytest.mark.parametrize("family", ["bert", "mpnet", "qwen3", "deberta-v2"])
 def test_a_run_on_cuda_is_the_cpus(config_of, family, block_size, limit):
     """Another kernel for everything, and batches that are handed over by another thread: the numbers are the same."""
