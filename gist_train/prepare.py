@@ -5,7 +5,7 @@ and works, the others wait for it and find the work done. None waits in a collec
 """
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.models import GuideConfig
@@ -28,6 +27,7 @@ from gist_train.data.fingerprints import ContentHashes, corpus_fingerprint
 from gist_train.data.overlap import normalized_hash
 from gist_train.model.guide import GuideStore, store_folder
 from gist_train.model.pretrained import Pretrained, load_guide
+from gist_train.progress import follow
 from gist_train.training.lookups import GuideLookup
 
 
@@ -95,7 +95,7 @@ def prepare_corpus(config: Config, device: torch.device, console: Console, proce
         with locked(corpora, f".{fingerprint}.lock"):
             if not folder.exists():
                 counts = build_corpus(folder, config.data, fingerprint, embeddings, settled, excluded)
-                _follow(counts, "reading rows", None, console)
+                follow(counts, "reading rows", None, console)
     corpus = Corpus(folder)
     if skipped := corpus.meta["skipped_rows"]:
         console.print(f"{skipped:,} rows were skipped: {folder / 'skipped.jsonl'} says which and why")
@@ -195,7 +195,7 @@ def prepare_tokens(corpus: Corpus, student: Pretrained, console: Console) -> Tok
         with locked(corpus.folder):
             if not corpus.has_tokens(fingerprint):
                 counts = corpus.add_tokens(student.tokens, student.vocabulary_size(), fingerprint)
-                _follow(counts, "tokenising texts", corpus.view_count, console)
+                follow(counts, "tokenising texts", corpus.view_count, console)
     return corpus.tokens(fingerprint)
 
 
@@ -240,7 +240,7 @@ def _embedded(
     if missing := int((positions < 0).sum()):
         counts = store.fill_together(load, model, hashes, lengths, text, processes.count)
         what = "embedding with the guide" if where == "guide" else f"embedding with {model.name}"
-        _follow(counts, what, missing, console, shown=processes.shown)
+        follow(counts, what, missing, console, shown=processes.shown)
         positions = store.positions(hashes)
     return store, positions
 
@@ -294,31 +294,3 @@ def _refuse_rows_without_candidates(config: Config, corpus: Corpus) -> None:
     ]
     if faults:
         raise UserError(*faults)
-
-
-def _follow(counts: Iterator[int], what: str, total: int | None, console: Console, *, shown: bool = True) -> None:
-    """Runs `counts` to its end behind a progress bar, or between two lines where there is no terminal to draw one on.
-
-    Also on a process whose console is quiet, where it is `shown`: who got a lock and works is the only one that can show it.
-    """
-    quiet, console.quiet = console.quiet, not shown
-    if not console.is_terminal:
-        console.print(what if total is None else f"{what}: {total:,} to do")
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    try:
-        with Progress(*columns, console=console, disable=not (console.is_terminal and shown)) as bar:
-            task = bar.add_task(what, total=total)
-            done = 0
-            for done in counts:
-                bar.update(task, completed=done)
-            bar.update(task, total=done, completed=done)
-        if not console.is_terminal:
-            console.print(f"{what}: {done:,} done", highlight=False)
-    finally:
-        console.quiet = quiet

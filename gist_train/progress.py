@@ -1,0 +1,98 @@
+"""How far a long piece of work is: a bar on a terminal, plain lines elsewhere, for a job's log file is where people look."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+EVERY = 30.0
+"""Seconds between two plain lines, whether the work came any further or not."""
+
+
+def follow(counts: Iterator[int], what: str, total: int | None, console: Console, *, shown: bool = True) -> None:
+    """Runs `counts` to its end and shows how far it is.
+
+    Args:
+        counts: does the work, and yields how much of it is done so far.
+        what: the work, in words.
+        total: how much there is to do, if that is known.
+        shown: shows it even if this process's console is quiet: only the process that holds the lock knows the progress.
+    """
+    quiet, console.quiet = console.quiet, not shown
+    try:
+        if console.is_terminal:
+            _behind_a_bar(counts, what, total, console, shown=shown)
+        else:
+            with _plain_lines(what, total, console) as lines:
+                for done in counts:
+                    lines.done = done
+    finally:
+        console.quiet = quiet
+
+
+def _behind_a_bar(counts: Iterator[int], what: str, total: int | None, console: Console, *, shown: bool) -> None:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not shown) as bar:
+        task = bar.add_task(what, total=total)
+        done = 0
+        for done in counts:
+            bar.update(task, completed=done)
+        bar.update(task, total=done, completed=done)
+
+
+class _Lines:
+    """What is done so far, and how that reads."""
+
+    def __init__(self, what: str, total: int | None):
+        self.done = 0
+        self._what, self._total, self._began = what, total, time.monotonic()
+
+    def line(self) -> str:
+        """How far the work is, how fast it goes, and when it will be done."""
+        seconds = time.monotonic() - self._began
+        rate = self.done / seconds if seconds > 0 else 0.0
+        parts = [f"{self._what}: {self.done:,}{'' if self._total is None else f' of {self._total:,}'}"]
+        if rate > 0:
+            parts.append(f"{rate:,.0f} a second" if rate >= 10 else f"{rate:,.2f} a second")
+            if self._total is not None:
+                parts.append(f"{_time(max(self._total - self.done, 0) / rate)} left")
+        return ", ".join([*parts, f"{_time(seconds)} so far"])
+
+
+@contextmanager
+def _plain_lines(what: str, total: int | None, console: Console) -> Iterator[_Lines]:
+    """A line at the beginning, one every `EVERY` seconds and one at the end, if it is reached."""
+    console.print(what if total is None else f"{what}: {total:,} to do", highlight=False)
+    lines, over = _Lines(what, total), Event()
+
+    def speak() -> None:
+        while not over.wait(EVERY):
+            console.print(lines.line(), highlight=False, markup=False, soft_wrap=True)
+
+    # A thread of its own: the work may say nothing for minutes, while it sorts or waits for a lock.
+    thread = Thread(target=speak, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield lines
+    finally:
+        over.set()
+        thread.join()
+    console.print(f"{what}: {lines.done:,} done", highlight=False)
+
+
+def _time(seconds: float) -> str:
+    """In the largest units that matter: 42 s, 3 min 05 s, 2 h 07 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -1,0 +1,76 @@
+"""Progress where there is no terminal: a job's log must say that it is alive, how far it is and when it will be done."""
+
+import io
+import re
+import time
+
+import pytest
+from rich.console import Console
+
+from gist_train import progress
+from gist_train.progress import follow
+
+
+def console_into(stream):
+    return Console(file=stream, force_terminal=False, width=200)
+
+
+def slowly(count, seconds):
+    for done in range(1, count + 1):
+        time.sleep(seconds)
+        yield 10 * done
+
+
+def test_a_log_has_a_line_every_so_often(monkeypatch):
+    """Minutes without a word look like a hang, and get a job killed."""
+    monkeypatch.setattr(progress, "EVERY", 0.1)
+    stream = io.StringIO()
+    follow(slowly(5, 0.11), "embedding", 50, console_into(stream))
+    first, *between, last = stream.getvalue().splitlines()
+    assert (first, last) == ("embedding: 50 to do", "embedding: 50 done")
+    assert len(between) >= 3
+    told = [re.fullmatch(r"embedding: (\d+) of 50(, [\d.,]+ a second, \d+ s left)?, \d+ s so far", line) for line in between]
+    assert all(told)
+    done = [int(match[1]) for match in told]
+    assert done == sorted(done)
+    assert any(match[2] for match in told)
+
+
+def test_work_that_says_nothing_is_told_too(monkeypatch):
+    """It may sort, or wait for another process: the line comes all the same."""
+    monkeypatch.setattr(progress, "EVERY", 0.05)
+    stream = io.StringIO()
+    follow(slowly(1, 0.3), "reading", None, console_into(stream))
+    assert stream.getvalue().count("reading: 0, 0 s so far\n") >= 2
+
+
+def test_work_that_fails_is_not_done():
+    """A last line that says done would be believed."""
+
+    def breaks():
+        yield 1
+        raise OSError("no space left")
+
+    stream = io.StringIO()
+    with pytest.raises(OSError, match="no space"):
+        follow(breaks(), "reading", 3, console_into(stream))
+    assert stream.getvalue() == "reading: 3 to do\n"
+
+
+def test_who_does_not_show_is_silent_and_stays_so():
+    """One process on each machine speaks; the others share its work."""
+    stream = io.StringIO()
+    console = console_into(stream)
+    follow(slowly(2, 0.0), "reading", 2, console, shown=False)
+    assert stream.getvalue() == ""
+    assert console.quiet is False
+    console.quiet = True
+    follow(slowly(1, 0.0), "reading", 1, console)
+    assert stream.getvalue() == "reading: 1 to do\nreading: 10 done\n"
+    assert console.quiet is True
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.4, "0 s"), (59.4, "59 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")])
+def test_times_are_told_in_units_that_matter(seconds, told):
+    """12,345 s left is a sum to do in one's head."""
+    assert progress._time(seconds) == told
