@@ -49,6 +49,8 @@ class RunLog:
         # What the clock measures counts from the start of this process.
         self._timed: list[StepRecord] = []
         self._flops, self._reading = 0, 0.0
+        self._fastest = 0.0
+        """FLOP/s over the steps of the fastest row so far."""
         self._opened = self._row_at = time.perf_counter()
         self._stood = self._stood_at_row = 0.0
         """Seconds that the loop stood still for checkpoints, now and when the last row was written."""
@@ -84,7 +86,8 @@ class RunLog:
 
         Args:
             flops: floating-point operations of the step, over all processes.
-            peak_flops: the most per second that all processes' devices could do.
+            peak_flops: the most per second that all processes' devices could do, as it was measured; steps that were faster
+                correct it.
 
         Raises:
             NonFiniteError: a row is due, and the loss or gradient of a step since the one before was not finite.
@@ -98,6 +101,8 @@ class RunLog:
         count, seconds = len(self._timed), sum(step.seconds for step in self._timed) + self._reading
         parts = [step.clock.seconds() for step in self._timed]
         now = time.perf_counter()
+        # What else the machine did while its rate was measured is not there now: no share of it is more than all.
+        self._fastest = max(self._fastest, self._flops / seconds)
         row = {
             "step": record.step,
             "time": time.time(),
@@ -110,7 +115,7 @@ class RunLog:
             "triplets_per_second": sum(len(step.rows) for step in self._timed) / seconds,
             "tokens_per_second": sum(step.tokens for step in self._timed) / seconds,
             "padding_share": 1 - self._since.tokens / self._since.computed_tokens,
-            "mfu": self._flops / seconds / peak_flops,
+            "mfu": self._flops / seconds / max(peak_flops, self._fastest),
             "checkpoint_share": (self._stood - self._stood_at_row) / (now - self._row_at),
             "step_seconds": seconds / count,
             **{f"{part}_seconds": sum(step[part] for step in parts) / count for part in PARTS},

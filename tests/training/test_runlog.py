@@ -65,6 +65,15 @@ def test_the_last_step_has_a_row(tmp_path):
     assert [(row["step"], row["loss_mean"]) for row in written(tmp_path)] == [(3, pytest.approx(14 / 3)), (5, (16 + 25) / 2)]
 
 
+def test_no_share_of_the_machine_is_more_than_all(tmp_path):
+    """Its rate is measured once, maybe beside other work: 284 % of it is a figure that nobody can believe or compare."""
+    with log_of(tmp_path, log_every=1) as log:
+        rows = [log.add(record(step), flops=flops, peak_flops=40.0) for step, flops in enumerate((10, 50, 25, 100), 1)]
+    # A step takes half a second: 20, 100, 50 and 200 FLOP/s.
+    assert [row["mfu"] for row in rows] == pytest.approx([0.5, 1.0, 0.5, 1.0], rel=0.05)
+    assert max(row["mfu"] for row in rows) <= 1
+
+
 def test_a_row_holds_its_own_loss_and_the_mean_since_the_row_before(tmp_path):
     """A mean over the steps since the start hides what happens now; the last step's loss alone is noise."""
     with log_of(tmp_path, log_every=3) as log:
