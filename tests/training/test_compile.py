@@ -3,6 +3,7 @@
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -12,9 +13,13 @@ from flash import flash_stand_in
 from running import gist, in_processes, training_of
 from torch.nn.functional import dropout as torch_dropout
 
+from gist_train.config.errors import UserError
 from gist_train.config.loading import load_config
+from gist_train.config.training import TrainingConfig
+from gist_train.model.attention import WIDEST_HEAD
 from gist_train.model.compiled import CompiledEncoder
 from gist_train.training.loop import steps
+from gist_train.training.opening import check_compile
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -152,3 +157,32 @@ def test_a_run_keeps_to_it(config_of):
     ended = gist("train", path, "--set", "training.compile=true")
     assert ended.code == 2
     assert "training.compile\n  found    true\n  allowed  false, as in" in ended.err
+
+
+@pytest.mark.parametrize("switch", ["compile", "cuda_graph"])
+def test_the_widest_head_that_is_told_is_the_widest_that_runs(monkeypatch, switch):
+    """A user whose heads are as wide as the message allows, and who is refused with that very message, can only give up."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    config = TrainingConfig(**{switch: True})
+    state = SimpleNamespace(device=torch.device("cuda"), mixed_precision="bf16", num_processes=1)
+
+    def student(width):
+        transformer = SimpleNamespace(config=SimpleNamespace(model_type="bert"))
+        return SimpleNamespace(encoder=SimpleNamespace(compiles=True, head_width=width, transformer=transformer))
+
+    check_compile(config, student(WIDEST_HEAD), state)
+    with pytest.raises(UserError, match=f"training.{switch}(.|\n)*heads of {WIDEST_HEAD + 8} (.|\n)*up to {WIDEST_HEAD}\n"):
+        check_compile(config, student(WIDEST_HEAD + 8), state)
+
+
+def test_a_graph_is_for_one_process(monkeypatch):
+    """What ranks send each other is no part of a graph: two would train two models."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    state = SimpleNamespace(device=torch.device("cuda"), mixed_precision="bf16", num_processes=2)
+    transformer = SimpleNamespace(config=SimpleNamespace(model_type="bert"))
+    student = SimpleNamespace(encoder=SimpleNamespace(compiles=True, head_width=64, transformer=transformer))
+    check_compile(TrainingConfig(compile=True), student, state)
+    with pytest.raises(UserError, match=r"training.cuda_graph(.|\n)*2 processes"):
+        check_compile(TrainingConfig(cuda_graph=True), student, state)
