@@ -23,13 +23,17 @@ def fault_of(error: ErrorDetails, origins: Origins) -> Fault:
     kind, given = error["type"], error["input"]
     if kind == "extra_forbidden":
         path, hint, _ = _trace(error["loc"][:-1])
-        key, keys = str(error["loc"][-1]), list(_models(hint)[0].model_fields)
-        return Fault(where_written((*path, key), origins), f'an unknown key, "{key}"', _joined(keys), _mend_key(key, keys))
+        key, keys = str(error["loc"][-1]), list(models_in(hint)[0].model_fields)
+        return Fault(where_written((*path, key), origins), f'an unknown key, "{key}"', joined(keys), _mend_key(key, keys))
     path, hint, about = _trace(error["loc"])
-    words = _words(hint)
+    words = allowed_words(hint)
     if kind.startswith("union_tag_") and isinstance(given, dict):
-        tag_key = _tag_field(_models(hint)[0])
-        path, words, about = (*path, tag_key), [_tag(model) for model in _models(hint)], "it decides which other keys there are"
+        tag_key = tag_field(models_in(hint)[0])
+        path, words, about = (
+            (*path, tag_key),
+            [tag_of(model) for model in models_in(hint)],
+            "it decides which other keys there are",
+        )
         kind, given = ("literal_error", given[tag_key]) if tag_key in given else ("missing", None)
     found = "nothing" if kind == "missing" else found_words(given)
     mend = f"choose an allowed value: {about}"
@@ -45,7 +49,7 @@ def fault_of(error: ErrorDetails, origins: Origins) -> Fault:
         mend = "did you mean null?"
     elif isinstance(given, str) and (close := get_close_matches(given.lower(), words, 1)):
         mend = f'did you mean "{close[0]}"?'
-    elif isinstance(given, str) and any("name" in model.model_fields for model in _models(hint)):
+    elif isinstance(given, str) and any("name" in model.model_fields for model in models_in(hint)):
         mend = f"write {{name: {shown(given)}}}"
     elif (
         kind in ("int_type", "float_type") and isinstance(given, str) and re.fullmatch(r"[-+]?[0-9_.,]+([eE][-+]?[0-9]+)?", given)
@@ -53,14 +57,16 @@ def fault_of(error: ErrorDetails, origins: Origins) -> Fault:
         mend = "write the number without quotes, underscores and commas"
     elif kind == "string_type" and isinstance(given, int | float):
         mend = "put the text in quotes"
-    return Fault(where_written(path, origins), found, _joined(words), mend)
+    return Fault(where_written(path, origins), found, joined(words), mend)
 
 
 def _mend_key(key: str, keys: list[str]) -> str:
     if close := get_close_matches(key, keys, 1):
         return f'did you mean "{close[0]}"?'
-    sections = [name for name in Config.model_fields if any(key in model.model_fields for model in _models(_hints(Config)[name]))]
-    return f"did you mean {_joined([f'{section}.{key}' for section in sections])}?" if sections else "remove the key"
+    sections = [
+        name for name in Config.model_fields if any(key in model.model_fields for model in models_in(hints_of(Config)[name]))
+    ]
+    return f"did you mean {joined([f'{section}.{key}' for section in sections])}?" if sections else "remove the key"
 
 
 def _trace(loc: tuple[int | str, ...]) -> tuple[KeyPath, Any, str]:
@@ -71,61 +77,61 @@ def _trace(loc: tuple[int | str, ...]) -> tuple[KeyPath, Any, str]:
     for part in loc:
         if isinstance(part, int):
             path = (*path, part)
-            hint = next(get_args(option)[0] for option in _options(hint) if get_origin(option) is list)
+            hint = next(get_args(option)[0] for option in options_of(hint) if get_origin(option) is list)
             continue
-        models = _models(hint)
+        models = models_in(hint)
         if len(models) > 1:
-            hint = next(model for model in models if _tag(model) == part)
+            hint = next(model for model in models if tag_of(model) == part)
         elif part in models[0].model_fields:
             path = (*path, part)
-            hint, about = _hints(models[0])[part], models[0].model_fields[part].description or ""
+            hint, about = hints_of(models[0])[part], models[0].model_fields[part].description or ""
         else:  # the tag of a union with one model in it
             hint = models[0]
     return path, hint, about
 
 
-def _hints(model: type[BaseModel]) -> dict[str, Any]:
+def hints_of(model: type[BaseModel]) -> dict[str, Any]:
     return get_type_hints(model, include_extras=True)
 
 
-def _options(hint: Any) -> list[Any]:
+def options_of(hint: Any) -> list[Any]:
     """The alternatives of a type."""
     if get_origin(hint) is Annotated:
-        return _options(get_args(hint)[0])
+        return options_of(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):
-        return [option for alternative in get_args(hint) for option in _options(alternative)]
+        return [option for alternative in get_args(hint) for option in options_of(alternative)]
     return [hint]
 
 
-def _models(hint: Any) -> list[type[BaseModel]]:
-    return [option for option in _options(hint) if isinstance(option, type) and issubclass(option, BaseModel)]
+def models_in(hint: Any) -> list[type[BaseModel]]:
+    return [option for option in options_of(hint) if isinstance(option, type) and issubclass(option, BaseModel)]
 
 
-def _tag_field(model: type[BaseModel]) -> str:
+def tag_field(model: type[BaseModel]) -> str:
     """The field that tells the models of a union apart: it stands first."""
     return next(iter(model.model_fields))
 
 
-def _tag(model: type[BaseModel]) -> str:
-    return str(model.model_fields[_tag_field(model)].default)
+def tag_of(model: type[BaseModel]) -> str:
+    return str(model.model_fields[tag_field(model)].default)
 
 
-def _words(hint: Any) -> list[str]:
+def allowed_words(hint: Any) -> list[str]:
     """What a type allows, one entry an alternative."""
     if get_origin(hint) is Annotated:
-        return [extra for extra in get_args(hint)[1:] if isinstance(extra, str)] or _words(get_args(hint)[0])
+        return [extra for extra in get_args(hint)[1:] if isinstance(extra, str)] or allowed_words(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):
-        return [word for alternative in get_args(hint) for word in _words(alternative)]
+        return [word for alternative in get_args(hint) for word in allowed_words(alternative)]
     if get_origin(hint) is Literal:
         return [str(value) for value in get_args(hint)]
-    if models := _models(hint):
+    if models := models_in(hint):
         return [f"a mapping (keys: {', '.join(models[0].model_fields)})"]
     return {bool: ["true", "false"], int: ["a whole number"], float: ["a finite number"], str: ["text"], type(None): ["null"]}[
         hint
     ]
 
 
-def _joined(words: Sequence[str]) -> str:
+def joined(words: Sequence[str]) -> str:
     return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 

@@ -1,0 +1,29 @@
+"""docs/config.md is the schema's, and names every key."""
+
+from conftest import ROOT
+
+from gist_train.config.reference import page
+from gist_train.config.schema import Config
+
+
+def test_the_page_is_current():
+    """A page from before a key changed tells people to write what is refused: run `python -m gist_train.config.reference`."""
+    assert (ROOT / "docs" / "config.md").read_text(encoding="utf-8") == page()
+
+
+def test_every_key_has_a_row_with_its_default_and_meaning():
+    """A key that nobody can look up is one that nobody sets."""
+    rows = {}
+    for line in page().splitlines():
+        if line.startswith("| `"):
+            key, default, allowed, about = (cell.strip() for cell in line.strip("| ").split(" | ", 3))
+            rows.setdefault(key.strip("`"), []).append((default, allowed, about))
+    assert set(Config.model_fields) <= rows.keys()
+    assert rows["loss.temperature"] == [
+        ("`0.01`", "a number above 0", Config.model_fields["loss"].annotation.model_fields["temperature"].description)
+    ]
+    assert rows["training.precision"][0][:2] == ("`auto`", "auto, float32, bf16 or fp16")
+    assert len(rows["data.train[].path"]) == len(rows["data.train[].source"]) >= 5
+    assert rows["evaluation.tasks[].name"][0][0] == "must be given"
+    assert len(rows) > 90
+    assert all(about for each in rows.values() for _, _, about in each)
