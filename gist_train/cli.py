@@ -65,7 +65,7 @@ def init(
 
 @app.command()
 def prepare(config: ConfigPath, set_: Set = None) -> None:
-    """Build the corpus, the student's tokens and the guide's store. Every other command does what it needs of this by itself."""
+    """Build the corpus, the student's tokens and the guide's store. Other commands do what they need of this by themselves."""
     loaded = load_config(config, set_ or [])
     from gist_train.model.pretrained import load_student
     from gist_train.prepare import batch_plan, check_folders, prepare_corpus, prepare_guide, prepare_tokens
@@ -107,11 +107,11 @@ def train(
     config: ConfigPath,
     set_: Set = None,
     resume: Annotated[
-        str, typer.Option(help="auto: go on where the run folder stands; never: refuse a non-empty folder; or a step.")
+        str, typer.Option(help="auto: resume from the newest checkpoint, if any; never: refuse a non-empty folder; or a step.")
     ] = "auto",
     timeout: Annotated[float | None, typer.Option(help="Seconds a process waits for the others.", min=1)] = None,
 ) -> None:
-    """Train, from where the run folder stands. The same command goes on after Ctrl-C, a crash or a reboot."""
+    """Train. The same command resumes after Ctrl-C, a crash or a reboot."""
     loaded = load_config(config, set_ or [])
     from gist_train.train import train as run_training
 
@@ -126,12 +126,14 @@ def evaluate(
     steps: Annotated[str | None, typer.Option(help="Checkpoints: all, selected, or N,N,...", show_default=False)] = None,
     truncate_dim: Annotated[
         list[int] | None,
-        typer.Option(help="Also the first so many numbers of each embedding; may be repeated.", min=1, show_default=False),
+        typer.Option(help="Also evaluate embeddings cut to this many dimensions; may be repeated.", min=1, show_default=False),
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Measure checkpoints as they land, until the training ends.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Evaluate checkpoints as they are written, until training ends.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure models on the config's tasks: by default base, the selected or newest checkpoint and the guide, side by side."""
+    """Evaluate models on the config's tasks: by default base, the selected or newest checkpoint and the guide, side by side."""
     loaded, run = _config_and_run(config, set_ or [])
     from gist_train.results.comparison import compare, comparison_table
     from gist_train.results.watching import watched
@@ -154,22 +156,24 @@ def select(
     set_: Set = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option(help="A figure, <task>/<metric>, or <task>/<metric>=WEIGHT; of several the mean.", show_default=False),
+        typer.Option(help="<task>/<metric>, or <task>/<metric>=WEIGHT; the mean of several.", show_default=False),
     ] = None,
     rule: Annotated[
         tuple[str, float] | None,
         typer.Option(help="loss-percentile 0.025: by training loss, as the recipe's authors chose.", show_default=False),
     ] = None,
-    around: Annotated[int | None, typer.Option(help="A step to choose around; without a metric, that step.", min=0)] = None,
-    window: Annotated[int | None, typer.Option(help="Steps to either side of it.", min=0)] = None,
-    average: Annotated[int | None, typer.Option(help="Also the mean of so many checkpoints' weights.")] = None,
+    around: Annotated[int | None, typer.Option(help="Choose near this step; without a metric, choose this step.", min=0)] = None,
+    window: Annotated[int | None, typer.Option(help="How many steps before and after it.", min=0)] = None,
+    average: Annotated[int | None, typer.Option(help="Also try the average of K checkpoints' weights.")] = None,
     average_of: Annotated[
-        Literal["best", "last"] | None, typer.Option(help="Which these are; the best by default.", show_default=False)
+        Literal["best", "last"] | None, typer.Option(help="Which K: best (default) or last.", show_default=False)
     ] = None,
-    merge_base: Annotated[float | None, typer.Option(help="Also with so large a share of the base model.")] = None,
+    merge_base: Annotated[
+        float | None, typer.Option(help="Also try mixing this fraction of the base model's weights in (0 to 1).")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Choose the model of a run, say why and how sure that is, and keep its checkpoint from being deleted."""
+    """Choose a run's final model, with the reason and a confidence interval, and keep its checkpoint."""
     loaded, run = _config_and_run(config, set_ or [])
     from gist_train.results.criteria import criteria_of
     from gist_train.results.selecting import select as choose
@@ -204,9 +208,11 @@ def export(
     ] = None,
     format_: Annotated[
         Literal["sentence-transformers", "onnx"],
-        typer.Option("--format", help="onnx: beside torch's weights, and checked against them."),
+        typer.Option("--format", help="onnx: written beside torch's weights and checked against them."),
     ] = "sentence-transformers",
-    quantize: Annotated[bool, typer.Option("--quantize", help="With onnx: in 8 bits too, and what they lose in STS.")] = False,
+    quantize: Annotated[
+        bool, typer.Option("--quantize", help="With onnx: write 8-bit weights too, and report the loss on STS.")
+    ] = False,
     push_to_hub: Annotated[
         str | None,
         typer.Option(

@@ -114,8 +114,8 @@ def _data_files(given: Iterable[Path], faults: list[Fault]) -> list[Path]:
             if not inside:
                 faults.append(Fault(told, "a folder without data files", f"files that end in {ENDINGS}", "name the files"))
         elif not there.exists():
-            mend = f"correct the path: it starts from {Path.cwd()}"
-            faults.append(Fault(told, "no such file", "a file or a folder that exists", mend))
+            fix = f"correct the path: it starts from {Path.cwd()}"
+            faults.append(Fault(told, "no such file", "a file or a folder that exists", fix))
         elif _suffix(there) not in SOURCES:
             faults.append(Fault(told, f"the ending {shown(_suffix(there))}", ENDINGS, "write it in one of these formats"))
         else:

@@ -266,9 +266,9 @@ def batch_plan(config: Config, corpus: Corpus) -> BatchPlan:
         )
     except ValueError as error:
         if config.data.batching == "reference" and corpus.row_count >= config.training.batch_size:
-            mend = "put the rows of a task together in the file, or set data.batching: task"
+            fix = "put the rows of a task together in the file, or set data.batching: task"
             found = f"reference; no {config.training.batch_size} neighbouring rows, counted from the first, are of one task"
-            raise UserError(Fault("data.batching", found, "windows of rows of one task", mend)) from None
+            raise UserError(Fault("data.batching", found, "windows of rows of one task", fix)) from None
         raise UserError(
             Fault(
                 "training.batch_size",

@@ -114,7 +114,7 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Path, resume: st
         describe(run, config, accelerator, job, [leak.told() for leak in leaks])
     signal_number, step = _drive(config, job, run, progress, measuring, signals, console)
     if signal_number:
-        console.print("stopped with a checkpoint written; the same command goes on from there")
+        console.print("Stopped; checkpoint saved. Run the same command to resume.")
         return signal_number
     early = step < last_step(config, job.training.schedule)
     if accelerator.is_main_process:
@@ -235,8 +235,8 @@ def _only_writer(run: Path) -> Iterator[None]:
     """Raises UserError where another process trains in the run folder: two writers would tear each other's checkpoints."""
     with held(run.parent / f".{run.name}.lock") as alone:
         if not alone:
-            mend = "wait for it, stop it, or give this training a name of its own"
-            raise UserError(Fault(f"run folder {run}", "another process that trains in it", "one at a time", mend))
+            fix = "wait for it, stop it, or give this training a name of its own"
+            raise UserError(Fault(f"run folder {run}", "another process that trains in it", "one at a time", fix))
         yield
 
 
@@ -269,7 +269,7 @@ def _plan_lines(config: Config, job: Job, done: int) -> str:
     total = job.training.schedule.total_steps
     guide = config.guide.name if isinstance(config.guide, GuideConfig) else config.guide or "none"
     shared = f", {counts.shared_text:,} beside a row with the same text" if counts.shared_text else ""
-    going = f", going on from step {done:,}" if done else ""
+    going = f", resuming from step {done:,}" if done else ""
     ends = f", stopping at {job.stop:,}" if job.stop < total else ""
     return (
         f"{counts.rows:,} rows, {counts.left_out:,} of them in no batch of this epoch{shared}; guide: {guide}\n"
@@ -280,8 +280,8 @@ def _plan_lines(config: Config, job: Job, done: int) -> str:
 def _refuse_missing_tracker(config: Config) -> None:
     wandb = config.tracking.wandb
     if wandb is not None and wandb.mode != "disabled" and find_spec("wandb") is None:
-        mend = 'pip install "gist-train[wandb]", or take tracking.wandb out'
-        raise UserError(Fault("tracking.wandb", "no package wandb", "the package, which is an extra", mend))
+        fix = 'pip install "gist-train[wandb]", or take tracking.wandb out'
+        raise UserError(Fault("tracking.wandb", "no package wandb", "the package, which is an extra", fix))
 
 
 def _retire(run: Path, config: Config, measuring: Measuring) -> None:

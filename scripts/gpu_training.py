@@ -54,7 +54,7 @@ def run(setup: Setup, report: Report) -> None:
     killed = _kill(commands.start("train", ours), run_folder, length, report)
     beside = commands.start("train", on_cpu, on_cpu=True)
     commands.end(commands.start("train", ours))
-    if killed is not None and not any("going on from step" in line for line in commands.said(commands.log("train", ours))):
+    if killed is not None and not any("resuming from step" in line for line in commands.said(commands.log("train", ours))):
         report.fail("the second training began anew")
     rows = _metrics(run_folder)
     _check_rows(rows, length, report)

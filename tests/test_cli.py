@@ -47,7 +47,7 @@ def test_a_dimension_that_the_student_does_not_have_is_told_before_any_work(writ
     """The loss would find out at the first step, after the guide's pass of hours."""
     ended = gist(command, write_config(loss={"dimensions": [8, 33]}))
     assert ended.code == 2
-    for part in ("loss.dimensions", "[8, 33]", "at most 32", "mend"):
+    for part in ("loss.dimensions", "[8, 33]", "at most 32", "fix"):
         assert part in ended.err
     assert not list((tmp_path / "runs").glob("**/corpora/*"))
 
@@ -67,9 +67,9 @@ def test_bad_data_ends_with_2_and_a_message(write_config, tmp_path, case):
     ended = gist("train", config)
     assert ended.code == 2
     assert "Traceback" not in ended.err
-    for part in [*told, "found", "allowed", "mend"]:
+    for part in [*told, "found", "expected", "fix"]:
         assert part in ended.err, part
-    assert ended.err.count("  mend  ") <= 2  # the fault, and what may be done about all of its kind
+    assert ended.err.count("  fix  ") <= 2  # the fault, and what may be done about all of its kind
     assert ended.out == ""
     assert not (tmp_path / "runs" / "run").exists()
     if case != "fewer rows than a batch":
@@ -108,7 +108,7 @@ def test_a_bad_config_ends_with_2_and_a_message(write_config, make_model, tmp_pa
     ended = gist("train", write_config(**sections))
     assert ended.code == 2
     assert "Traceback" not in ended.err
-    for part in [*told, "found", "allowed", "mend"]:
+    for part in [*told, "found", "expected", "fix"]:
         assert part in ended.err, part
     assert not (tmp_path / "runs" / "run").exists()
 

@@ -120,9 +120,9 @@ def test_labelled_texts_need_a_guide_and_two_labels(tmp_path):
     """`load_config` or `plan` would refuse the YAML that was just written."""
     path = write(tmp_path / "f.jsonl", LABELLED)
     for guide in (None, "self"):
-        assert "--guide" in refused(path, guide=guide).faults[0].mend
+        assert "--guide" in refused(path, guide=guide).faults[0].fix
     one = write(tmp_path / "one.jsonl", [{**row, "label": "same"} for row in LABELLED])
-    assert "two labels" in refused(one).faults[0].allowed
+    assert "two labels" in refused(one).faults[0].expected
     sorted_rows = [{"text": f"a sentence number {i}", "label": "same"} for i in range(201)]
     loaded(tmp_path, starter(write(tmp_path / "sorted.jsonl", sorted_rows)))
 
@@ -338,8 +338,8 @@ def test_all_faults_of_all_files_at_once(tmp_path):
     assert sorted(Path(fault.where).name for fault in faults) == sorted(files)
     for fault in faults:
         assert files[Path(fault.where).name] in fault.found
-        assert fault.allowed
-        assert fault.mend
+        assert fault.expected
+        assert fault.fix
 
 
 def test_nothing_is_overwritten_and_nothing_half_written(tmp_path):

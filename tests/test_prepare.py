@@ -301,7 +301,7 @@ def test_a_resume_over_other_excluded_texts_is_refused(write_config, write_rows,
     write_pairs([triplets[0]["anchor"] + "!", "one more that nobody trains on"])
     ended = gist("train", path, "--set", "training.stop_at_step=3")
     assert ended.code == 0, ended.err
-    assert "going on from step 2" in ended.err
+    assert "resuming from step 2" in ended.err
     write_pairs([triplets[1]["anchor"]])
     ended = gist("train", path, "--set", "training.stop_at_step=4")
     assert ended.code == 2

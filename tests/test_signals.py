@@ -73,11 +73,11 @@ def test_a_signal_stops_a_run_that_goes_on_as_if_nothing_was(config_of, tmp_path
     (step,) = saved_steps(run)
     assert 5 <= step < STEPS
     assert metrics(run)[-1]["step"] == step
-    assert "the same command goes on from there" in log.read_text()
+    assert "Run the same command to resume" in log.read_text()
     assert "Traceback" not in log.read_text()
     ended = gist("train", path)
     assert ended.code == 0, ended.err
-    assert "going on from step" in ended.err
+    assert "resuming from step" in ended.err
     assert gist("train", config_of("whole")).code == 0
     assert_same_run(run, tmp_path / "runs" / "whole", STEPS)
 

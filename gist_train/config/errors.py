@@ -1,4 +1,4 @@
-"""What a user did wrong, said so that they can mend it: where, found, allowed, mend."""
+"""What a user did wrong, said so that they can fix it: where, found, expected, fix."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ class Fault:
     """File, row and field, or the path of the key: `data.train[2]: tickets.jsonl, row 1,204: "positive" is empty`."""
     found: str
     """What stands there now."""
-    allowed: str
+    expected: str
     """What may stand there."""
-    mend: str
+    fix: str
     """What to do about it."""
 
     def __str__(self) -> str:
-        return f"{self.where}\n  found    {self.found}\n  allowed  {self.allowed}\n  mend     {self.mend}"
+        return f"{self.where}\n  found     {self.found}\n  expected  {self.expected}\n  fix       {self.fix}"
 
 
 class UserError(Exception):

@@ -186,8 +186,8 @@ class EvaluationConfig(Section):
     @classmethod
     def _stops_on_evaluations(cls, stop_after: int | None, info: ValidationInfo) -> int | None:
         if stop_after is not None and info.data.get("every") == 0:
-            mend = "set evaluation.every too: without it nothing is evaluated during training"
-            raise MisplacedError(mend, path=(), found=str(stop_after), allowed="null while evaluation.every is 0")
+            fix = "set evaluation.every too: without it nothing is evaluated during training"
+            raise MisplacedError(fix, path=(), found=str(stop_after), expected="null while evaluation.every is 0")
         return stop_after
 
     tasks: Annotated[list[EvaluationTask], "a list of tasks, each with a name of its own"] = Field(default=[])

@@ -24,7 +24,7 @@ def fault_of(error: ErrorDetails, origins: Origins) -> Fault:
     if kind == "extra_forbidden":
         path, hint, _ = _trace(error["loc"][:-1])
         key, keys = str(error["loc"][-1]), list(models_in(hint)[0].model_fields)
-        return Fault(where_written((*path, key), origins), f'an unknown key, "{key}"', joined(keys), _mend_key(key, keys))
+        return Fault(where_written((*path, key), origins), f'an unknown key, "{key}"', joined(keys), _fix_key(key, keys))
     path, hint, about = _trace(error["loc"])
     words = allowed_words(hint)
     if kind.startswith("union_tag_") and isinstance(given, dict):
@@ -36,31 +36,31 @@ def fault_of(error: ErrorDetails, origins: Origins) -> Fault:
         )
         kind, given = ("literal_error", given[tag_key]) if tag_key in given else ("missing", None)
     found = "nothing" if kind == "missing" else found_words(given)
-    mend = f"choose an allowed value: {about}"
+    fix = f"choose an allowed value: {about}"
     if kind == "missing":
-        mend = f"add the key {path[-1]}: {about}"
+        fix = f"add the key {path[-1]}: {about}"
     elif kind == "value_error":
         wrong = error["ctx"]["error"]
-        mend = str(wrong)
+        fix = str(wrong)
         if isinstance(wrong, MisplacedError):  # the fault is deeper down than the key that pydantic judged, or under another
             path = wrong.path if wrong.from_top else (*path, *wrong.path)
-            found, words = wrong.found, [wrong.allowed]
+            found, words = wrong.found, [wrong.expected]
     elif isinstance(given, str) and given.lower() == "none" and "null" in words:
-        mend = "did you mean null?"
+        fix = "did you mean null?"
     elif isinstance(given, str) and (close := get_close_matches(given.lower(), words, 1)):
-        mend = f'did you mean "{close[0]}"?'
+        fix = f'did you mean "{close[0]}"?'
     elif isinstance(given, str) and any("name" in model.model_fields for model in models_in(hint)):
-        mend = f"write {{name: {shown(given)}}}"
+        fix = f"write {{name: {shown(given)}}}"
     elif (
         kind in ("int_type", "float_type") and isinstance(given, str) and re.fullmatch(r"[-+]?[0-9_.,]+([eE][-+]?[0-9]+)?", given)
     ):
-        mend = "write the number without quotes, underscores and commas"
+        fix = "write the number without quotes, underscores and commas"
     elif kind == "string_type" and isinstance(given, int | float):
-        mend = "put the text in quotes"
-    return Fault(where_written(path, origins), found, joined(words), mend)
+        fix = "put the text in quotes"
+    return Fault(where_written(path, origins), found, joined(words), fix)
 
 
-def _mend_key(key: str, keys: list[str]) -> str:
+def _fix_key(key: str, keys: list[str]) -> str:
     if close := get_close_matches(key, keys, 1):
         return f'did you mean "{close[0]}"?'
     sections = [

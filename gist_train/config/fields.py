@@ -90,16 +90,16 @@ class MisplacedError(ValueError):
     """What is wrong between keys, told at the deeper one of them.
 
     Args:
-        mend: what to do about it.
-        path: from the key that the check belongs to down to the one to mend; or from the top of the YAML.
+        fix: what to do about it.
+        path: from the key that the check belongs to down to the one to fix; or from the top of the YAML.
         found: what stands there.
-        allowed: what may stand there.
+        expected: what may stand there.
         from_top: whether the path begins at the top.
     """
 
-    def __init__(self, mend: str, *, path: tuple[str | int, ...], found: str, allowed: str, from_top: bool = False):
-        super().__init__(mend)
-        self.path, self.found, self.allowed, self.from_top = path, found, allowed, from_top
+    def __init__(self, fix: str, *, path: tuple[str | int, ...], found: str, expected: str, from_top: bool = False):
+        super().__init__(fix)
+        self.path, self.found, self.expected, self.from_top = path, found, expected, from_top
 
 
 class Section(BaseModel):

@@ -28,7 +28,7 @@ _SCALARS = {
 
 
 class _Refused(yaml.MarkedYAMLError):
-    """YAML that is valid but not taken here: the problem says what stands there, the note how to mend it."""
+    """YAML that is valid but not taken here: the problem says what stands there, the note how to fix it."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -120,27 +120,27 @@ def _read_file(path: Path, faults: list[Fault], origins: Origins) -> dict[str, o
 
 def _compose(text: str, where: str, faults: list[Fault]) -> yaml.Node | None:
     """The tree of the only document in `text`; None where it is empty or at fault."""
-    allowed = "one YAML document of mappings, lists and plain values"
+    expected = "one YAML document of mappings, lists and plain values"
     try:
         return _Loader(text).get_single_node()
     except _Refused as error:
-        mark, found, mend = error.problem_mark, str(error.problem), str(error.note)
+        mark, found, fix = error.problem_mark, str(error.problem), str(error.note)
     except yaml.MarkedYAMLError as error:
         mark, found = error.problem_mark, str(error.problem)
-        mend = "correct the line, or the one before: a colon without a space, a bracket or quote left open, or uneven indentation"
+        fix = "correct the line, or the one before: a colon without a space, a bracket or quote left open, or uneven indentation"
         if found == "but found another document":
-            found, mend = "a second document", "remove the line --- and what follows it"
+            found, fix = "a second document", "remove the line --- and what follows it"
         elif mark is not None and re.match(r" *\t", re.split("\r\n|[\n\r\x85\u2028\u2029]", text)[mark.line]):
-            mend = "indent with spaces in place of tabs"
+            fix = "indent with spaces in place of tabs"
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        faults.append(Fault(f"{where} (line {line})", f"the character #x{error.character:04x}", allowed, "remove the character"))
+        faults.append(Fault(f"{where} (line {line})", f"the character #x{error.character:04x}", expected, "remove the character"))
         return None
     except (ValueError, OverflowError) as error:  # PyYAML's scanner on an escape such as "\UFFFFFFFF"
-        faults.append(Fault(where, str(error), allowed, 'correct the escape (a backslash in "...")'))
+        faults.append(Fault(where, str(error), expected, 'correct the escape (a backslash in "...")'))
         return None
     line_words = "" if mark is None or where.startswith("--set ") else f" (line {mark.line + 1})"
-    faults.append(Fault(where + line_words, found, allowed, mend))
+    faults.append(Fault(where + line_words, found, expected, fix))
     return None
 
 
@@ -207,12 +207,12 @@ def _override(override: str, values: dict[str, object] | None, faults: list[Faul
     for part, after in zip(parts, [*parts[1:], None], strict=True):
         if isinstance(spot, list):
             if not part.isdecimal() or int(part) >= len(spot):
-                allowed = f"a number from 0 to {len(spot) - 1}" if spot else "nothing: the list is empty"
-                faults.append(Fault(f"{where}: {dotted(path)}", shown(part), allowed, "count the items of the list from 0"))
+                expected = f"a number from 0 to {len(spot) - 1}" if spot else "nothing: the list is empty"
+                faults.append(Fault(f"{where}: {dotted(path)}", shown(part), expected, "count the items of the list from 0"))
                 return
         elif not isinstance(spot, dict):
-            mend = f"set the whole of it: --set '{dotted(path)}={{{part}: ...}}'"
-            faults.append(Fault(f"{where}: {dotted(path)}", found_words(spot), "a mapping or a list to set it in", mend))
+            fix = f"set the whole of it: --set '{dotted(path)}={{{part}: ...}}'"
+            faults.append(Fault(f"{where}: {dotted(path)}", found_words(spot), "a mapping or a list to set it in", fix))
             return
         step: str | int = int(part) if isinstance(spot, list) else part
         path = (*path, step)

@@ -74,7 +74,7 @@ class LossConfig(Section):
     block_size: Count | None = None
     """Rows and columns of the similarities that are in memory at a time; null = whole; changes speed and memory only."""
     dimensions: Dimensions | None = None
-    """How many first numbers of the embeddings the loss is taken over, once for each; null = the whole embeddings alone."""
+    """Matryoshka dimensions: the loss is also taken over the first d dimensions, for each d; null = whole embeddings only."""
     dimension_weights: Weights | None = None
     """What each of these losses is multiplied by before they are added up, in the order of `dimensions`; null = 1 each."""
 
@@ -198,7 +198,7 @@ class Config(Section):
                     "name the model that triplets are mined with, e.g. {name: BAAI/bge-small-en-v1.5}, or a guide",
                     path=("train", index, "mining", "model"),
                     found=f"null, and guide: {info.data['guide'] or 'null'}",
-                    allowed="a model, or null where the guide is one",
+                    expected="a model, or null where the guide is one",
                 )
         return data
 
@@ -226,7 +226,7 @@ class Config(Section):
                 path=("data", "exclude_evaluation_texts"),
                 from_top=True,
                 found="true, and no task in evaluation.tasks that reads files",
-                allowed="false, or true where evaluation.tasks has a task over files",
+                expected="false, or true where evaluation.tasks has a task over files",
             )
         return evaluation
 
@@ -240,14 +240,14 @@ class Config(Section):
         if evaluation is None:
             return selection
         if selection.metric is None and evaluation.stop_after is not None:
-            mend = "name the metric that evaluation.stop_after goes by"
+            fix = "name the metric that evaluation.stop_after goes by"
             raise MisplacedError(
-                mend, path=("metric",), found="null, and evaluation.stop_after", allowed=told_metrics(evaluation)
+                fix, path=("metric",), found="null, and evaluation.stop_after", expected=told_metrics(evaluation)
             )
         for name in selection.metric or {}:
             if not is_measured(evaluation, name):
-                mend = "name one of these, or add its task to evaluation.tasks"
-                raise MisplacedError(mend, path=("metric",), found=name, allowed=told_metrics(evaluation))
+                fix = "name one of these, or add its task to evaluation.tasks"
+                raise MisplacedError(fix, path=("metric",), found=name, expected=told_metrics(evaluation))
         return selection
 
     tracking: TrackingConfig = TrackingConfig()

@@ -52,8 +52,8 @@ class TrainingConfig(Section):
         if "epochs" in info.data:
             epochs = info.data["epochs"]
             if epochs is not None and max_steps is not None:
-                mend = "both set the schedule: take one out, or set it to null (--set training.epochs=null)"
-                raise MisplacedError(mend, path=(), found=str(max_steps), allowed=f"null where epochs is {epochs}")
+                fix = "both set the schedule: take one out, or set it to null (--set training.epochs=null)"
+                raise MisplacedError(fix, path=(), found=str(max_steps), expected=f"null where epochs is {epochs}")
             if epochs is None and max_steps is None:
                 raise ValueError("give epochs or max_steps: with neither the training has no end")
         return max_steps

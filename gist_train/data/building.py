@@ -116,15 +116,15 @@ def build_corpus(
 def refuse_bad(data: DataConfig, faults: Sequence[Fault], read: int, bad: int, usable: int, excluded: int) -> None:
     """UserError where no row is usable, or where a bad one is not to be skipped."""
     if not usable:
-        mend, found = "look at source: and columns: of data.train: are the files what they say?", f"{read:,} rows"
+        fix, found = "look at source: and columns: of data.train: are the files what they say?", f"{read:,} rows"
         if excluded:
             found += f", {excluded:,} of them left out by data.exclude_evaluation_texts"
-            mend = "train on other texts than those of evaluation.tasks"
-        raise UserError(*faults[:1], Fault("data.train", f"{found}, none of them usable", "at least one usable row", mend))
+            fix = "train on other texts than those of evaluation.tasks"
+        raise UserError(*faults[:1], Fault("data.train", f"{found}, none of them usable", "at least one usable row", fix))
     if bad and data.on_bad_row == "fail":
         told = f"{bad:,} of {read:,} rows"
-        mend = f"mend them, or set skip: {told} are left out"
-        raise UserError(*faults, Fault("data.on_bad_row", f"fail, and {told} can't be used", "fail or skip", mend))
+        fix = f"fix them, or set skip: {told} are left out"
+        raise UserError(*faults, Fault("data.on_bad_row", f"fail, and {told} can't be used", "fail or skip", fix))
 
 
 def labelled_texts(source: ClassificationSource, where: str, exclusion: Exclusion) -> tuple[list[Labelled], list[Fault], int]:
@@ -144,22 +144,22 @@ def labelled_texts(source: ClassificationSource, where: str, exclusion: Exclusio
         else:
             rows.append(row)
     labels = Counter(row.label for row in rows)
-    found = mend = None
+    found = fix = None
     if len(labels) == 1:
-        found, mend = (
+        found, fix = (
             f"only {shown(next(iter(labels)))} in {len(rows):,} rows",
             "add rows of another class: a negative is one of those",
         )
     elif labels and max(labels.values()) == 1:
-        found, mend = (
+        found, fix = (
             f"{len(labels):,} labels of one row each",
             "name the column of classes: a positive is another row of the class",
         )
-    if found is not None and mend is not None:
+    if found is not None and fix is not None:
         label = f"{where}: {source.path}: {source.columns.label}"
-        allowed = "two different labels or more, one of them on two rows or more"
+        expected = "two different labels or more, one of them on two rows or more"
         found += f", {left_out:,} more left out by data.exclude_evaluation_texts" if left_out else ""
-        raise UserError(*faults[:SHOWN_FAULTS], Fault(label, found, allowed, mend))
+        raise UserError(*faults[:SHOWN_FAULTS], Fault(label, found, expected, fix))
     return rows, faults, left_out
 
 

@@ -104,7 +104,7 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def held(path: Path) -> Iterator[bool]:
-    """Holds the lock file at `path` if nobody else does, without waiting; yields whether it does. The file goes in the end."""
+    """Holds the lock file at `path` if nobody else does, without waiting; yields whether it does. The file is removed on exit."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as stream:
         try:

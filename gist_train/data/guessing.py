@@ -68,9 +68,9 @@ class Look:
         plain = {_plain(column): column for column in self.columns} | {column: column for column in self.columns}
         return next((plain[name] for name in names if name in plain and self.holds(plain[name], kind, least)), None)
 
-    def fault(self, found: str, allowed: str, mend: str) -> UserError:
+    def fault(self, found: str, expected: str, fix: str) -> UserError:
         """What is wrong with the file."""
-        return UserError(Fault(self.path, found, allowed, mend))
+        return UserError(Fault(self.path, found, expected, fix))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +131,8 @@ def _look(path: Path) -> Look:
         file.row = 0
         if not bad:
             raise file.broken("no rows", "one row or more", "fill the file, or leave it out")
-        mend = "write the rows as JSON Lines, in a file that ends in .jsonl" if file.suffix == ".json" else "mend the rows"
-        raise file.broken(f"no row that can be read: {bad[0].what}, {bad[0].found}", bad[0].allowed, mend)
+        fix = "write the rows as JSON Lines, in a file that ends in .jsonl" if file.suffix == ".json" else "fix the rows"
+        raise file.broken(f"no row that can be read: {bad[0].what}, {bad[0].found}", bad[0].expected, fix)
     columns = [name for name in dict.fromkeys(file.columns) if name and encodable(name)]
     return Look(str(path), file.name, SOURCES[file.suffix], columns, rows, len(bad), len(found) <= LOOKED_AT)
 
@@ -200,8 +200,8 @@ def _judged(look: Look) -> Found:
         return _scored(look, {"text1": roles["anchor"], "text2": roles["positive"], "score": score})
     judge = look.named(JUDGES, _fills)
     if alike and not missing and judge is not None and _plain(roles["positive"]) != "entailment":
-        mend = f"keep the rows of which {shown(judge)} says so, and leave that column out"
-        raise look.fault(f"pairs that a column {shown(judge)} judges", "pairs of texts that belong together", mend)
+        fix = f"keep the rows of which {shown(judge)} says so, and leave that column out"
+        raise look.fault(f"pairs that a column {shown(judge)} judges", "pairs of texts that belong together", fix)
     return _pairs(look, roles, guessed=bool(missing))
 
 
@@ -224,8 +224,8 @@ def _pairs(look: Look, roles: dict[str, str], *, guessed: bool) -> Found:
     for role in ("negative", "task"):
         column = usual[role]
         if column is not None and role not in roles and look.values(column):  # the reader would take it all the same
-            found, mend = f"{shown(column)} with {shown(look.values(column)[0])}", "rename the column, or make it text"
-            raise look.fault(found, f"text in a column of that name, which is the {role}", mend)
+            found, fix = f"{shown(column)} with {shown(look.values(column)[0])}", "rename the column, or make it text"
+            raise look.fault(found, f"text in a column of that name, which is the {role}", fix)
     usable = sum(roles["anchor"] in row and roles["positive"] in row for row in look.rows)
     roles = {role: roles[role] for role in ALIASES if role in roles}
     columns = {role: column for role, column in roles.items() if column != usual[role]}
@@ -246,8 +246,8 @@ def _labelled(look: Look, text: str, label: str) -> Found | None:
 
 def _scored(look: Look, roles: dict[str, str]) -> Found:
     if look.source == "parquet":
-        mend = "write it as .jsonl, .csv or .tsv"
-        raise look.fault(f"pairs with a score, {shown(roles['score'])}, in Parquet", "a format that evaluation reads", mend)
+        fix = "write it as .jsonl, .csv or .tsv"
+        raise look.fault(f"pairs with a score, {shown(roles['score'])}, in Parquet", "a format that evaluation reads", fix)
     usual = StsColumns().model_dump()
     return Found(look, "scored", roles, {role: column for role, column in roles.items() if column != usual[role]})
 

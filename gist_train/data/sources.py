@@ -96,14 +96,14 @@ def files_of(source: Source, where: str) -> list[Path]:
     """The source's files, a glob expanded and sorted; `where` is the source's key, e.g. `data.train[2]`."""
     path = Path(os.path.expanduser(source.path))
     if os.path.isdir(path):  # os.path, for a folder that may not be entered: Path's own raise there
-        mend = f"name its files, e.g. {path / '*.jsonl'}"
-        raise UserError(Fault(f"{where}.path", f"{shown(str(path))}, a folder", "a file, or a glob of files", mend))
+        fix = f"name its files, e.g. {path / '*.jsonl'}"
+        raise UserError(Fault(f"{where}.path", f"{shown(str(path))}, a folder", "a file, or a glob of files", fix))
     # A file may have brackets in its name, so the name as it stands comes before the glob.
     files = [path] if os.path.exists(path) else sorted(Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
     if not files:
         found = f"{shown(str(path))}, which matches no file in {Path.cwd()}"
-        mend = "correct the path, or run the command in the folder that it starts from"
-        raise UserError(Fault(f"{where}.path", found, "a file that exists, or a glob that matches one", mend))
+        fix = "correct the path, or run the command in the folder that it starts from"
+        raise UserError(Fault(f"{where}.path", found, "a file that exists, or a glob that matches one", fix))
     for path in files:
         if not encodable(str(path)):
             told = shown(str(path).encode("utf-8", "backslashreplace").decode())
@@ -192,8 +192,8 @@ def _reader(source: Source, file: TableFile) -> Reader:
         case ParquetSource():
             return parquet_cells
     if file.suffix not in LABELLED_SUFFIXES:
-        allowed = f"a file that ends in {', '.join(LABELLED_SUFFIXES)}, or one of these with .gz"
-        raise UserError(Fault(file.label, f"the ending {shown(file.suffix)}", allowed, "write it in one of these formats"))
+        expected = f"a file that ends in {', '.join(LABELLED_SUFFIXES)}, or one of these with .gz"
+        raise UserError(Fault(file.label, f"the ending {shown(file.suffix)}", expected, "write it in one of these formats"))
     return LABELLED_SUFFIXES[file.suffix]
 
 

@@ -50,8 +50,8 @@ Columns = tuple[str | None, ...]  # by field, the column that holds it; None whe
 class BadRow(Exception):  # noqa: N818 - raised by the checks of a row, caught where the row is made
     """Why a row can't be used."""
 
-    def __init__(self, what: str, found: str, allowed: str):
-        self.what, self.found, self.allowed = what, found, allowed
+    def __init__(self, what: str, found: str, expected: str):
+        self.what, self.found, self.expected = what, found, expected
 
 
 class Table:
@@ -67,12 +67,12 @@ class Table:
     def fault(self, bad: BadRow) -> Fault:
         """A bad row in the user's words."""
         return Fault(
-            f"{self.label}, row {self.row:,}: {bad.what}", bad.found, bad.allowed, "drop the row, or set data.on_bad_row: skip"
+            f"{self.label}, row {self.row:,}: {bad.what}", bad.found, bad.expected, "drop the row, or set data.on_bad_row: skip"
         )
 
-    def broken(self, found: str, allowed: str, mend: str) -> UserError:
+    def broken(self, found: str, expected: str, fix: str) -> UserError:
         """The whole table can't be used, or not from here on."""
-        return UserError(Fault(f"{self.label}, after row {self.row:,}" if self.row else self.label, found, allowed, mend))
+        return UserError(Fault(f"{self.label}, after row {self.row:,}" if self.row else self.label, found, expected, fix))
 
     def refuse_missing(
         self, fields: Sequence[Field], columns: Columns, present: Iterable[str], *, named_too: bool = True
@@ -86,10 +86,10 @@ class Table:
         faults = []
         for field, column in zip(fields, columns, strict=True):
             if column is None and (field.in_every_row or (field.named and named_too)):
-                mend = f"name the right column in columns.{field.key}, or add it to the file"
+                fix = f"name the right column in columns.{field.key}, or add it to the file"
                 if close := get_close_matches(field.names[0], list(present), 1):
-                    mend = f"did you mean {shown(close[0])}? Else {mend}"
-                faults.append(Fault(f"{self.label}: no column for {field.key}", found, f"a column {either(field.names)}", mend))
+                    fix = f"did you mean {shown(close[0])}? Else {fix}"
+                faults.append(Fault(f"{self.label}: no column for {field.key}", found, f"a column {either(field.names)}", fix))
         if faults:
             raise UserError(*faults)
 
@@ -123,7 +123,7 @@ def read_errors(table: Table) -> Iterator[None]:
 
 
 def either(names: tuple[str, ...]) -> str:
-    """Names as they may stand behind "allowed"."""
+    """Names as they may stand behind "expected"."""
     return " or ".join(f'"{name}"' for name in names)
 
 
@@ -132,16 +132,16 @@ def column_of(fields: Sequence[Field], present: Collection[str]) -> Columns:
     return tuple([next((name for name in field.names if name in present), None) for field in fields])
 
 
-def text(value: object, column: str, allowed: str = A_TEXT) -> str:
+def text(value: object, column: str, expected: str = A_TEXT) -> str:
     """`value` stripped; BadRow where it is no text, empty, or can't be written as UTF-8."""
     if not isinstance(value, str):
-        raise BadRow(f'"{column}" is not a string', shown(value), allowed)
+        raise BadRow(f'"{column}" is not a string', shown(value), expected)
     stripped = value.strip()
     if not stripped:
-        raise BadRow(f'"{column}" is empty', shown(value), allowed)
+        raise BadRow(f'"{column}" is empty', shown(value), expected)
     if not encodable(stripped):
         found = shown(stripped.encode("utf-8", "backslashreplace").decode())
-        raise BadRow(f'"{column}" holds half of a surrogate pair', found, f"{allowed}, of whole Unicode characters")
+        raise BadRow(f'"{column}" holds half of a surrogate pair', found, f"{expected}, of whole Unicode characters")
     return stripped
 
 
@@ -177,8 +177,8 @@ def jsonl_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | Ba
             file.row = number
             if keys is None and line.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
                 file.row = 0
-                mend = "write each object on a line of its own; MEDI's own array is source: medi"
-                raise file.broken("a JSON array", "JSON Lines: one object a line", mend)
+                fix = "write each object on a line of its own; MEDI's own array is source: medi"
+                raise file.broken("a JSON array", "JSON Lines: one object a line", fix)
             record = _json_object(line)
             if isinstance(record, BadRow):
                 yield record
@@ -235,12 +235,12 @@ def csv_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | BadR
                 cells = next(reader, None)
             except csv.Error as error:
                 # Within one line, the next line is the next row. Over several, a quote has swallowed who knows how many.
-                allowed = 'quotes that close, and "" for a quote within them'
+                expected = 'quotes that close, and "" for a quote within them'
                 if reader.line_num - start > 1:
                     found = f"broken quoting from line {start + 1:,} to {reader.line_num:,}: {error}"
-                    raise file.broken(found, allowed, f"mend the quotes of line {start + 1:,}") from error
+                    raise file.broken(found, expected, f"fix the quotes of line {start + 1:,}") from error
                 file.row += 1
-                yield BadRow("broken quoting", str(error), allowed)
+                yield BadRow("broken quoting", str(error), expected)
                 continue
             if cells is None:
                 return

@@ -29,7 +29,7 @@ class LossOutput:
     """What a call of `guided_contrastive_loss` found."""
 
     loss: Tensor
-    """Scalar: sum of `row_losses` over B. With all rows computed here it is their mean."""
+    """Scalar: sum(row_losses) / B, so that ranks' losses add up to the batch mean."""
     row_losses: Tensor
     """(R,) cross entropy of each row computed here, detached; with dimensions their weighted sum."""
     masked: Tensor

@@ -99,8 +99,8 @@ class Pretrained:
         if max_length is None:
             return self
         if max_length > self.positions:
-            allowed = f"at most {self.positions} tokens, the positions of {self.encoder.transformer.name_or_path}"
-            raise UserError(Fault("evaluation.max_length", shown(max_length), allowed, "lower it"))
+            expected = f"at most {self.positions} tokens, the positions of {self.encoder.transformer.name_or_path}"
+            raise UserError(Fault("evaluation.max_length", shown(max_length), expected, "lower it"))
         return replace(self, max_length=max_length)
 
     def with_truncation(self, truncate_dim: int | None) -> "Pretrained":
@@ -117,8 +117,8 @@ class Pretrained:
         if truncate_dim is None:
             return self
         if not 1 <= truncate_dim <= self.width:
-            allowed = f"from 1 to {self.width}, the numbers in an embedding of {self.encoder.transformer.name_or_path}"
-            raise UserError(Fault("evaluation.truncate_dim, or --truncate-dim", shown(truncate_dim), allowed, "lower it"))
+            expected = f"from 1 to {self.width}, the numbers in an embedding of {self.encoder.transformer.name_or_path}"
+            raise UserError(Fault("evaluation.truncate_dim, or --truncate-dim", shown(truncate_dim), expected, "lower it"))
         return replace(self, truncate_dim=truncate_dim)
 
     def vocabulary_size(self) -> int:
@@ -266,8 +266,8 @@ def _load(where: str, config: ModelConfig | GuideConfig) -> Pretrained:
     ours = [name for name, mode in POOLING_MODES.items() if mode == pooling.pooling_mode]
     if not ours or not pooling.include_prompt:
         found = f"pooling {pooling.pooling_mode}{'' if pooling.include_prompt else ' that leaves the prompt out'}"
-        allowed = "pooling cls, mean or last over all tokens"
-        raise _unfit(where, config.name, found, allowed, f"set {where}.pooling to cls, mean or last")
+        expected = "pooling cls, mean or last over all tokens"
+        raise _unfit(where, config.name, found, expected, f"set {where}.pooling to cls, mean or last")
     if not isinstance(model.tokenizer, PreTrainedTokenizerFast):
         raise _unfit(
             where, config.name, "a slow tokenizer", "a fast tokenizer (tokenizer.json)", "convert it once with transformers"
@@ -320,20 +320,20 @@ def _longest(config: Any) -> int:
 
 def _not_found(where: str, name: str, error: Exception) -> UserError:
     reason = next(iter(str(error).splitlines()), type(error).__name__)
-    mend = "check the spelling, the network and, for a private model, your login"
+    fix = "check the spelling, the network and, for a private model, your login"
     if name.startswith((".", "/", "~")):
-        mend = f"correct the path of the folder: it starts from {Path.cwd()}"
+        fix = f"correct the path of the folder: it starts from {Path.cwd()}"
     if Path(name).is_dir():
-        mend = "name a folder that holds a model: config.json, weights and tokenizer"
+        fix = "name a folder that holds a model: config.json, weights and tokenizer"
     return UserError(
         Fault(
             f"{where}.name" if not where.startswith("--") else where,
             f"{shown(name)}, which could not be loaded: {reason}",
             "a local model folder or a model of the Hugging Face hub",
-            mend,
+            fix,
         )
     )
 
 
-def _unfit(where: str, name: str, found: str, allowed: str, mend: str) -> UserError:
-    return UserError(Fault(f"{where}.name: {name}", found, allowed, mend))
+def _unfit(where: str, name: str, found: str, expected: str, fix: str) -> UserError:
+    return UserError(Fault(f"{where}.name: {name}", found, expected, fix))

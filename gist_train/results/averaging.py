@@ -33,8 +33,8 @@ def averaged(run: Path, steps: Sequence[int], base: ModelConfig, base_weight: fl
     if base_weight:
         of_base = _weights(load_student(base))
         if {name: weight.shape for name, weight in of_base.items()} != {name: weight.shape for name, weight in sums.items()}:
-            allowed = "the model that the run was trained from"
-            raise UserError(Fault("model.name", f"{base.name}, whose weights are of another shape", allowed, "name that one"))
+            expected = "the model that the run was trained from"
+            raise UserError(Fault("model.name", f"{base.name}, whose weights are of another shape", expected, "name that one"))
         for name, weight in of_base.items():
             sums[name].add_(weight, alpha=base_weight)
     with torch.no_grad():

@@ -63,8 +63,8 @@ def tasks_of(config: Config) -> Measuring:
         UserError: there is none, or their files have faults.
     """
     if not config.evaluation.tasks:
-        mend = "add one, e.g. {type: sts, name: stsb, path: stsb_dev.tsv}"
-        raise UserError(Fault("evaluation.tasks", "no task", "one task at least", mend))
+        fix = "add one, e.g. {type: sts, name: stsb, path: stsb_dev.tsv}"
+        raise UserError(Fault("evaluation.tasks", "no task", "one task at least", fix))
     return Measuring.of(config)
 
 

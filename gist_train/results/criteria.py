@@ -86,12 +86,12 @@ def criteria_of(
     if average is not None and average < 2:
         faults.append(Fault("--average", shown(average), "2 checkpoints or more", "leave it out to choose one checkpoint"))
     if merge_base is not None and not 0 < merge_base < 1:
-        mend = "try 0.2: weights are then 0.8 of the run's and 0.2 of base's"
-        faults.append(Fault("--merge-base", shown(merge_base), "a share of the base model between 0 and 1", mend))
+        fix = "try 0.2: weights are then 0.8 of the run's and 0.2 of base's"
+        faults.append(Fault("--merge-base", shown(merge_base), "a share of the base model between 0 and 1", fix))
     if criteria.rule == "step" and criteria.around is None:
-        allowed = f"a metric ({told_metrics(config.evaluation)}), a rule ({LOSS_PERCENTILE}) or a step"
-        mend = f"add --metric <task>/<metric>, --rule {LOSS_PERCENTILE} 0.025 or --around STEP, or set selection in the config"
-        faults.append(Fault("how to choose", "no metric, no rule and no step", allowed, mend))
+        expected = f"a metric ({told_metrics(config.evaluation)}), a rule ({LOSS_PERCENTILE}) or a step"
+        fix = f"add --metric <task>/<metric>, --rule {LOSS_PERCENTILE} 0.025 or --around STEP, or set selection in the config"
+        faults.append(Fault("how to choose", "no metric, no rule and no step", expected, fix))
     if faults:
         raise UserError(*faults)
     return criteria
@@ -102,8 +102,8 @@ def _weights(config: Config, metrics: Sequence[str], faults: list[Fault]) -> dic
     for told in metrics:
         name, given, weight = told.partition("=")
         if not is_measured(config.evaluation, name):
-            mend = "name one of these, or add its task to evaluation.tasks"
-            faults.append(Fault("--metric", shown(name), told_metrics(config.evaluation), mend))
+            fix = "name one of these, or add its task to evaluation.tasks"
+            faults.append(Fault("--metric", shown(name), told_metrics(config.evaluation), fix))
         if name in weights:
             faults.append(Fault("--metric", f"{name}, twice", "each metric once", "leave one out"))
         try:

@@ -98,5 +98,5 @@ def _read(path: Path) -> _EarlyStop:
     try:
         return _EarlyStop.model_validate(read_json(path))
     except (ValueError, RecursionError):  # pydantic's errors are ValueErrors
-        mend = "delete it: patience then counts from the start"
-        raise UserError(Fault(str(path), "a file that can't be read", "what gist-train train writes", mend)) from None
+        fix = "delete it: patience then counts from the start"
+        raise UserError(Fault(str(path), "a file that can't be read", "what gist-train train writes", fix)) from None

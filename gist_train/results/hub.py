@@ -23,7 +23,7 @@ USERS_FAULT = {
     403: ("a token that may not write there", "use a token with write permission for this user or organization, or another name"),
     404: ("a user, organization or repository that is not there", "correct the name, or use a token that may see it"),
 }
-"""HTTP status -> what it says of the user's input, and what mends it."""
+"""HTTP status -> what it says of the user's input, and what fixes it."""
 
 
 def check_push(repo_id: str | None, private: bool | None) -> None:
@@ -44,8 +44,8 @@ def check_push(repo_id: str | None, private: bool | None) -> None:
         return
     reason = unfit_for_hub(repo_id) or (None if "/" in repo_id else "a name without a user or organization")
     if reason is not None:
-        allowed = "USER/NAME or ORGANIZATION/NAME, in letters, digits and - _ . only, 96 characters at most"
-        raise UserError(Fault(WHERE, f"{shown(repo_id)}: {shown(reason, 200)}", allowed, "name it so"))
+        expected = "USER/NAME or ORGANIZATION/NAME, in letters, digits and - _ . only, 96 characters at most"
+        raise UserError(Fault(WHERE, f"{shown(repo_id)}: {shown(reason, 200)}", expected, "name it so"))
     with _told(repo_id) as token:
         account = HfApi(token=token).whoami()
     access = (account.get("auth") or {}).get("accessToken") or {}  # a login by OAuth has none
@@ -75,8 +75,8 @@ def push_folder(folder: Path, repo_id: str, *, private: bool | None) -> str:
         names = {sibling.rfilename for sibling in found.siblings or []}
         if private and not found.private:
             # Asking for a private one changes nothing at a repository that exists, and the hub says no word about it.
-            mend = "make it private on the hub, name another, or leave --private out"
-            raise UserError(Fault(WHERE, f"{repo_id}, which is public", "a private or a new repository", mend))
+            fix = "make it private on the hub, name another, or leave --private out"
+            raise UserError(Fault(WHERE, f"{repo_id}, which is public", "a private or a new repository", fix))
         if names - BARE and "modules.json" not in names:
             holds = f"{repo_id}, which holds something else: {shown(', '.join(sorted(names - BARE)))}"
             raise UserError(Fault(WHERE, holds, "a new repository, or an earlier export", "name another"))
@@ -116,9 +116,9 @@ def _token() -> str:
     if token is None:
         raise LocalTokenNotFoundError
     if not re.fullmatch(r"[!-~]+", token):
-        mend = "set HF_TOKEN again, or log in with `hf auth login`"
+        fix = "set HF_TOKEN again, or log in with `hf auth login`"
         raise UserError(
-            Fault(WHERE, "a token with a space or a character outside ASCII in it", "the token as the hub shows it", mend)
+            Fault(WHERE, "a token with a space or a character outside ASCII in it", "the token as the hub shows it", fix)
         )
     return token
 
@@ -127,18 +127,18 @@ def _in_words(error: Exception, repo_id: str, token: str | None, standing: str) 
     cause: BaseException = error
     while not isinstance(cause, HfHubHTTPError | OfflineModeIsEnabled) and cause.__cause__ is not None:
         cause = cause.__cause__  # what a thread of the upload met
-    allowed = f"a token that may write to {repo_id}"
+    expected = f"a token that may write to {repo_id}"
     if isinstance(cause, OfflineModeIsEnabled):
         return UserError(Fault(WHERE, "HF_HUB_OFFLINE, which is set", "a connection to the hub", "unset it, or push later"))
     if isinstance(cause, LocalTokenNotFoundError):
-        return UserError(Fault(WHERE, "no token", allowed, "log in with `hf auth login`, or set HF_TOKEN"))
+        return UserError(Fault(WHERE, "no token", expected, "log in with `hf auth login`, or set HF_TOKEN"))
     reason = f"{type(cause).__name__}: {cause}"
     if isinstance(cause, HfHubHTTPError):
         status = cause.response.status_code
         said = f": {_clean(cause.server_message, token)}" if cause.server_message else ""
         if status in USERS_FAULT:
-            found, mend = USERS_FAULT[status]
-            return UserError(Fault(WHERE, f"{found} (HTTP {status}{said})", allowed, f"{mend}.{standing}"))
+            found, fix = USERS_FAULT[status]
+            return UserError(Fault(WHERE, f"{found} (HTTP {status}{said})", expected, f"{fix}.{standing}"))
         reason = f"HTTP {status}{said}"
     where = f"the hub at {constants.ENDPOINT}"
     return ConnectionError(f"{WHERE} {repo_id}: {where} did not take it: {_clean(reason, token)}. Try again later.{standing}")

@@ -83,8 +83,8 @@ def leaks_of(run: Path, tasks: Sequence[str]) -> list[Leak]:
     try:
         told = [Leak(**leak) for leak in (read_json(path).get("leakage", []) if path.exists() else [])]
     except (ValueError, TypeError, AttributeError):
-        mend = "train again: it writes it anew, and counts"
-        raise UserError(Fault(str(path), "a file that can't be read", "what gist-train train writes", mend)) from None
+        fix = "train again: it writes it anew, and counts"
+        raise UserError(Fault(str(path), "a file that can't be read", "what gist-train train writes", fix)) from None
     by_task = {task: [leak for leak in told if leak.task == task] for task in tasks}
     return [leak for task, leaks in by_task.items() for leak in leaks or [Leak(task, None, 0, 0, 0)]]
 

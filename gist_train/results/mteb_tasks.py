@@ -34,10 +34,8 @@ def read_mteb(task: MtebTask, where: str, faults: list[Fault]) -> LoadedMteb | N
             import mteb
             from mteb.get_tasks import TASK_LIST
     except ImportError as error:
-        mend = 'pip install "gist-train[mteb]"'
-        faults.append(
-            Fault(where, f"the package mteb can't be imported: {error}", "mteb 2, the extra mteb of this package", mend)
-        )
+        fix = 'pip install "gist-train[mteb]"'
+        faults.append(Fault(where, f"the package mteb can't be imported: {error}", "mteb 2, the extra mteb of this package", fix))
         return None
     if task.files is not None:
         local = _local(task, where, faults)
@@ -47,8 +45,8 @@ def read_mteb(task: MtebTask, where: str, faults: list[Fault]) -> LoadedMteb | N
     known_tasks = {found.metadata.name for found in TASK_LIST}
     if task.name in benchmarks:
         if task.revision is not None:
-            allowed = "null: a benchmark has many data sets, each with a revision of its own"
-            faults.append(Fault(f"{where}: revision", shown(task.revision), allowed, "set it to null, or name a task"))
+            expected = "null: a benchmark has many data sets, each with a revision of its own"
+            faults.append(Fault(f"{where}: revision", shown(task.revision), expected, "set it to null, or name a task"))
         tasks = tuple(benchmarks[task.name].tasks)
     elif task.name in known_tasks:
         with _quiet():
@@ -57,8 +55,8 @@ def read_mteb(task: MtebTask, where: str, faults: list[Fault]) -> LoadedMteb | N
             tasks = (_at_revision(tasks[0], task.revision, where, faults),)
     else:
         near = difflib.get_close_matches(task.name, [*known_tasks, *benchmarks], n=3, cutoff=0.5)
-        mend = f"did you mean {' or '.join(map(shown, near))}? {HOW_TO_LIST}" if near else HOW_TO_LIST
-        faults.append(Fault(f"{where}: name", shown(task.name), "the name of a task or a benchmark of mteb", mend))
+        fix = f"did you mean {' or '.join(map(shown, near))}? {HOW_TO_LIST}" if near else HOW_TO_LIST
+        faults.append(Fault(f"{where}: name", shown(task.name), "the name of a task or a benchmark of mteb", fix))
         return None
     others = {f"{kind} ({found.metadata.name})" for found in tasks for kind in found.metadata.modalities if kind != "text"}
     if others:
@@ -128,8 +126,8 @@ def _local(task: MtebTask, where: str, faults: list[Fault]) -> Any:
     if isinstance(read, LoadedRetrieval):
         parts = [judgement for judged in read.judgements for judgement in judged.values() if not judgement.is_integer()]
         if parts:
-            allowed = "whole numbers: mteb's metrics (trec_eval) take no others"
-            faults.append(Fault(f"{here}: score", f"{parts[0]:g}", allowed, "scale the judgements, or leave out type: mteb"))
+            expected = "whole numbers: mteb's metrics (trec_eval) take no others"
+            faults.append(Fault(f"{here}: score", f"{parts[0]:g}", expected, "scale the judgements, or leave out type: mteb"))
             return None
     if read is None:
         return None
@@ -143,8 +141,8 @@ def _at_revision(task: Any, revision: str, where: str, faults: list[Fault]) -> A
     from gist_train.results.mteb_adapters import with_metadata
 
     if task.is_aggregate:
-        allowed = "null: the task is made of others, each with a data set and a revision of its own"
-        faults.append(Fault(f"{where}: revision", shown(revision), allowed, "set it to null"))
+        expected = "null: the task is made of others, each with a data set and a revision of its own"
+        faults.append(Fault(f"{where}: revision", shown(revision), expected, "set it to null"))
         return task
     data_set = {**task.metadata.dataset, "revision": revision}
     return with_metadata(type(task), task.metadata.model_copy(update={"dataset": data_set}))()

@@ -152,8 +152,8 @@ def plan_onnx(config: Config, format_: Format, *, quantize: bool) -> OnnxPlan | 
             raise UserError(Fault("--quantize", f"--format {format_}", "--format onnx", "add --format onnx, or take it out"))
         return None
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        allowed = f"{', '.join(PACKAGES)}, which an export in ONNX needs"
-        raise UserError(Fault("--format onnx", f"{', '.join(missing)} not installed", allowed, 'pip install "gist-train[onnx]"'))
+        expected = f"{', '.join(PACKAGES)}, which an export in ONNX needs"
+        raise UserError(Fault("--format onnx", f"{', '.join(missing)} not installed", expected, 'pip install "gist-train[onnx]"'))
     faults: list[Fault] = []
     numbered = [(index, task) for index, task in enumerate(config.evaluation.tasks) if quantize and isinstance(task, StsTask)]
     # Not `load_tasks`: of these alone, under the places that they have in the config.
@@ -305,8 +305,8 @@ def _refused(model: Pretrained) -> Iterator[None]:
         reason = next(iter(str(error).strip().splitlines()), "")
         family = model.encoder.transformer.config.model_type
         found = f"a model of the family {family}, which can't be exported: {shown(f'{type(error).__name__}: {reason}', 200)}"
-        allowed = "a model that torch can export and onnxruntime can run, such as BERT's and RoBERTa's kin"
-        raise UserError(Fault("--format onnx", found, allowed, "export it with --format sentence-transformers")) from error
+        expected = "a model that torch can export and onnxruntime can run, such as BERT's and RoBERTa's kin"
+        raise UserError(Fault("--format onnx", found, expected, "export it with --format sentence-transformers")) from error
 
 
 @contextlib.contextmanager

@@ -88,8 +88,8 @@ def _part(folder: Path, names: Sequence[str], where: str, faults: list[Fault]) -
             return TaskFile(folder / name, f"{where}: {name}", faults)
     there = sorted(str(path.relative_to(folder)) for path in (*folder.glob("*"), *folder.glob("qrels/*")) if path.is_file())
     found = f"{shown(str(folder))} with {quoted(there[:20])}"
-    allowed = f"{' or '.join(names)}, or one of these with .gz"
-    faults.append(Fault(f"{where}: no {names[0]}", found, allowed, "add the file, or correct the path or the split"))
+    expected = f"{' or '.join(names)}, or one of these with .gz"
+    faults.append(Fault(f"{where}: no {names[0]}", found, expected, "add the file, or correct the path or the split"))
     return None
 
 

@@ -131,6 +131,6 @@ def _read(run: Path) -> Selected:
         if selected.folder != made:
             raise ValueError(told.checkpoint)
     except (OSError, ValueError, RecursionError, ValidationError):
-        found, mend = "a file that can't be read, or says one thing here and another there", "delete it, or select again"
-        raise UserError(Fault(str(path), found, "what gist-train select writes", mend)) from None
+        found, fix = "a file that can't be read, or says one thing here and another there", "delete it, or select again"
+        raise UserError(Fault(str(path), found, "what gist-train select writes", fix)) from None
     return selected

@@ -214,8 +214,8 @@ def _steps_to_choose_from(run: Path, criteria: Criteria, losses: Mapping[int, fl
     if criteria.loss_percentile is not None:
         saved = [step for step in saved if step in losses]
         if not saved:
-            mend = "train further with a smaller tracking.log_every, or choose by --metric"
-            raise _nothing(f"no row of {METRICS} at a checkpoint or before it", mend)
+            fix = "train further with a smaller tracking.log_every, or choose by --metric"
+            raise _nothing(f"no row of {METRICS} at a checkpoint or before it", fix)
     if criteria.around is None:
         return saved
     around = criteria.around
@@ -249,5 +249,5 @@ def _told(
     }
 
 
-def _nothing(found: str, mend: str) -> UserError:
-    return UserError(Fault("what to choose from", found, "a checkpoint at least", mend))
+def _nothing(found: str, fix: str) -> UserError:
+    return UserError(Fault("what to choose from", found, "a checkpoint at least", fix))

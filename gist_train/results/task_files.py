@@ -44,8 +44,8 @@ class TaskFile:
     def clean(self) -> bool:
         return self.to_the_end and self.bad_rows == 0
 
-    def fault(self, found: str, allowed: str, mend: str, *, what: str = "") -> None:
-        self.faults.append(Fault(self.label + what, found, allowed, mend))
+    def fault(self, found: str, expected: str, fix: str, *, what: str = "") -> None:
+        self.faults.append(Fault(self.label + what, found, expected, fix))
 
     def read(self, columns: Sequence[str], make: Callable[[Record], Made], *, rename: str = "") -> list[Made]:
         """What `make` makes of each good row. A row it raises BadRow on, and all that is wrong with the file, becomes a fault.
@@ -63,9 +63,9 @@ class TaskFile:
                     continue
                 missing = [column for column in columns if column not in record]
                 if missing and not made and not self.bad_rows:  # the first row: the whole file is of another form
-                    mend = f"{rename}, or add it to the file" if rename else "add it to the file"
+                    fix = f"{rename}, or add it to the file" if rename else "add it to the file"
                     for column in missing:
-                        self.fault(f"the columns {quoted(record)}", f'a column "{column}"', mend, what=f': no column "{column}"')
+                        self.fault(f"the columns {quoted(record)}", f'a column "{column}"', fix, what=f': no column "{column}"')
                     return made
                 try:
                     if missing:
@@ -85,7 +85,7 @@ class TaskFile:
             if row == 0:
                 self.fault("no rows", "one row or more", "fill the file")
         if self.bad_rows > FAULTS_PER_FILE:
-            self.fault(f"{self.bad_rows - FAULTS_PER_FILE:,} more bad rows", "rows as above", "mend or drop these too")
+            self.fault(f"{self.bad_rows - FAULTS_PER_FILE:,} more bad rows", "rows as above", "fix or drop these too")
         return made
 
     def _lines(self) -> IO[str]:
@@ -97,7 +97,7 @@ class TaskFile:
     def _bad(self, row: int, bad: BadRow) -> None:
         self.bad_rows += 1
         if self.bad_rows <= FAULTS_PER_FILE:
-            self.fault(bad.found, bad.allowed, "mend the row or drop it", what=f", row {row:,}: {bad.what}")
+            self.fault(bad.found, bad.expected, "fix the row or drop it", what=f", row {row:,}: {bad.what}")
 
 
 def quoted(names: Iterable[str]) -> str:

@@ -46,8 +46,8 @@ def read_sts(task: StsTask, where: str, faults: list[Fault]) -> LoadedSts | None
         return None
     texts1, texts2, scores = zip(*pairs, strict=True)
     if min(scores) == max(scores):
-        found, mend = f"{scores[0]:g} in each of {len(scores):,} rows", "check the column: a correlation needs scores that differ"
-        file.fault(found, "two different scores or more", mend, what=f": {columns.score}")
+        found, fix = f"{scores[0]:g} in each of {len(scores):,} rows", "check the column: a correlation needs scores that differ"
+        file.fault(found, "two different scores or more", fix, what=f": {columns.score}")
     return LoadedSts(task.name, texts1, texts2, np.array(scores))
 
 
@@ -79,8 +79,8 @@ def read_clustering(task: ClusteringTask, where: str, faults: list[Fault]) -> Lo
     if not file.clean:
         return None
     if not 2 <= len(numbers) < len(rows):
-        found, allowed = f"{len(numbers):,} different in {len(rows):,} rows", "two different labels or more, and fewer than rows"
-        file.fault(found, allowed, "check the column", what=f": {columns.label}")
+        found, expected = f"{len(numbers):,} different in {len(rows):,} rows", "two different labels or more, and fewer than rows"
+        file.fault(found, expected, "check the column", what=f": {columns.label}")
     texts, labels = zip(*rows, strict=True)
     return LoadedClustering(task.name, texts, np.array(labels))
 

@@ -113,8 +113,8 @@ class CheckpointWriter:
         try:
             checkpoints.save_checkpoint(run, copied.student, copied.moments, progress, self._facts)
         except (OSError, SafetensorError) as error:
-            mend = "Those before it stand: with room for it, the same command goes on from there"
-            raise OSError(f"checkpoint {checkpoints.checkpoint_folder(run, progress.step)}: {error}. {mend}") from error
+            fix = "Earlier checkpoints are whole: make room for it and run the same command to resume"
+            raise OSError(f"checkpoint {checkpoints.checkpoint_folder(run, progress.step)}: {error}. {fix}") from error
         after()
 
     def wait(self) -> BaseException | None:

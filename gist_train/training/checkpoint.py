@@ -139,8 +139,8 @@ def verified_manifest(folder: Path) -> dict[str, Any]:
     if own != _own_hash(manifest):
         raise _damaged(folder, "a manifest.json that was altered", "the one that was written")
     if manifest["format"] != FORMAT:
-        mend = "go on with the version of gist-train that wrote it"
-        raise UserError(Fault(f"checkpoint {folder}", f"format {manifest['format']}", f"format {FORMAT}", mend))
+        fix = "go on with the version of gist-train that wrote it"
+        raise UserError(Fault(f"checkpoint {folder}", f"format {manifest['format']}", f"format {FORMAT}", fix))
     for name, expected in files.items():
         file = folder / name
         if not file.is_file():
@@ -152,9 +152,9 @@ def verified_manifest(folder: Path) -> dict[str, Any]:
     return manifest  # type: ignore[no-any-return]
 
 
-def _damaged(folder: Path, found: str, allowed: str) -> UserError:
+def _damaged(folder: Path, found: str, expected: str) -> UserError:
     return UserError(
-        Fault(f"checkpoint {folder}", found, allowed, "move this folder away: training goes on from the checkpoint before it")
+        Fault(f"checkpoint {folder}", found, expected, "move this folder away: training goes on from the checkpoint before it")
     )
 
 
@@ -266,7 +266,7 @@ def checkpoint_to_resume(run: Path, step: int | None) -> Path | None:
 def no_such_step(run: Path, step: int, steps: Sequence[int]) -> UserError:
     """The error that names the checkpoints nearest to a step that has none."""
     nearest = sorted(sorted(steps, key=lambda s: abs(s - step))[:3])
-    allowed = (
+    expected = (
         f"a step with a checkpoint, such as {', '.join(map(str, nearest))}" if nearest else "none: the run has no checkpoint"
     )
-    return UserError(Fault(f"{run}: step {step}", shown(step), allowed, "name one of these, or train further"))
+    return UserError(Fault(f"{run}: step {step}", shown(step), expected, "name one of these, or train further"))

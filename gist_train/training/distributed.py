@@ -47,14 +47,14 @@ def make_accelerator(precision: str, timeout: float | None) -> tuple[Accelerator
     cpu = _on_cpu()
     device = PartialState(cpu, **waits).device  # sets this process' GPU, before anything else asks for one
     if precision == "fp16" and device.type != "cuda":
-        allowed = "float32, bf16 or auto: fp16 is for CUDA devices without bf16"
-        raise UserError(Fault("training.precision", f"fp16, on {device.type}", allowed, "set it to auto"))
+        expected = "float32, bf16 or auto: fp16 is for CUDA devices without bf16"
+        raise UserError(Fault("training.precision", f"fp16, on {device.type}", expected, "set it to auto"))
     mixed = _ACCELERATE[precision_on(precision, device)]
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", mixed)
     notes = [f"training.precision is {precision}: {mixed} is used, not accelerate's {told}"] if told != mixed else []
     steady_attention()
     if whole_float32():
-        notes.append("float32 is whole, and not TF32, as the environment would have it")
+        notes.append("TF32 is off: float32 products run in full precision, overriding the environment")
     # The name that accelerate and all versions of torch know.
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     accelerator = Accelerator(
@@ -73,9 +73,9 @@ def make_accelerator(precision: str, timeout: float | None) -> tuple[Accelerator
     return accelerator, "\n".join(notes) or None
 
 
-def _unlike_accelerate(found: str, allowed: str) -> UserError:
-    mend = "run `accelerate config` anew, or launch with torchrun"
-    return UserError(Fault("accelerate's configuration", found, allowed, mend))
+def _unlike_accelerate(found: str, expected: str) -> UserError:
+    fix = "run `accelerate config` anew, or launch with torchrun"
+    return UserError(Fault("accelerate's configuration", found, expected, fix))
 
 
 def _on_cpu() -> bool:

@@ -167,7 +167,7 @@ def checkpoint_bytes(encoder: Encoder) -> int:
 def checkpoints_kept(checkpoint: CheckpointConfig, selection: SelectionConfig, evaluated: int, stop: int) -> list[int]:
     """Steps whose checkpoints stand at the end of a run of `stop` steps, by the rule of retention.
 
-    The best by `selection.metric` is one more where it is none of them: which it will be nobody knows.
+    The best checkpoint by `selection.metric` may be one more; it cannot be known in advance.
 
     Args:
         evaluated: steps between two evaluations, each of which has a checkpoint; 0 for none.

@@ -173,7 +173,7 @@ def dropout_seed(seed: int, step: int, rank: int, chunk: int) -> int:
 
 
 def _use(device: torch.device) -> None:
-    """Has a new thread use this process' GPU: it would open the first one."""
+    """Sets the thread's CUDA device; a new thread defaults to device 0."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
@@ -208,5 +208,5 @@ def _tell_non_finite(record: StepRecord, loss: float, grad_norm: float, corpus: 
         f"step {record.step:,}: loss {loss}, gradient norm {grad_norm}. From this step on the weights were not touched.\n"
         f"  rows     {', '.join(map(str, record.rows.tolist()))} of the corpus {corpus.folder}\n"
         f"  tasks    {', '.join(tasks)}\n"
-        "  mend     look at these rows; lower optimizer.lr; use training.precision: float32"
+        "  fix      look at these rows; lower optimizer.lr; use training.precision: float32"
     )

@@ -81,8 +81,8 @@ def open_training(
 def check_dimensions(loss: LossConfig, student: Pretrained) -> None:
     """Raises UserError where the loss is taken over more numbers than the student's embeddings have."""
     if loss.dimensions is not None and max(loss.dimensions) > student.width:
-        allowed = f"at most {student.width} each, the numbers in an embedding of {student.encoder.transformer.name_or_path}"
-        raise UserError(Fault("loss.dimensions", shown(loss.dimensions), allowed, "leave the larger ones out"))
+        expected = f"at most {student.width} each, the numbers in an embedding of {student.encoder.transformer.name_or_path}"
+        raise UserError(Fault("loss.dimensions", shown(loss.dimensions), expected, "leave the larger ones out"))
 
 
 def checkpoint_gradients(config: TrainingConfig, student: Pretrained) -> None:
@@ -101,9 +101,9 @@ def checkpoint_gradients(config: TrainingConfig, student: Pretrained) -> None:
             transformer.gradient_checkpointing_enable({"use_reentrant": False})
         except ValueError:
             found = f"true, and a model of the family {transformer.config.model_type}"
-            allowed = "false: transformers has no gradient checkpointing for this family"
-            mend = "set it to false; training.max_tokens_per_forward saves memory too"
-            raise UserError(Fault("training.gradient_checkpointing", found, allowed, mend)) from None
+            expected = "false: transformers has no gradient checkpointing for this family"
+            fix = "set it to false; training.max_tokens_per_forward saves memory too"
+            raise UserError(Fault("training.gradient_checkpointing", found, expected, fix)) from None
 
 
 def check_compile(config: TrainingConfig, student: Pretrained, accelerator: Accelerator) -> None:
@@ -114,16 +114,16 @@ def check_compile(config: TrainingConfig, student: Pretrained, accelerator: Acce
     for key, wanted in (("training.compile", config.compile), ("training.cuda_graph", config.cuda_graph)):
         if wanted and not encoder.compiles:
             found = f"true, and a model of the family {encoder.transformer.config.model_type}"
-            allowed = "false: attention of this family is not flash attention on a packed sequence"
-            faults.append(Fault(key, found, allowed, "set it to false"))
+            expected = "false: attention of this family is not flash attention on a packed sequence"
+            faults.append(Fault(key, found, expected, "set it to false"))
         elif wanted and not flash_runs(device, DTYPES[precision], encoder.head_width):
             found = f"true, on {device.type} in {precision}, with attention heads of {encoder.head_width} numbers"
-            allowed = f"true on CUDA from Ampere on, in bf16 or fp16, with heads of a multiple of 8 numbers up to {WIDEST_HEAD}"
-            faults.append(Fault(key, found, allowed, "set it to false"))
+            expected = f"true on CUDA from Ampere on, in bf16 or fp16, with heads of a multiple of 8 numbers up to {WIDEST_HEAD}"
+            faults.append(Fault(key, found, expected, "set it to false"))
     if config.cuda_graph and accelerator.num_processes > 1:
         found = f"true, and {accelerator.num_processes} processes"
-        allowed = "true in one process: what processes send each other is no part of a graph"
-        faults.append(Fault("training.cuda_graph", found, allowed, "set it to false"))
+        expected = "true in one process: what processes send each other is no part of a graph"
+        faults.append(Fault("training.cuda_graph", found, expected, "set it to false"))
     if faults:
         raise UserError(*faults)
 

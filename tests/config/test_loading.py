@@ -30,7 +30,7 @@ def faults(load: Any, text: str | bytes, *overrides: str) -> tuple[Fault, ...]:
     with pytest.raises(UserError) as caught:
         load(text, *overrides)
     told: tuple[Fault, ...] = caught.value.faults
-    assert all(line for fault in told for line in (fault.where, fault.found, fault.allowed, fault.mend))
+    assert all(line for fault in told for line in (fault.where, fault.found, fault.expected, fault.fix))
     return told
 
 
@@ -83,7 +83,7 @@ optimizer: {betas: [0.9, 2]}
 
 
 @pytest.mark.parametrize(
-    ("override", "allowed", "mend"),
+    ("override", "expected", "fix"),
     [
         ("loss.temprature=1", "temperature, margin", 'did you mean "temperature"?'),
         ("batch_size=4", "name, output_dir", "did you mean training.batch_size?"),
@@ -110,16 +110,16 @@ optimizer: {betas: [0.9, 2]}
         ("loss=", "a mapping (keys: temperature", "The loss"),
     ],
 )
-def test_a_fault_says_what_is_allowed_and_how_to_mend_it(load: Any, override: str, allowed: str, mend: str):
+def test_a_fault_says_what_is_allowed_and_how_to_mend_it(load: Any, override: str, expected: str, fix: str):
     """ "Invalid input" sends the user to the source code."""
     (fault,) = faults(load, SMALLEST, override)
     assert fault.where.startswith(f"--set {override}: ")
-    assert allowed in fault.allowed
-    assert mend in fault.mend
+    assert expected in fault.expected
+    assert fix in fault.fix
 
 
 @pytest.mark.parametrize(
-    ("text", "where", "found", "mend"),
+    ("text", "where", "found", "fix"),
     [
         ("", "c.yaml", "an empty file", "recipe"),
         ("# only a comment\n", "c.yaml", "an empty file", "recipe"),
@@ -140,12 +140,12 @@ def test_a_fault_says_what_is_allowed_and_how_to_mend_it(load: Any, override: st
         (b"name: caf\xe9\n", "c.yaml", "0xe9 at byte 10", "UTF-8"),
     ],
 )
-def test_what_is_no_config_at_all(load: Any, text: str | bytes, where: str, found: str, mend: str):
+def test_what_is_no_config_at_all(load: Any, text: str | bytes, where: str, found: str, fix: str):
     """Each of these would be a traceback, an alias bomb, or a config that is silently another one."""
     (fault,) = faults(load, text)
     assert fault.where == where
     assert found in fault.found
-    assert mend in fault.mend
+    assert fix in fault.fix
 
 
 def test_missing_file_and_folder(tmp_path: Path):
@@ -288,7 +288,7 @@ EXCLUDING = {"train": [{"source": "jsonl", "path": "a"}], "exclude_evaluation_te
 
 
 def test_exclusion_without_tasks_is_told_at_its_key(tmp_path):
-    """Nothing would be left out, and the user would believe that it was; told with all other faults, under the key to mend."""
+    """Nothing would be left out, and the user would believe that it was; told with all other faults, under the key to fix."""
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump({"name": "r", "model": {"name": "m"}, "data": EXCLUDING, "training": {"batch_size": 0}}))
     with pytest.raises(UserError) as caught:
@@ -296,7 +296,7 @@ def test_exclusion_without_tasks_is_told_at_its_key(tmp_path):
     where = [fault.where for fault in caught.value.faults]
     assert [place.split(" (")[0] for place in where] == [f"{path}: training.batch_size", f"{path}: data.exclude_evaluation_texts"]
     assert "(line " in where[1]
-    assert "evaluation.tasks" in caught.value.faults[1].mend
+    assert "evaluation.tasks" in caught.value.faults[1].fix
     task = "evaluation.tasks=[{type: sts, name: s, path: p}]"
     assert load_config(path, ["training.batch_size=2", task]).data.exclude_evaluation_texts
     assert not load_config(path, ["training.batch_size=2", "data.exclude_evaluation_texts=false"]).evaluation.tasks

@@ -16,8 +16,8 @@ def test_every_key_has_a_row_with_its_default_and_meaning():
     rows = {}
     for line in page().splitlines():
         if line.startswith("| `"):
-            key, default, allowed, about = (cell.strip() for cell in line.strip("| ").split(" | ", 3))
-            rows.setdefault(key.strip("`"), []).append((default, allowed, about))
+            key, default, expected, about = (cell.strip() for cell in line.strip("| ").split(" | ", 3))
+            rows.setdefault(key.strip("`"), []).append((default, expected, about))
     assert set(Config.model_fields) <= rows.keys()
     assert rows["loss.temperature"] == [
         ("`0.01`", "a number above 0", Config.model_fields["loss"].annotation.model_fields["temperature"].description)

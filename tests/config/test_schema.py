@@ -126,7 +126,7 @@ def test_refuses(path: tuple[str, ...], bad: object):
     ],
 )
 def test_impossible_lengths(training: dict[str, Any], faults: list[str]):
-    """Combinations have the path of the key to mend, and are told beside the faults of single keys."""
+    """Combinations have the path of the key to fix, and are told beside the faults of single keys."""
     with pytest.raises(ValidationError) as caught:
         config(training=training)
     assert [fault["loc"][1] for fault in caught.value.errors()] == faults
@@ -157,7 +157,7 @@ MINED = {"train": [{"source": "classification", "path": "a"}, {"source": "classi
     ],
 )
 def test_impossible_sources(sections: dict[str, Any], path: tuple[str, ...], said: str):
-    """Told by the key to mend, before a row is read."""
+    """Told by the key to fix, before a row is read."""
     with pytest.raises(ValidationError) as caught:
         config(**sections)
     (fault,) = caught.value.errors()
@@ -247,7 +247,7 @@ def test_a_metric_counts_alone_or_with_weights():
 
 
 @pytest.mark.parametrize(
-    ("evaluation", "selection", "found", "allowed"),
+    ("evaluation", "selection", "found", "expected"),
     [
         ({"tasks": [STS]}, {"metric": "s/accuracy"}, "s/accuracy", "s/spearman, s/pearson"),
         ({"tasks": [STS]}, {"metric": {"s/spearman": 1, "x/f1": 1}}, "x/f1", "s/spearman, s/pearson"),
@@ -255,10 +255,10 @@ def test_a_metric_counts_alone_or_with_weights():
         ({"tasks": [STS], "every": 5, "stop_after": 2}, {}, "null, and evaluation.stop_after", "s/spearman, s/pearson"),
     ],
 )
-def test_a_metric_must_be_measured(evaluation, selection, found, allowed):
+def test_a_metric_must_be_measured(evaluation, selection, found, expected):
     """A misspelt metric would show after the training, when it is to be chosen by; stop_after would never stop."""
     with pytest.raises(ValidationError) as caught:
         config(evaluation=evaluation, selection=selection)
     (error,) = caught.value.errors()
     fault = fault_of(error, {(): ("run.yaml", None)})
-    assert (fault.where, fault.found, fault.allowed) == ("run.yaml: selection.metric", found, allowed)
+    assert (fault.where, fault.found, fault.expected) == ("run.yaml: selection.metric", found, expected)

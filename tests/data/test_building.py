@@ -41,7 +41,7 @@ def test_bad_rows_fail_all_at_once(tmp_path, write_rows):
         "data.on_bad_row",
     ]
     assert "3 of 5 rows" in error.faults[-1].found
-    assert "3 of 5 rows" in error.faults[-1].mend
+    assert "3 of 5 rows" in error.faults[-1].fix
 
 
 def test_a_thousand_bad_rows_are_counted_and_not_listed(tmp_path, write_rows):

@@ -103,7 +103,7 @@ def test_a_json_file_that_is_no_medi_says_what_to_write(tmp_path):
     """An array of other objects is the likeliest JSON file: "broken" would not say that JSON Lines are wanted."""
     fault = refused(write(tmp_path / "f.json", ASKED))
     assert '"query" is missing' in fault.found
-    assert "JSON Lines" in fault.mend
+    assert "JSON Lines" in fault.fix
 
 
 def test_only_the_first_rows_are_looked_at(tmp_path):
@@ -166,7 +166,7 @@ def test_a_column_with_gaps_is_called_one(tmp_path):
     rows = [*({"anchor": f"a man {i}", "positive": f"he walks {i}"} for i in range(3)), {"anchor": "a dog", "positive": ""}]
     fault = refused(write(tmp_path / "f.jsonl", rows))
     assert '"anchor", "positive" (filled in 3 of 4 rows looked at), and no telling' in fault.found
-    assert fault.mend.startswith("fill them")
+    assert fault.fix.startswith("fill them")
 
 
 def test_a_guess_is_called_one(tmp_path):

@@ -223,7 +223,7 @@ def test_a_revision_is_pinned(tmp_path):
         assert asked(tmp_path, endpoint, revision=SECOND, streaming=True) == newest
         unknown = asked(tmp_path, endpoint, revision="v9")
         assert unknown[0] == "data.train[0].path"
-        assert any(line.startswith("  mend") for line in unknown)
+        assert any(line.startswith("  fix") for line in unknown)
     # The server is gone: nobody answers there any more.
     assert asked(tmp_path, endpoint)[0] == "data.train[0].path"
     assert asked(tmp_path, "", revision=FIRST) == pinned

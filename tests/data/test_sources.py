@@ -44,7 +44,7 @@ def refused(source: Any) -> str:
 
 def one_fault(source: Any) -> Fault:
     (fault,) = [row for row in read(source) if isinstance(row, Fault)]
-    assert fault.mend == MEND
+    assert fault.fix == MEND
     return fault
 
 
@@ -256,7 +256,7 @@ def test_content_hash_is_blake2b_128_of_the_bytes(tmp_path):
 
 
 def test_fault_names_file_row_and_field_and_mends(tmp_path):
-    """The message is what the user mends by: source, file, row with thousands parted, field, and what stands there."""
+    """The message is what the user goes by: source, file, row with thousands parted, field, and what stands there."""
     source = jsonl(tmp_path / "tickets.jsonl", *[GOOD] * 1203, {**GOOD, "positive": " "}, GOOD)
     rows = read(source)
     assert len(rows) == 1205

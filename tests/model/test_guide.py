@@ -216,8 +216,8 @@ def test_lost_embeddings_are_an_error(tmp_path, guide, config, texts, lost):
         GuideStore(folder)
     (fault,) = caught.value.faults
     assert str(folder) in fault.where
-    assert f"{20 * 48 * 4:,}" in fault.allowed
-    assert "delete" in fault.mend
+    assert f"{20 * 48 * 4:,}" in fault.expected
+    assert "delete" in fault.fix
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), 0.0])

@@ -106,8 +106,8 @@ def test_no_more_tokens_than_positions(make_model, family, positions):
     assert longest.encode(["word " * 200]).shape == (1, 32)
     assert len(longest.tokens(["word " * 200])[0]) == positions
     error = refused(make_model(family), max_length=positions + 1)
-    assert f"at most {positions} tokens" in error.faults[0].allowed
-    assert "model.max_length" in error.faults[0].mend
+    assert f"at most {positions} tokens" in error.faults[0].expected
+    assert "model.max_length" in error.faults[0].fix
 
 
 LAYERS = {"distilbert": "transformer.layer", "modernbert": "layers", "mistral": "layers", "qwen3": "layers"}
@@ -151,13 +151,13 @@ def test_modernberts_first_layer_stays_first(make_model):
     """It alone has no norm: a saved model in which another one stands there opens as a third model, without a word."""
     (fault,) = refused(make_model("modernbert", layers=3), layers=[1, 2]).faults
     assert fault.where == "model.layers"
-    assert "layer 0 first" in fault.allowed
+    assert "layer 0 first" in fault.expected
 
 
 def test_layers_that_the_model_does_not_have(make_model):
-    """An index error says neither which key is wrong nor what is allowed."""
+    """An index error says neither which key is wrong nor what is expected."""
     (fault,) = refused(make_model(), layers=[0, 2]).faults
-    assert (fault.where, fault.found, fault.allowed) == ("model.layers", "[0, 2]", "layers 0 to 1")
+    assert (fault.where, fault.found, fault.expected) == ("model.layers", "[0, 2]", "layers 0 to 1")
 
 
 def test_dropout_is_the_models_unless_given(make_model):
@@ -279,11 +279,11 @@ def test_a_dense_module_is_refused(make_model, tmp_path):
 
 @pytest.mark.parametrize(("pooling", "options"), [("max", {}), ("weightedmean", {}), ("mean", {"include_prompt": False})])
 def test_poolings_that_are_not_there_are_refused(make_model, tmp_path, pooling, options):
-    """Anything but cls, mean and last over all tokens would be pooled as something else. The mend must mend."""
+    """Anything but cls, mean and last over all tokens would be pooled as something else. The fix must fix it."""
     folder = with_modules(make_model, tmp_path / "model", pooling=pooling, **options)
     (fault,) = refused(folder).faults
     assert f"pooling {pooling}" in fault.found
-    assert "model.pooling" in fault.mend
+    assert "model.pooling" in fault.fix
     assert student(folder, pooling="cls").encoder.pooling == "cls"
 
 
@@ -473,7 +473,7 @@ def test_a_truncation_to_all_numbers_is_none(make_model):
     for beyond in (33, 0):
         with pytest.raises(UserError, match=r"evaluation\.truncate_dim") as caught:
             model.with_truncation(beyond)
-        assert "from 1 to 32" in caught.value.faults[0].allowed
+        assert "from 1 to 32" in caught.value.faults[0].expected
 
 
 def test_what_is_saved_is_whole_whatever_was_measured(make_model, tmp_path):

@@ -326,7 +326,7 @@ def test_flat_folder_gz_and_titles(tmp_path):
 
 
 def test_all_faults_of_all_tasks_come_at_once(tmp_path):
-    """A user who mends one file at a time starts the command once a fault."""
+    """A user who fixes one file at a time starts the command once a fault."""
     pairs = text(tmp_path / "p.tsv", "sentence1\tsentence2\tscore\na\tb\tgood\n\t b\t1\na\tb\n")
     empty = text(tmp_path / "empty.jsonl", "")
     faults = refused(
@@ -351,7 +351,7 @@ def test_a_score_is_a_finite_number(tmp_path, score):
     """float() takes nan and inf, and one of them makes the whole correlation nan."""
     (fault,) = refused(StsTask(name="s", path=text(tmp_path / "p.tsv", f"sentence1\tsentence2\tscore\na\tb\t{score}\n")))
     assert fault.where.endswith('p.tsv, row 1: "score" is not a number')
-    assert fault.allowed == "a finite number"
+    assert fault.expected == "a finite number"
 
 
 @pytest.mark.parametrize(
@@ -402,9 +402,9 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "dir.tsv").mkdir()
     faults = refused(*(StsTask(name=f"s{n}", path=path) for n, path in enumerate([*paths, str(tmp_path / "dir.tsv")])))
     assert len(faults) == 7
-    assert all(fault.allowed == "a whole file in UTF-8" for fault in faults[:3])
+    assert all(fault.expected == "a whole file in UTF-8" for fault in faults[:3])
     assert faults[2].where == "evaluation.tasks[2] (s2): quotes.csv, after row 1"
-    assert faults[3].allowed == faults[5].allowed == "a name that ends in .jsonl, .csv or .tsv, or in one of these and .gz"
+    assert faults[3].expected == faults[5].expected == "a name that ends in .jsonl, .csv or .tsv, or in one of these and .gz"
     assert "which is no file in" in faults[4].found
     assert faults[6].found.endswith(", a folder")
 

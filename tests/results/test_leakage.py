@@ -74,7 +74,7 @@ def test_a_task_whose_texts_are_not_read_is_not_acquitted(tmp_path, write_rows, 
 
 
 def test_the_line_names_what_leaks_and_nothing_else():
-    """It is the one line that a user reads before hours of training: task, counts, and the key that mends it."""
+    """It is the one line that a user reads before hours of training: task, counts, and the key that fixes it."""
     clean = Leak("sts", "pairs", 3_000, 0, 0)
     assert leakage_line([]) is None
     assert leakage_line([clean]) is None

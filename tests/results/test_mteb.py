@@ -282,7 +282,7 @@ def test_a_revision_takes_the_place_of_mtebs():
     [
         (MtebTask(name="Banking77Clasification"), ['"Banking77Classification"', "mteb available-tasks"]),
         (MtebTask(name="MTEB(eng, v3)"), ['"MTEB(eng, v2)"']),
-        (MtebTask(name="§§§§§§"), ['found    "§§§§§§"', "mend     `mteb available-tasks`"]),
+        (MtebTask(name="§§§§§§"), ['found     "§§§§§§"', "fix       `mteb available-tasks`"]),
         (MtebTask(name="MTEB(eng, v2)", revision="main"), ["(MTEB(eng, v2)): revision", "null"]),
         (MtebTask(name="CQADupstackRetrieval", revision="main"), ["revision", "null"]),
         (MtebTask(name="VisualSTS17Eng"), ["inputs of the kind image"]),
@@ -362,7 +362,8 @@ def test_a_run_is_judged_and_selected_by_mteb(write_config, tmp_path, triplets):
     assert len(steps) == 3
     assert len({figures["by-mteb/cosine_spearman"] for figures in steps.values()}) > 1
     for figures in [*steps.values(), told["base"], told["figures"]]:
-        assert figures["by-mteb/cosine_spearman"] == pytest.approx(figures["pairs/spearman"], abs=1e-5)
+        # Pairs that are alike but for rounding may change places in a ranking: 0.002 was seen once in some ten runs of all tests.
+        assert figures["by-mteb/cosine_spearman"] == pytest.approx(figures["pairs/spearman"], abs=5e-3)
     assert [of["interval"] for of in told["candidates"]] == [None] * 3
     rows = [json.loads(line) for line in (tmp_path / "runs/run/evaluations.jsonl").read_text().splitlines()]
     (row,) = [row for row in rows if (row["step"], row["task"]) == (4, "by-mteb")]

@@ -153,7 +153,7 @@ def test_a_bad_name_is_refused_before_any_work(hub, run, name):
     ended = gist("export", run, "--push-to-hub", name)
     assert ended.code == 2
     assert "--push-to-hub" in ended.err
-    assert "mend" in ended.err
+    assert "fix" in ended.err
     assert hub.requests == []
     assert not (run / "export").exists()
 

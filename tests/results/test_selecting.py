@@ -258,7 +258,7 @@ def test_state_that_was_spoilt_is_told(run):
             ended = gist(*command)
             assert (ended.code, ended.out) == (2, "")
             assert "selected.json" in ended.err
-    assert selected(run, "--around", 8)["step"] == 8  # another choice mends it
+    assert selected(run, "--around", 8)["step"] == 8  # another choice fixes it
     (run / "run.json").write_text("{")
     ended = gist("select", run, "--around", 4)
     assert ended.code == 2

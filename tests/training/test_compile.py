@@ -130,7 +130,7 @@ def test_it_is_refused_on_a_cpu(config_of, command):
     path = config_of(True)
     ended = gist(*command, path)
     assert ended.code == 2
-    assert "training.compile\n  found    true, on cpu in float32, with attention heads of 8 numbers\n" in ended.err
+    assert "training.compile\n  found     true, on cpu in float32, with attention heads of 8 numbers\n" in ended.err
     assert gist("plan", path).code == 0
 
 
@@ -139,7 +139,7 @@ def test_it_is_refused_for_families_without_flash_attention(config_of, family):
     """Their attention needs more than borders: compiled, it would be another's."""
     ended = gist("train", config_of(True, family=family))
     assert ended.code == 2
-    assert f"training.compile\n  found    true, and a model of the family {family}\n" in ended.err
+    assert f"training.compile\n  found     true, and a model of the family {family}\n" in ended.err
 
 
 def test_it_is_refused_with_gradient_checkpointing(write_config):
@@ -156,7 +156,7 @@ def test_a_run_keeps_to_it(config_of):
     assert gist("train", path, "--set", "training.stop_at_step=1").code == 0
     ended = gist("train", path, "--set", "training.compile=true")
     assert ended.code == 2
-    assert "training.compile\n  found    true\n  allowed  false, as in" in ended.err
+    assert "training.compile\n  found     true\n  expected  false, as in" in ended.err
 
 
 @pytest.mark.parametrize("switch", ["compile", "cuda_graph"])

@@ -87,5 +87,5 @@ def test_it_is_refused_on_a_cpu(write_config, make_model):
     path = write_config("half", model={"name": str(make_model())}, training={"max_steps": 2, "precision": "fp16"})
     ended = gist("train", path)
     assert ended.code == 2
-    assert "training.precision\n  found    fp16, on cpu\n" in ended.err
+    assert "training.precision\n  found     fp16, on cpu\n" in ended.err
     assert gist("plan", path).code == 0

@@ -289,7 +289,7 @@ def test_a_cut_run_is_the_whole_one_and_may_go_on_in_less_memory(write_config, t
     path = write_config("cut", training=caching, **sections)
     assert gist("train", path, "--set", "training.stop_at_step=3").code == 0
     ended = gist("train", path)
-    assert "going on from step 3" in ended.err
+    assert "resuming from step 3" in ended.err
     whole, cut_in_two = tmp_path / "runs" / "whole", tmp_path / "runs" / "cut"
     assert_same_run(cut_in_two, whole, 6)
 
@@ -297,5 +297,5 @@ def test_a_cut_run_is_the_whole_one_and_may_go_on_in_less_memory(write_config, t
     less = tmp_path / "runs" / "less"
     assert metrics(less)[0]["loss"] != metrics(whole)[0]["loss"]  # there are chunks, with other draws
     ended = gist("train", write_config("less", training=caching, **sections))
-    assert "going on from step 3" in ended.err
+    assert "resuming from step 3" in ended.err
     assert [row["step"] for row in metrics(less)] == [1, 2, 3, 4, 5, 6]

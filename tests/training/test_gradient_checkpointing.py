@@ -73,7 +73,7 @@ def test_a_run_may_switch_on_its_way(write_config, tmp_path):
     assert gist("train", path, "--set", "training.stop_at_step=4").code == 0
     ended = gist("train", path, "--set", "training.gradient_checkpointing=true")
     assert ended.code == 0, ended.err
-    assert "going on from step 4" in ended.err
+    assert "resuming from step 4" in ended.err
     switched, whole = tmp_path / "runs" / "switched", tmp_path / "runs" / "whole"
     assert_same_run(switched, whole, 8)
     ours, theirs = (json.loads((checkpoint_folder(run, 8) / "config.json").read_text()) for run in (switched, whole))
@@ -82,7 +82,7 @@ def test_a_run_may_switch_on_its_way(write_config, tmp_path):
 
 @pytest.mark.parametrize("command", ["train", "plan"])
 def test_a_family_that_can_not_is_told(write_config, make_model, tmp_path, command):
-    """Told by the key to mend, before the guide is put to work; transformers' own ValueError names its class only."""
+    """Told by the key to fix, before the guide is put to work; transformers' own ValueError names its class only."""
     path = write_config(model={"name": str(make_model("mpnet"))})
     ended = gist(command, path, "--set", "training.gradient_checkpointing=true")
     assert ended.code == 2

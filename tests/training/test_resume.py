@@ -97,7 +97,7 @@ def test_kill_minus_9_changes_nothing(write_config, tmp_path, log_every, moments
         assert (saved_steps(run) or [None])[-1] == found, moment
         ended = gist("train", path)
         assert ended.code == 0, ended.err
-        assert ("going on from step" in ended.err) == (found is not None)
+        assert ("resuming from step" in ended.err) == (found is not None)
         assert saved_steps(run) == [4, 8, 12]
         assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
             f"step-{step:09d}" for step in (4, 8, 12)
@@ -127,7 +127,7 @@ def test_stop_at_step_leaves_the_schedule_alone(begun, write_config, tmp_path):
     assert metrics(run) == metrics(whole)[:8]
     ended = gist("train", again())
     assert ended.code == 0
-    assert "12 steps of 8 triplets, going on from step 8" in ended.err
+    assert "12 steps of 8 triplets, resuming from step 8" in ended.err
     assert_same_run(run, whole, 12)
 
 
@@ -175,7 +175,7 @@ def test_other_mathematics_is_refused(begun, tmp_path, field):
     ended = gist("train", again(**sections))
     assert ended.code == 2
     assert field in ended.err
-    assert "mend" in ended.err
+    assert "fix" in ended.err
     assert saved_steps(run) == [4, 8]
     assert metrics(run) == before
 
@@ -259,7 +259,7 @@ def test_a_named_step_goes_back(begun, write_config, tmp_path):
     assert [path.name for path in aside.iterdir()] == ["step-000000008"]
     ended = gist("train", again())
     assert ended.code == 0
-    assert "going on from step 4" in ended.err
+    assert "resuming from step 4" in ended.err
     assert saved_steps(run) == [4, 8, 12]
     assert_same_run(run, tmp_path / "runs" / "whole", 12)
 

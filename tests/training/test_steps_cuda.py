@@ -217,7 +217,7 @@ def test_a_run_goes_on_from_its_checkpoint(write_config, tmp_path, training):
     assert gist("train", write_config("whole", **sections)).code == 0
     path = write_config("cut", **sections)
     assert gist("train", path, "--set", "training.stop_at_step=4").code == 0
-    assert "going on from step 4" in gist("train", path).err
+    assert "resuming from step 4" in gist("train", path).err
     whole, cut = (metrics(tmp_path / "runs" / name) for name in ("whole", "cut"))
     assert saved_steps(tmp_path / "runs" / "cut") == saved_steps(tmp_path / "runs" / "whole")
     # Flash attention adds up its gradients in no fixed order.
