@@ -49,8 +49,8 @@ for index in "${wanted[@]}"; do
     rm -f "$file.json"
     echo "== $((index + 1)) $name (at most ${seconds[index]} s)"
     timeout -s INT -k 10 "${seconds[index]}" \
-        "$python" "$here/check_gpu.py" "$name" --out "$out" "${options[@]+"${options[@]}"}" 2>&1 | tee "$file.txt"
+        "$python" -m benchmarks.gpu "$name" --out "$out" "${options[@]+"${options[@]}"}" 2>&1 | tee "$file.txt"
     ((PIPESTATUS[0] == 0)) || failed=1
 done
-"$python" "$here/check_gpu.py" table --out "$out" || failed=1
+"$python" -m benchmarks.gpu table --out "$out" || failed=1
 exit "$failed"

@@ -1,0 +1,1 @@
+"""Programs that measure: gist-train against sentence-transformers, and on a GPU. the benchmark in the checkout."""
