@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
-from families import FAMILIES, tiny_config
+from support.families import FAMILIES, tiny_config
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging

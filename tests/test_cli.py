@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import yaml
-from running import gist, metrics
+from support.running import gist, metrics
 
 from gist_train import __version__
 from gist_train.training.checkpoint import saved_steps

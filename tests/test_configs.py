@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from running import gist
+from support.running import gist
 
 from gist_train.config.loading import load_config
 from gist_train.config.sources import ClassificationSource, HubSource

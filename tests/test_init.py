@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from running import QUIET, gist
+from support.running import QUIET, gist
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.loading import load_config

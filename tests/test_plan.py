@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import gist
+from support.running import gist
 
 from gist_train import plan as plan_module
 from gist_train.config.loading import load_config

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from running import QUIET, gist
+from support.running import QUIET, gist
 
 from gist_train import prepare
 from gist_train.config.errors import UserError

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpora import PROMPTS, ROWS, built, data_of, expected_rows, no_embeddings, read_back, settled
+from support.corpora import PROMPTS, ROWS, built, data_of, expected_rows, no_embeddings, read_back, settled
 
 from gist_train.config.errors import UserError
 from gist_train.config.models import GuideConfig

@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from running import exit_code_of
+from support.running import exit_code_of
 
 from gist_train.data.claims import Claims
 

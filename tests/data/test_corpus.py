@@ -8,7 +8,7 @@ import json
 
 import numpy as np
 import pytest
-from corpora import PROMPTS, ROWS, built, data_of, expected_rows, read_back, texts_of
+from support.corpora import PROMPTS, ROWS, built, data_of, expected_rows, read_back, texts_of
 
 from gist_train.config.schema import DataConfig
 from gist_train.config.sources import JsonlSource, MediSource

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corpora import PROMPTS, ROWS, data_of
+from support.corpora import PROMPTS, ROWS, data_of
 
 from gist_train.config.schema import DataConfig
 from gist_train.config.sources import (

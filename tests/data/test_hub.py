@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from corpora import built
-from hub_stub import data_set_hub
+from support.corpora import built
+from support.hub_stub import data_set_hub
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.schema import DataConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corpora import ROWS, built, data_of, read_back
+from support.corpora import ROWS, built, data_of, read_back
 
 from gist_train.data import overlap
 from gist_train.data.corpus import Corpus

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from families import assert_same_gradients, gradients, texts_of, transformer_of
+from support.families import assert_same_gradients, gradients, texts_of, transformer_of
 from torch.nn.functional import layer_norm
 
 from gist_train.model.dropout import kept, rate, use_cheap_dropout, words

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from families import assert_same_gradients, gradients, texts_of, transformer_of
-from flash import flash_stand_in
+from support.families import assert_same_gradients, gradients, texts_of, transformer_of
+from support.flash import flash_stand_in
 from torch import Tensor
 from torch.nn.functional import dropout as torch_dropout
 

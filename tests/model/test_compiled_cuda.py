@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import gradients, texts_of, transformer_of
+from support.families import gradients, texts_of, transformer_of
 from torch._dynamo.utils import counters
 
 from gist_train.model.compiled import CompiledEncoder

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import transformer_of
+from support.families import transformer_of
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 

@@ -5,8 +5,8 @@ import logging
 import numpy as np
 import pytest
 import torch
-from families import DECODERS, PACKED_FAMILIES, assert_same_gradients, gradients, padded_twin, texts_of, transformer_of
 from sentence_transformers import SentenceTransformer
+from support.families import DECODERS, PACKED_FAMILIES, assert_same_gradients, gradients, padded_twin, texts_of, transformer_of
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 

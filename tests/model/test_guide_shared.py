@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
-from running import QUIET, exit_code_of, in_processes
+from support.running import QUIET, exit_code_of, in_processes
 
 from gist_train import train
 from gist_train.config.loading import load_config

@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from families import assert_same_gradients, gradients, texts_of, transformer_of
+from support.families import assert_same_gradients, gradients, texts_of, transformer_of
 from torch import Tensor
 
 from gist_train.model.attention import PACKED

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from running import gist
 from safetensors.torch import load_file
+from support.running import gist
 
 from gist_train.config.errors import UserError
 from gist_train.config.models import ModelConfig

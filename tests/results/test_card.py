@@ -7,7 +7,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, constants, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
-from running import add_figures
+from support.running import add_figures
 
 from gist_train.results.card import Change, card_metadata, model_card
 from gist_train.results.onnx import Int8Report, OnnxReport

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from running import WHOLE, add_figures, assert_same_run, gist, metrics
+from support.running import WHOLE, add_figures, assert_same_run, gist, metrics
 
 from gist_train.config.loading import load_config
 from gist_train.results import measuring as measured

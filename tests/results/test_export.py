@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 import yaml
-from running import add_figures, gist
 from sentence_transformers import SentenceTransformer
+from support.running import add_figures, gist
 
 from gist_train.config.errors import UserError
 from gist_train.model.pretrained import load_finished

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from running import WHOLE, add_figures, exit_code_of
+from support.running import WHOLE, add_figures, exit_code_of
 
 from gist_train.results.evaluation import Figure
 from gist_train.results.figures import FIGURES, Terms, append_figures, cut_figures, read_figures, read_items

@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 import pytest
-from corpora import built, data_of
 from rich.console import Console
+from support.corpora import built, data_of
 
 from gist_train.results import leakage
 from gist_train.results.leakage import Leak, count_leaks, evaluation_texts, leakage_line, leakage_table, leaks_of

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import gist
+from support.running import gist
 
 from gist_train.config.errors import UserError
 from gist_train.config.evaluation import ClassificationTask, MtebTask, RetrievalTask, StsTask

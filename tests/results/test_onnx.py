@@ -10,8 +10,8 @@ import onnxruntime
 import pytest
 import torch
 from rich.console import Console
-from running import gist
 from sentence_transformers import SentenceTransformer
+from support.running import gist
 from transformers import DistilBertConfig, DistilBertModel
 
 from gist_train.config.errors import UserError

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard, constants
-from push_stub import TOKEN, push_hub
-from running import gist
+from support.push_stub import TOKEN, push_hub
+from support.running import gist
 
 from gist_train.config.errors import UserError
 from gist_train.results.hub import check_push, push_folder

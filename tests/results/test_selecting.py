@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from running import gist
 from safetensors.torch import load_file
+from support.running import gist
 
 from gist_train.config.loading import load_config
 from gist_train.model.pretrained import load_finished

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from running import WHOLE, add_figures, gist
+from support.running import WHOLE, add_figures, gist
 
 from gist_train.config.loading import load_config
 from gist_train.results import watching

@@ -8,8 +8,8 @@ from unittest import mock
 
 import pytest
 import torch
-from running import PATIENCE, QUIET, gist, in_processes, metrics
 from safetensors import SafetensorError
+from support.running import PATIENCE, QUIET, gist, in_processes, metrics
 from test_checkpoint import FACTS, FILES, files_in, updated
 
 from gist_train.config.loading import load_config
@@ -174,7 +174,7 @@ def test_a_checkpoint_that_fails_says_which_and_how_to_go_on(tmp_path, make_mode
     full = SafetensorError("I/O error: No space left on device")
     monkeypatch.setattr("gist_train.training.checkpoint.save_checkpoint", mock.Mock(side_effect=full))
     with (
-        pytest.raises(OSError, match=r"step-0+4: I/O error: No space left .* goes on"),
+        pytest.raises(OSError, match=r"step-0+4: I/O error: No space left .* to resume"),
         writer_of(tmp_path, student, adamw) as writer,
     ):
         writer.save(AT_4, before=nothing, after=nothing)

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from running import gist, metrics
 from sentence_transformers import SentenceTransformer
+from support.running import gist, metrics
 
 from gist_train.config.errors import UserError
 from gist_train.config.models import ModelConfig

@@ -9,8 +9,8 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from flash import flash_stand_in
-from running import gist, in_processes, training_of
+from support.flash import flash_stand_in
+from support.running import gist, in_processes, training_of
 from torch.nn.functional import dropout as torch_dropout
 
 from gist_train.config.errors import UserError

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from running import QUIET, gist, in_processes, metrics, training_of
+from support.running import QUIET, gist, in_processes, metrics, training_of
 
 from gist_train.config.loading import load_config
 from gist_train.results import measuring

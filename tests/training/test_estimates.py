@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import transformer_of
-from running import gist, kept_at_once, training_of
+from support.families import transformer_of
+from support.running import gist, kept_at_once, training_of
 from transformers import BertConfig, BertModel
 
 from gist_train.config.loading import load_config

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from running import gist, training_of
+from support.running import gist, training_of
 from torch import nn
 
 from gist_train.config.loading import load_config

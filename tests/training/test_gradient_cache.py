@@ -8,7 +8,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from running import assert_same_run, gist, in_processes, kept_at_once, metrics, training_of
+from support.running import assert_same_run, gist, in_processes, kept_at_once, metrics, training_of
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from gist_train.config.loading import load_config

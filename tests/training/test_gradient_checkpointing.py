@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import PACKED_FAMILIES, texts_of, transformer_of
-from running import assert_same_run, gist, kept_at_once, training_of
+from support.families import PACKED_FAMILIES, texts_of, transformer_of
+from support.running import assert_same_run, gist, kept_at_once, training_of
 
 from gist_train.config.loading import load_config
 from gist_train.model.encoder import Encoder, pack

@@ -7,8 +7,8 @@ from unittest import mock
 
 import pytest
 import torch
-from flash import flash_stand_in
-from running import gist, training_of
+from support.flash import flash_stand_in
+from support.running import gist, training_of
 from torch.nn.functional import dropout as torch_dropout
 
 from gist_train.config.loading import load_config

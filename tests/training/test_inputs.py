@@ -5,7 +5,7 @@ import heapq
 import numpy as np
 import pytest
 import torch
-from running import training_of
+from support.running import training_of
 
 from gist_train.config.loading import load_config
 from gist_train.training.distributed import share

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from running import training_of
 from sentence_transformers import SentenceTransformer
+from support.running import training_of
 
 from gist_train.config.loading import load_config
 from gist_train.training.loop import steps

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from running import gist, metrics, tensors, training_of
 from sentence_transformers import SentenceTransformer
+from support.running import gist, metrics, tensors, training_of
 
 from gist_train.config.loading import load_config
 from gist_train.training.checkpoint import saved_steps

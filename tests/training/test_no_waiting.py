@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from families import PACKED_FAMILIES, texts_of, transformer_of
+from support.families import PACKED_FAMILIES, texts_of, transformer_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -9,7 +9,7 @@ from threading import Event
 from unittest import mock
 
 import pytest
-from running import PATIENCE, QUIET, assert_same_run, copied, exit_code_of, gist, metrics, tensors
+from support.running import PATIENCE, QUIET, assert_same_run, copied, exit_code_of, gist, metrics, tensors
 
 from gist_train.config.errors import UserError
 from gist_train.config.loading import load_config

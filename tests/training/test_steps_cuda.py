@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from families import FAMILIES, texts_of, transformer_of
-from running import QUIET, gist, metrics, training_of
+from support.families import FAMILIES, texts_of, transformer_of
+from support.running import QUIET, gist, metrics, training_of
 
 from gist_train.config.loading import load_config
 from gist_train.model.encoder import Encoder, pack

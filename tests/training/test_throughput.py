@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from families import PACKED_FAMILIES, transformer_of
+from support.families import PACKED_FAMILIES, transformer_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from gist_train.model.dropout import use_cheap_dropout

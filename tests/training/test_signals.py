@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from running import PATIENCE, assert_same_run, gist, metrics
+from support.running import PATIENCE, assert_same_run, gist, metrics
 
 from gist_train.training.checkpoint import saved_steps
 from gist_train.training.signals import StopSignal

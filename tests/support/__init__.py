@@ -1,0 +1,1 @@
+"""What tests share: tiny models and data, runs, stand-ins for what is not there."""
