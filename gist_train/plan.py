@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
+from gist_train.checks import check, check_student
 from gist_train.config.models import GuideConfig
 from gist_train.config.schema import Config, cache_folder
 from gist_train.data.batches import BatchPlan
@@ -16,9 +17,8 @@ from gist_train.data.corpus import Corpus, TokenTable
 from gist_train.model.encoder import embed
 from gist_train.model.guide import HASH_BYTES, GuideStore, store_folder
 from gist_train.model.pretrained import Pretrained, load_guide, load_student
-from gist_train.prepare import batch_plan, check_folders, prepare_corpus, prepare_tokens
+from gist_train.prepare import batch_plan, prepare_corpus, prepare_tokens
 from gist_train.results.leakage import count_leaks
-from gist_train.results.tasks import load_tasks
 from gist_train.training.distributed import make_accelerator, precision_on, this_device
 from gist_train.training.estimates import (
     EpochTokens,
@@ -31,9 +31,6 @@ from gist_train.training.estimates import (
 from gist_train.training.lookups import GuideLookup
 from gist_train.training.loop import steps
 from gist_train.training.opening import (
-    check_compile,
-    check_dimensions,
-    checkpoint_gradients,
     last_step,
     open_training,
     schedule_of,
@@ -59,12 +56,10 @@ def plan(config: Config, console: Console, *, measure: bool) -> Found:
     Raises:
         UserError: data, models or evaluation tasks are not what the config says.
     """
-    check_folders(config)
-    tasks = load_tasks(config.evaluation.tasks)
-    device = this_device()
+    tasks, device = check(config).tasks, this_device()
+    precision = precision_on(config.training.precision, device)
     student = load_student(config.model)
-    check_dimensions(config.loss, student)
-    checkpoint_gradients(config.training, student)
+    check_student(config, student, device, precision)
     corpus = prepare_corpus(config, device, console)
     batches = batch_plan(config, corpus)
     tokens = prepare_tokens(corpus, student, console)
@@ -253,7 +248,6 @@ def _measured(
 ) -> Found:
     """Seconds of a step, of the guide's pass and of the whole run on this machine, of one process."""
     accelerator, _ = make_accelerator(config.training.precision, None)
-    check_compile(config.training, student, accelerator)
     lookup: GuideLookup | str | None = "self" if config.guide == "self" else None
     stand_in, pass_seconds = False, 0.0
     if isinstance(config.guide, GuideConfig) and guide is not None:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from gist_train import __version__
+from gist_train.checks import check, check_student
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.models import GuideConfig
 from gist_train.config.schema import Config, run_folder
@@ -40,7 +40,7 @@ from gist_train.training.distributed import (
     same_on_all_ranks,
 )
 from gist_train.training.loop import steps
-from gist_train.training.opening import Job, check_compile, check_dimensions, checkpoint_gradients, last_step, open_training
+from gist_train.training.opening import Job, last_step, open_training
 from gist_train.training.resume import checkpoint_to_start_from, refuse_other_content, verified_for
 from gist_train.training.runlog import RunLog
 from gist_train.training.signals import StopSignal
@@ -79,10 +79,8 @@ def train(config: Config, *, resume: str, timeout: float | None, console: Consol
 
 def _train_alone(config: Config, accelerator: Accelerator, run: Path, resume: str, signals: StopSignal, console: Console) -> int:
     """`train`, in a run folder that nobody else writes to. Returns the signal that stopped it, or 0."""
-    _refuse_missing_tracker(config)
+    measuring = check(config)
     origin = checkpoint_to_start_from(run, resume)
-    measuring = Measuring.of(config)
-    measuring.require(config.selection.metric or {})
     selected_steps(run)  # refuses a selected.json that can't be read, before retention goes by it
     if accelerator.is_main_process:
         (run / ENDED).unlink(missing_ok=True)
@@ -137,11 +135,7 @@ def open_job(config: Config, accelerator: Accelerator, console: Console) -> Job:
         UserError: data or models are not what the config says.
     """
     student = load_student(config.model)
-    check_dimensions(config.loss, student)
-    checkpoint_gradients(config.training, student)
-    check_compile(config.training, student, accelerator)
-    # Refuses what the model can't read or give, before the guide is put to work.
-    student.with_max_length(config.evaluation.max_length).with_truncation(config.evaluation.truncate_dim)
+    check_student(config, student, accelerator.device, precision_of(accelerator), accelerator.num_processes)
     processes = Processes(accelerator.num_processes, accelerator.is_local_main_process)
     corpus = prepare_corpus(config, accelerator.device, console, processes)
     plan = batch_plan(config, corpus)  # refuses too few rows, before the guide is put to work
@@ -275,13 +269,6 @@ def _plan_lines(config: Config, job: Job, done: int) -> str:
         f"{counts.rows:,} rows, {counts.left_out:,} of them in no batch of this epoch{shared}; guide: {guide}\n"
         f"{total:,} steps of {config.training.batch_size} triplets{going}{ends}"
     )
-
-
-def _refuse_missing_tracker(config: Config) -> None:
-    wandb = config.tracking.wandb
-    if wandb is not None and wandb.mode != "disabled" and find_spec("wandb") is None:
-        fix = 'pip install "gist-train[wandb]", or take tracking.wandb out'
-        raise UserError(Fault("tracking.wandb", "no package wandb", "the package, which is an extra", fix))
 
 
 def _retire(run: Path, config: Config, measuring: Measuring) -> None:

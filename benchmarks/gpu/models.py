@@ -29,7 +29,7 @@ from gist_train.config.schema import Config
 from gist_train.data.corpus import Corpus, TokenTable
 from gist_train.model.pretrained import load_student
 from gist_train.prepare import batch_plan, prepare_corpus, prepare_tokens
-from gist_train.training.distributed import make_accelerator
+from gist_train.training.distributed import make_accelerator, precision_of
 from gist_train.training.lookups import GuideLookup
 from gist_train.training.opening import check_compile, open_training
 from gist_train.training.parts import Training
@@ -220,7 +220,7 @@ class Opened:
         if mode not in self.trainings:
             student = load_student(config.model)
             try:
-                check_compile(config.training, student, accelerator)
+                check_compile(config.training, student, accelerator.device, precision_of(accelerator), 1)
             except UserError as error:
                 raise NotAvailableError(f"{mode}: {' '.join(str(error).split())}") from None
             job = open_training(config, accelerator, student, self.corpus, plan.plan, self.tokens, self.guide)

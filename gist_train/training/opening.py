@@ -106,11 +106,10 @@ def checkpoint_gradients(config: TrainingConfig, student: Pretrained) -> None:
             raise UserError(Fault("training.gradient_checkpointing", found, expected, fix)) from None
 
 
-def check_compile(config: TrainingConfig, student: Pretrained, accelerator: Accelerator) -> None:
+def check_compile(config: TrainingConfig, student: Pretrained, device: torch.device, precision: str, processes: int) -> None:
     """Raises UserError where the encoder is to be compiled, or steps are to be replayed from CUDA graphs, and can't be: on this
     device or at all."""
-    faults = []
-    encoder, device, precision = student.encoder, accelerator.device, precision_of(accelerator)
+    faults, encoder = [], student.encoder
     for key, wanted in (("training.compile", config.compile), ("training.cuda_graph", config.cuda_graph)):
         if wanted and not encoder.compiles:
             found = f"true, and a model of the family {encoder.transformer.config.model_type}"
@@ -120,8 +119,8 @@ def check_compile(config: TrainingConfig, student: Pretrained, accelerator: Acce
             found = f"true, on {device.type} in {precision}, with attention heads of {encoder.head_width} numbers"
             expected = f"true on CUDA from Ampere on, in bf16 or fp16, with heads of a multiple of 8 numbers up to {WIDEST_HEAD}"
             faults.append(Fault(key, found, expected, "set it to false"))
-    if config.cuda_graph and accelerator.num_processes > 1:
-        found = f"true, and {accelerator.num_processes} processes"
+    if config.cuda_graph and processes > 1:
+        found = f"true, and {processes} processes"
         expected = "true in one process: what processes send each other is no part of a graph"
         faults.append(Fault("training.cuda_graph", found, expected, "set it to false"))
     if faults:

@@ -63,7 +63,7 @@ def trained(path, limit=None, *, bucket_bytes=None):
         for name, stand_in in {
             "gist_train.model.attention._flash": flash_stand_in,
             "gist_train.model.dropout.dropout": torch_dropout,
-            "gist_train.train.check_compile": lambda *_: None,
+            "gist_train.checks.check_compile": lambda *_: None,
             "gist_train.training.opening.CompiledEncoder": partial(CompiledEncoder, backend=counting),
         }.items():
             stack.enter_context(mock.patch(name, stand_in))
@@ -165,24 +165,24 @@ def test_the_widest_head_that_is_told_is_the_widest_that_runs(monkeypatch, switc
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     config = TrainingConfig(**{switch: True})
-    state = SimpleNamespace(device=torch.device("cuda"), mixed_precision="bf16", num_processes=1)
+    here = torch.device("cuda"), "bf16", 1
 
     def student(width):
         transformer = SimpleNamespace(config=SimpleNamespace(model_type="bert"))
         return SimpleNamespace(encoder=SimpleNamespace(compiles=True, head_width=width, transformer=transformer))
 
-    check_compile(config, student(WIDEST_HEAD), state)
+    check_compile(config, student(WIDEST_HEAD), *here)
     with pytest.raises(UserError, match=f"training.{switch}(.|\n)*heads of {WIDEST_HEAD + 8} (.|\n)*up to {WIDEST_HEAD}\n"):
-        check_compile(config, student(WIDEST_HEAD + 8), state)
+        check_compile(config, student(WIDEST_HEAD + 8), *here)
 
 
 def test_a_graph_is_for_one_process(monkeypatch):
     """What ranks send each other is no part of a graph: two would train two models."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
-    state = SimpleNamespace(device=torch.device("cuda"), mixed_precision="bf16", num_processes=2)
+    here = torch.device("cuda"), "bf16", 2
     transformer = SimpleNamespace(config=SimpleNamespace(model_type="bert"))
     student = SimpleNamespace(encoder=SimpleNamespace(compiles=True, head_width=64, transformer=transformer))
-    check_compile(TrainingConfig(compile=True), student, state)
+    check_compile(TrainingConfig(compile=True), student, *here)
     with pytest.raises(UserError, match=r"training.cuda_graph(.|\n)*2 processes"):
-        check_compile(TrainingConfig(cuda_graph=True), student, state)
+        check_compile(TrainingConfig(cuda_graph=True), student, *here)
