@@ -105,7 +105,7 @@ class CudaRecorder:
 def _size(inputs: Inputs) -> tuple[Any, ...]:
     """All that a graph of these inputs fixes: which tensors there are and their shapes, and what Python counts with."""
     shapes = tuple((tuple(x.shape), x.dtype) for x in inputs.tensors())
-    given = tuple(name for name, x in inputs.for_loss.items() if x is not None)
+    given = tuple(name for name, x in inputs.loss.by_name().items() if x is not None)
     return shapes, given, inputs.here, tuple(map(tuple, inputs.parts))
 
 

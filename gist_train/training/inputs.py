@@ -5,7 +5,7 @@ Legend: B rows of the whole batch, M negatives, N texts of this rank, G width of
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,41 @@ from gist_train.training.lookups import GuideLookup, labels_of, own_negatives_of
 from gist_train.training.parts import Training
 
 Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class LossInputs:
+    """What `guided_contrastive_loss` is given beside the student's embeddings, under the names that it has there; None for what
+    is off. Of all rows of the batch."""
+
+    guide_anchor: Tensor | None = None
+    """(B, G) float32."""
+    guide_positive: Tensor | None = None
+    """(B, G) float32."""
+    guide_negative: Tensor | None = None
+    """(M, G) float32."""
+    anchor_ids: Tensor | None = None
+    """(B,) text ids."""
+    positive_ids: Tensor | None = None
+    """(B,) text ids."""
+    negative_ids: Tensor | None = None
+    """(M,) text ids."""
+    labels: Tensor | None = None
+    """(B,), -1 for none."""
+    negative_labels: Tensor | None = None
+    """(M,), -1 for none."""
+    own_negatives_only: Tensor | None = None
+    """(B,) bool."""
+    negative_rows: Tensor | None = None
+    """(M,) the row that a negative belongs to."""
+
+    def by_name(self) -> dict[str, Tensor | None]:
+        """The same by the names of the loss' arguments."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "LossInputs":
+        """The same with every tensor changed."""
+        return LossInputs(**{name: None if x is None else change(x) for name, x in self.by_name().items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +73,11 @@ class Inputs:
     """Tokens that all ranks compute: more where the student can't run packed."""
     texts: Texts
     """Anchors, positives and negatives of this rank's rows, in this order."""
-    for_loss: dict[str, Tensor | None]
-    """What `guided_contrastive_loss` calls guide_anchor, anchor_ids, labels and so on, of all rows; whatever is on."""
+    loss: LossInputs
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
         """The same with every tensor changed: on another device, or page-locked."""
-        for_loss = {name: None if x is None else change(x) for name, x in self.for_loss.items()}
-        return replace(self, texts=self.texts.each(change), for_loss=for_loss)
+        return replace(self, texts=self.texts.each(change), loss=self.loss.each(change))
 
     def tensors(self) -> list[Tensor]:
         """Every tensor, in the order in which `each` comes to it."""
@@ -85,7 +118,7 @@ def inputs_of(training: Training, step: int) -> Inputs:
         tokens=sum(int(n.sum()) for n in lengths),
         computed_tokens=sum(computed_tokens(chunk, packed=training.packed) for chunk in encoded) + texts.filling,
         texts=texts,
-        for_loss=_for_loss(training, batch),
+        loss=_loss_inputs(training, batch),
     )
     return inputs.each(Tensor.pin_memory) if accelerator.device.type == "cuda" else inputs
 
@@ -130,20 +163,24 @@ def _views(batch: Batch, start: int, stop: int) -> Ints:
     return views if len(views) else batch.anchor_views[:1]
 
 
-def _for_loss(training: Training, batch: Batch) -> dict[str, Tensor | None]:
+def _loss_inputs(training: Training, batch: Batch) -> LossInputs:
     ids: Sequence[NDArray[np.int32]] = (batch.anchor, batch.positive, batch.negative)
-    guides = [training.guide.of(of) for of in ids] if isinstance(training.guide, GuideLookup) else [None] * 3
+    guide = [training.guide.of(of) for of in ids] if isinstance(training.guide, GuideLookup) else [None] * 3
     text_ids = [_tensor(of) for of in ids] if training.loss.mask_duplicates else [None] * 3
     labels, negative_labels = labels_of(training.sources, batch)
     own_negatives_only, negative_rows = own_negatives_of(training.sources, batch)
-    return {
-        **dict(zip(("guide_anchor", "guide_positive", "guide_negative"), guides, strict=True)),
-        **dict(zip(("anchor_ids", "positive_ids", "negative_ids"), text_ids, strict=True)),
-        "labels": _tensor(labels),
-        "negative_labels": _tensor(negative_labels),
-        "own_negatives_only": _tensor(own_negatives_only),
-        "negative_rows": _tensor(negative_rows),
-    }
+    return LossInputs(
+        guide_anchor=guide[0],
+        guide_positive=guide[1],
+        guide_negative=guide[2],
+        anchor_ids=text_ids[0],
+        positive_ids=text_ids[1],
+        negative_ids=text_ids[2],
+        labels=_tensor(labels),
+        negative_labels=_tensor(negative_labels),
+        own_negatives_only=_tensor(own_negatives_only),
+        negative_rows=_tensor(negative_rows),
+    )
 
 
 def _tensor(values: NDArray[Any] | None) -> Tensor | None:

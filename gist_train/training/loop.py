@@ -12,7 +12,7 @@ Legend: B rows of the whole batch.
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,6 +28,14 @@ from gist_train.training.graphs import Graphs
 from gist_train.training.inputs import Inputs, inputs_of
 from gist_train.training.parts import Training
 from gist_train.training.update import set_learning_rate, update
+
+FIGURES = (
+    *("loss", "grad_norm"),
+    *(f"masked_{block}" for block in BLOCKS),
+    *(f"candidates_{block}" for block in BLOCKS),
+    *("loss_scale", "frozen"),
+)
+"""What the device computes of a step, in the order of `StepRecord.figures`; counts over all ranks, and 0 for no loss scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +61,32 @@ class StepRecord:
     seconds: float
     """Wall time of the step on this process; on CUDA the device may be behind."""
     figures: Tensor
-    """(12,) float32 on the device: loss, norm of the gradient, masked (4), candidates (4), loss scale (0 for none), frozen."""
+    """float32 on the device, one for each of `FIGURES`."""
+
+    def figure(self, name: str) -> float:
+        """One of `FIGURES`."""
+        return self.figures[FIGURES.index(name)].item()
 
     @property
     def loss(self) -> float:
         """Of this step."""
-        return self.figures[0].item()
+        return self.figure("loss")
 
     @property
     def grad_norm(self) -> float:
         """Before clipping."""
-        return self.figures[1].item()
+        return self.figure("grad_norm")
 
     @property
     def masked(self) -> dict[str, float]:
         """Share of candidates that left the partition function, by block."""
-        return dict(zip(BLOCKS, (self.figures[2:6] / self.figures[6:10].clamp(min=1)).tolist(), strict=True))
+        figures = dict(zip(FIGURES, self.figures.tolist(), strict=True))
+        return {block: figures[f"masked_{block}"] / max(figures[f"candidates_{block}"], 1.0) for block in BLOCKS}
 
     @property
     def loss_scale(self) -> float | None:
         """Under fp16, for the step that follows."""
-        return self.figures[10].item() or None
+        return self.figure("loss_scale") or None
 
 
 class NonFiniteError(ArithmeticError):
@@ -126,7 +139,7 @@ def steps(training: Training, start: int, stop: int) -> Iterator[StepRecord]:
 
 
 def _compute(training: Training, inputs: Inputs, seeds: Sequence[int], frozen: Tensor, clock: StepClock) -> Tensor:
-    """The work of one step on the device, update included: `StepRecord.figures`."""
+    """The work of one step on the device, update included, and its `FIGURES`."""
     accelerator, optimizer, texts = training.accelerator, training.optimizer, inputs.texts
     embeddings = encode(training.model, texts, seeds)
     clock.ends("forward")
@@ -160,11 +173,12 @@ def losses(records: Sequence[StepRecord], corpus: Corpus) -> list[float]:
     """
     if not records:
         return []
-    figures = torch.stack([record.figures for record in records]).tolist()
-    for record, (loss, grad_norm, *_, frozen) in zip(records, figures, strict=True):
-        if frozen:
-            raise NonFiniteError(_tell_non_finite(record, loss, grad_norm, corpus))
-    return [loss for loss, *_ in figures]
+    read = torch.stack([record.figures for record in records]).tolist()
+    steps_figures = [dict(zip(FIGURES, values, strict=True)) for values in read]
+    for record, figures in zip(records, steps_figures, strict=True):
+        if figures["frozen"]:
+            raise NonFiniteError(_tell_non_finite(record, figures["loss"], figures["grad_norm"], corpus))
+    return [figures["loss"] for figures in steps_figures]
 
 
 def dropout_seed(seed: int, step: int, rank: int, chunk: int) -> int:
@@ -180,25 +194,29 @@ def _use(device: torch.device) -> None:
 
 def _loss(training: Training, inputs: Inputs, gathered: Sequence[Tensor]) -> LossOutput:
     """The loss of this rank's rows against the pool of all ranks. Summed over ranks it is the mean over the batch."""
-    options = training.loss
     pieces = [torch.split(texts, part) for texts, part in zip(gathered, inputs.parts, strict=True)]
     anchor, positive, negative = (torch.cat(column) for column in zip(*pieces, strict=True))
-    own = {"guide_anchor": anchor.detach(), "guide_positive": positive.detach(), "guide_negative": negative.detach()}
+    given = inputs.loss
+    if training.guide == "self":
+        given = replace(given, guide_anchor=anchor.detach(), guide_positive=positive.detach(), guide_negative=negative.detach())
+    # The config's section has the options of the loss, under their names. That texts are compared by id the inputs know.
+    options = training.loss.model_dump(exclude={"mask_duplicates"})
     return guided_contrastive_loss(
         anchor,
         positive,
         negative,
-        temperature=options.temperature,
-        margin=options.margin,
-        margin_strategy=options.margin_strategy,
-        contrast_anchors=options.contrast_anchors,
-        contrast_positives=options.contrast_positives,
-        negatives=options.negatives,
-        block_size=options.block_size,
-        dimensions=options.dimensions,
-        dimension_weights=options.dimension_weights,
+        guide_anchor=given.guide_anchor,
+        guide_positive=given.guide_positive,
+        guide_negative=given.guide_negative,
+        anchor_ids=given.anchor_ids,
+        positive_ids=given.positive_ids,
+        negative_ids=given.negative_ids,
+        labels=given.labels,
+        negative_labels=given.negative_labels,
+        own_negatives_only=given.own_negatives_only,
+        negative_rows=given.negative_rows,
         rows=inputs.here,
-        **{**inputs.for_loss, **(own if training.guide == "self" else {})},
+        **options,
     )
 
 

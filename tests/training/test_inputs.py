@@ -1,6 +1,7 @@
 """What a step reads: made ahead, dealt evenly, the same whoever makes it."""
 
 import heapq
+import inspect
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ import torch
 from support.running import training_of
 
 from gist_train.config.loading import load_config
+from gist_train.config.schema import LossConfig
+from gist_train.model.loss import guided_contrastive_loss
 from gist_train.training.distributed import share
-from gist_train.training.inputs import deal, inputs_of
+from gist_train.training.inputs import LossInputs, deal, inputs_of
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -58,11 +61,17 @@ def test_inputs_are_a_function_of_the_step(write_config, make_model):
         assert a.texts.groups == b.texts.groups
         for pack, twin in zip(a.texts.chunks, b.texts.chunks, strict=True):
             assert torch.equal(pack.input_ids, twin.input_ids)
-        assert a.for_loss.keys() == b.for_loss.keys()
-        for name, tensor in a.for_loss.items():
-            assert (tensor is None and b.for_loss[name] is None) or torch.equal(tensor, b.for_loss[name]), name
-    assert once[0].for_loss["guide_anchor"] is not None
+        for name, tensor in a.loss.by_name().items():
+            assert (tensor is None and b.loss.by_name()[name] is None) or torch.equal(tensor, b.loss.by_name()[name]), name
+    assert once[0].loss.guide_anchor is not None
     assert {a.rows.tolist()[0] for a in once} != {once[0].rows.tolist()[0]}
     moved = once[0].each(lambda x: x + 1)
-    assert torch.equal(moved.for_loss["guide_anchor"], once[0].for_loss["guide_anchor"] + 1)
+    assert torch.equal(moved.loss.guide_anchor, once[0].loss.guide_anchor + 1)
     assert torch.equal(moved.texts.chunks[0].restore, once[0].texts.chunks[0].restore + 1)
+
+
+def test_the_loss_is_given_what_it_asks_for():
+    """A name of its own here would be an argument that the loss does not have, an hour into a run where it is on."""
+    asked = inspect.signature(guided_contrastive_loss).parameters
+    given = LossInputs().by_name().keys() | (LossConfig.model_fields.keys() - {"mask_duplicates"})
+    assert given | {"anchor", "positive", "negative", "rows"} == asked.keys()
