@@ -1,15 +1,20 @@
-"""What `prepare`, `plan` and `train` refuse before any work is done: what one of them refuses, all do, in the same words."""
+"""What `prepare`, `plan` and `train` refuse before any work is done: what one of them refuses, all do, in the same words.
+
+What only this machine can't do, `train` refuses and the others tell.
+"""
 
 from importlib.util import find_spec
 
 import torch
+from rich.console import Console
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.schema import Config
 from gist_train.model.pretrained import Pretrained
 from gist_train.prepare import check_folders
 from gist_train.results.measuring import Measuring
-from gist_train.training.opening import check_compile, check_dimensions, checkpoint_gradients
+from gist_train.training.distributed import check_precision, precision_on
+from gist_train.training.opening import check_dimensions, check_family, check_graphs, checkpoint_gradients
 
 
 def check(config: Config) -> Measuring:
@@ -26,20 +31,35 @@ def check(config: Config) -> Measuring:
     return measuring
 
 
-def check_student(config: Config, student: Pretrained, device: torch.device, precision: str, processes: int = 1) -> None:
-    """Checks that the student can be trained and evaluated as the config asks, on this device.
-
-    Args:
-        precision: float32, bf16 or fp16, as `training.precision` turns out on the device.
-        processes: of the run.
+def check_student(config: Config, student: Pretrained) -> None:
+    """Checks that the student can be trained and evaluated as the config asks.
 
     Raises:
-        UserError: it can't.
+        UserError: it can't, on any machine.
     """
     check_dimensions(config.loss, student)
     checkpoint_gradients(config.training, student)
-    check_compile(config.training, student, device, precision, processes)
+    check_family(config.training, student)
     student.with_max_length(config.evaluation.max_length).with_truncation(config.evaluation.truncate_dim)
+
+
+def check_device(config: Config, student: Pretrained, device: torch.device, processes: int = 1) -> None:
+    """Checks that this device can do what the config asks.
+
+    Raises:
+        UserError: another one could.
+    """
+    check_precision(config.training.precision, device)
+    check_graphs(config.training, student, device, precision_on(config.training.precision, device), processes)
+
+
+def tell_of_device(config: Config, student: Pretrained, device: torch.device, console: Console) -> None:
+    """Says what training would refuse on this device: who plans or prepares often does so on another machine."""
+    try:
+        check_device(config, student, device)
+    except UserError as error:
+        told = f"On this machine (device: {device.type}) gist-train train would refuse:\n{error}"
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _check_tracker(config: Config) -> None:

@@ -67,15 +67,15 @@ def init(
 def prepare(config: ConfigPath, set_: Set = None) -> None:
     """Build the corpus, the student's tokens and the guide's store. Other commands do what they need of this by themselves."""
     loaded = load_config(config, set_ or [])
-    from gist_train.checks import check, check_student
+    from gist_train.checks import check, check_student, tell_of_device
     from gist_train.model.pretrained import load_student
     from gist_train.prepare import batch_plan, prepare_corpus, prepare_guide, prepare_tokens
-    from gist_train.training.distributed import precision_on, this_device
+    from gist_train.training.distributed import this_device
 
     check(loaded)
-    device = this_device()
-    precision, student = precision_on(loaded.training.precision, device), load_student(loaded.model)
-    check_student(loaded, student, device, precision)
+    student, device = load_student(loaded.model), this_device()
+    check_student(loaded, student)
+    tell_of_device(loaded, student, device, err)
     corpus = prepare_corpus(loaded, device, err)
     plan = batch_plan(loaded, corpus)
     prepare_tokens(corpus, student, err)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from gist_train.checks import check, check_student
+from gist_train.checks import check, check_device, check_student, tell_of_device
 from gist_train.config.models import GuideConfig
 from gist_train.config.schema import Config, cache_folder
 from gist_train.data.batches import BatchPlan
@@ -57,9 +57,12 @@ def plan(config: Config, console: Console, *, measure: bool) -> Found:
         UserError: data, models or evaluation tasks are not what the config says.
     """
     tasks, device = check(config).tasks, this_device()
-    precision = precision_on(config.training.precision, device)
     student = load_student(config.model)
-    check_student(config, student, device, precision)
+    check_student(config, student)
+    if measure:  # it takes steps here
+        check_device(config, student, device)
+    else:
+        tell_of_device(config, student, device, console)
     corpus = prepare_corpus(config, device, console)
     batches = batch_plan(config, corpus)
     tokens = prepare_tokens(corpus, student, console)

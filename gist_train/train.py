@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from gist_train import __version__
-from gist_train.checks import check, check_student
+from gist_train.checks import check, check_device, check_student
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.models import GuideConfig
 from gist_train.config.schema import Config, run_folder
@@ -135,7 +135,8 @@ def open_job(config: Config, accelerator: Accelerator, console: Console) -> Job:
         UserError: data or models are not what the config says.
     """
     student = load_student(config.model)
-    check_student(config, student, accelerator.device, precision_of(accelerator), accelerator.num_processes)
+    check_student(config, student)
+    check_device(config, student, accelerator.device, accelerator.num_processes)
     processes = Processes(accelerator.num_processes, accelerator.is_local_main_process)
     corpus = prepare_corpus(config, accelerator.device, console, processes)
     plan = batch_plan(config, corpus)  # refuses too few rows, before the guide is put to work

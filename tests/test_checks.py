@@ -12,10 +12,7 @@ STS = {"type": "sts", "name": "pairs", "path": "nowhere.tsv"}
 REFUSED = {
     "a loss over more dimensions than there are": {"loss": {"dimensions": [64, 8]}},
     "gradient checkpointing that the family lacks": {"model": "mpnet", "training": {**TRAINING, "gradient_checkpointing": True}},
-    "a compiled encoder on a CPU": {"training": {**TRAINING, "compile": True}},
-    "CUDA graphs on a CPU": {"training": {**TRAINING, "cuda_graph": True}},
     "both, of a family that has neither": {"model": "mpnet", "training": {**TRAINING, "compile": True, "cuda_graph": True}},
-    "fp16 on a CPU": {"training": {**TRAINING, "precision": "fp16"}},
     "evaluation of longer texts than the model reads": {"evaluation": {"max_length": 1000}},
     "more dimensions to evaluate than there are": {"evaluation": {"truncate_dim": 64}},
     "a metric that no task gives": {"evaluation": "pairs", "selection": {"metric": "pairs/accuracy"}},
@@ -27,6 +24,12 @@ REFUSED = {
     "data that are not there": {"data": {"train": [{"source": "jsonl", "path": "nowhere.jsonl"}]}},
     "a run folder that can't be made": {"output_dir": "rows.jsonl"},
 }
+HERE = {
+    "a compiled encoder": {"compile": True},
+    "CUDA graphs": {"cuda_graph": True},
+    "fp16": {"precision": "fp16"},
+}
+"""What a CPU can't do and a GPU can."""
 
 
 def faults(err):
@@ -59,3 +62,16 @@ def test_what_train_takes_all_take(write_config, write_pairs):
     """Else the test above would pass where everything is refused."""
     path = write_config(evaluation=write_pairs(["one", "two"]), selection={"metric": "pairs/spearman"})
     assert [gist(command, path).code for command in ("plan", "prepare", "train")] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("case", HERE)
+def test_what_only_this_machine_refuses_is_told(write_config, case):
+    """Plans are made where there is no GPU: they must not fail for want of one, nor keep quiet about it."""
+    path = write_config(training={**TRAINING, **HERE[case]})
+    ended = {command: gist(command, path) for command in ("plan", "prepare", "train")}
+    assert {command: end.code for command, end in ended.items()} == {"plan": 0, "prepare": 0, "train": 2}
+    expected = faults(ended["train"].err)
+    assert expected
+    assert faults(ended["plan"].err) == faults(ended["prepare"].err) == expected
+    assert "On this machine (device: cpu) gist-train train would refuse:" in ended["plan"].err
+    assert gist("plan", path, "--measure").code == 2

@@ -23,15 +23,16 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.gpu.report import Report, Setup
 from benchmarks.options import Shape
 from benchmarks.sides import LEARNING_RATE, MAX_LENGTH, TEMPERATURE, ChosenSteps, make_model
+from gist_train.checks import check_device
 from gist_train.config.errors import UserError
 from gist_train.config.models import ModelConfig
 from gist_train.config.schema import Config
 from gist_train.data.corpus import Corpus, TokenTable
 from gist_train.model.pretrained import load_student
 from gist_train.prepare import batch_plan, prepare_corpus, prepare_tokens
-from gist_train.training.distributed import make_accelerator, precision_of
+from gist_train.training.distributed import make_accelerator
 from gist_train.training.lookups import GuideLookup
-from gist_train.training.opening import check_compile, open_training
+from gist_train.training.opening import open_training
 from gist_train.training.parts import Training
 
 SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
@@ -220,7 +221,7 @@ class Opened:
         if mode not in self.trainings:
             student = load_student(config.model)
             try:
-                check_compile(config.training, student, accelerator.device, precision_of(accelerator), 1)
+                check_device(config, student, accelerator.device)
             except UserError as error:
                 raise NotAvailableError(f"{mode}: {' '.join(str(error).split())}") from None
             job = open_training(config, accelerator, student, self.corpus, plan.plan, self.tokens, self.guide)

@@ -46,6 +46,7 @@ def make_accelerator(precision: str, timeout: float | None) -> tuple[Accelerator
     # accelerate starts gloo only where it is told that this is for CPUs: else each of torchrun's processes would train alone.
     cpu = _on_cpu()
     device = PartialState(cpu, **waits).device  # sets this process' GPU, before anything else asks for one
+    check_precision(precision, device)
     mixed = _ACCELERATE[precision_on(precision, device)]
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", mixed)
     notes = [f"training.precision is {precision}: {mixed} is used, not accelerate's {told}"] if told != mixed else []
@@ -109,15 +110,15 @@ def this_device() -> torch.device:
     return device
 
 
-def precision_on(precision: str, device: torch.device) -> str:
-    """float32, bf16 or fp16: what the encoder runs in under `training.precision` on this device.
-
-    Raises:
-        UserError: fp16, elsewhere than on CUDA.
-    """
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises UserError where `training.precision` is none of this device's."""
     if precision == "fp16" and device.type != "cuda":
         expected = "float32, bf16 or auto: fp16 is for CUDA devices without bf16"
         raise UserError(Fault("training.precision", f"fp16, on {device.type}", expected, "set it to auto"))
+
+
+def precision_on(precision: str, device: torch.device) -> str:
+    """float32, bf16 or fp16: what the encoder runs in under `training.precision` on this device."""
     if precision == "auto":
         # Not in emulation, as a T4 has it: that is slower than float32.
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -106,25 +106,38 @@ def checkpoint_gradients(config: TrainingConfig, student: Pretrained) -> None:
             raise UserError(Fault("training.gradient_checkpointing", found, expected, fix)) from None
 
 
-def check_compile(config: TrainingConfig, student: Pretrained, device: torch.device, precision: str, processes: int) -> None:
-    """Raises UserError where the encoder is to be compiled, or steps are to be replayed from CUDA graphs, and can't be: on this
-    device or at all."""
-    faults, encoder = [], student.encoder
-    for key, wanted in (("training.compile", config.compile), ("training.cuda_graph", config.cuda_graph)):
-        if wanted and not encoder.compiles:
-            found = f"true, and a model of the family {encoder.transformer.config.model_type}"
-            expected = "false: attention of this family is not flash attention on a packed sequence"
-            faults.append(Fault(key, found, expected, "set it to false"))
-        elif wanted and not flash_runs(device, DTYPES[precision], encoder.head_width):
-            found = f"true, on {device.type} in {precision}, with attention heads of {encoder.head_width} numbers"
-            expected = f"true on CUDA from Ampere on, in bf16 or fp16, with heads of a multiple of 8 numbers up to {WIDEST_HEAD}"
-            faults.append(Fault(key, found, expected, "set it to false"))
-    if config.cuda_graph and processes > 1:
-        found = f"true, and {processes} processes"
+def check_family(config: TrainingConfig, student: Pretrained) -> None:
+    """Raises UserError where the encoder is to be compiled, or steps are to be replayed from CUDA graphs, and no device can do so
+    for this family of models."""
+    if student.encoder.compiles:
+        return
+    found = f"true, and a model of the family {student.encoder.transformer.config.model_type}"
+    expected = "false: attention of this family is not flash attention on a packed sequence"
+    if faults := [Fault(key, found, expected, "set it to false") for key in _graph_switches(config)]:
+        raise UserError(*faults)
+
+
+def check_graphs(config: TrainingConfig, student: Pretrained, device: torch.device, precision: str, processes: int) -> None:
+    """Raises UserError where the encoder is to be compiled, or steps are to be replayed from CUDA graphs, and can't be here.
+
+    Args:
+        precision: float32, bf16 or fp16.
+    """
+    faults, width = [], student.encoder.head_width
+    if not flash_runs(device, DTYPES[precision], width):
+        found = f"true, on {device.type} in {precision}, with attention heads of {width} dimensions"
+        expected = f"true on CUDA from Ampere on, in bf16 or fp16, with heads of a multiple of 8 dimensions up to {WIDEST_HEAD}"
+        faults = [Fault(key, found, expected, "set it to false") for key in _graph_switches(config)]
+    elif config.cuda_graph and processes > 1:
         expected = "true in one process: what processes send each other is no part of a graph"
-        faults.append(Fault("training.cuda_graph", found, expected, "set it to false"))
+        faults = [Fault("training.cuda_graph", f"true, and {processes} processes", expected, "set it to false")]
     if faults:
         raise UserError(*faults)
+
+
+def _graph_switches(config: TrainingConfig) -> list[str]:
+    """Keys of those that are on."""
+    return [key for key, on in (("training.compile", config.compile), ("training.cuda_graph", config.cuda_graph)) if on]
 
 
 def schedule_of(config: Config, steps_per_epoch: int) -> Schedule:

@@ -19,7 +19,7 @@ from gist_train.config.training import TrainingConfig
 from gist_train.model.attention import WIDEST_HEAD
 from gist_train.model.compiled import CompiledEncoder
 from gist_train.training.loop import steps
-from gist_train.training.opening import check_compile
+from gist_train.training.opening import check_graphs
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -63,7 +63,7 @@ def trained(path, limit=None, *, bucket_bytes=None):
         for name, stand_in in {
             "gist_train.model.attention._flash": flash_stand_in,
             "gist_train.model.dropout.dropout": torch_dropout,
-            "gist_train.checks.check_compile": lambda *_: None,
+            "gist_train.checks.check_graphs": lambda *_: None,
             "gist_train.training.opening.CompiledEncoder": partial(CompiledEncoder, backend=counting),
         }.items():
             stack.enter_context(mock.patch(name, stand_in))
@@ -130,7 +130,7 @@ def test_it_is_refused_on_a_cpu(config_of, command):
     path = config_of(True)
     ended = gist(*command, path)
     assert ended.code == 2
-    assert "training.compile\n  found     true, on cpu in float32, with attention heads of 8 numbers\n" in ended.err
+    assert "training.compile\n  found     true, on cpu in float32, with attention heads of 8 dimensions\n" in ended.err
     assert gist("plan", path).code == 0
 
 
@@ -171,9 +171,9 @@ def test_the_widest_head_that_is_told_is_the_widest_that_runs(monkeypatch, switc
         transformer = SimpleNamespace(config=SimpleNamespace(model_type="bert"))
         return SimpleNamespace(encoder=SimpleNamespace(compiles=True, head_width=width, transformer=transformer))
 
-    check_compile(config, student(WIDEST_HEAD), *here)
+    check_graphs(config, student(WIDEST_HEAD), *here)
     with pytest.raises(UserError, match=f"training.{switch}(.|\n)*heads of {WIDEST_HEAD + 8} (.|\n)*up to {WIDEST_HEAD}\n"):
-        check_compile(config, student(WIDEST_HEAD + 8), *here)
+        check_graphs(config, student(WIDEST_HEAD + 8), *here)
 
 
 def test_a_graph_is_for_one_process(monkeypatch):
@@ -183,6 +183,6 @@ def test_a_graph_is_for_one_process(monkeypatch):
     here = torch.device("cuda"), "bf16", 2
     transformer = SimpleNamespace(config=SimpleNamespace(model_type="bert"))
     student = SimpleNamespace(encoder=SimpleNamespace(compiles=True, head_width=64, transformer=transformer))
-    check_compile(TrainingConfig(compile=True), student, *here)
+    check_graphs(TrainingConfig(compile=True), student, *here)
     with pytest.raises(UserError, match=r"training.cuda_graph(.|\n)*2 processes"):
-        check_compile(TrainingConfig(cuda_graph=True), student, *here)
+        check_graphs(TrainingConfig(cuda_graph=True), student, *here)

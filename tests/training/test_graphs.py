@@ -54,7 +54,7 @@ def trained(path, *, most=64, limit=None):
         for name, stand_in in {
             "gist_train.model.attention._flash": flash_stand_in,
             "gist_train.model.dropout.dropout": torch_dropout,
-            "gist_train.checks.check_compile": lambda *_: None,
+            "gist_train.checks.check_graphs": lambda *_: None,
             "gist_train.training.graphs.CudaRecorder": lambda: record,
             "gist_train.training.graphs.MOST": most,
         }.items():
@@ -150,7 +150,7 @@ def test_totals_are_few_and_the_text_that_fills_is_short(longest):
 
 def test_a_filled_batch_says_so(config_of):
     """Padding that is computed is told: the share in metrics.jsonl is of what the GPU did."""
-    with mock.patch("gist_train.checks.check_compile", return_value=None):
+    with mock.patch("gist_train.checks.check_graphs", return_value=None):
         training, _, _ = training_of(load_config(config_of(True)))
     inputs = inputs_of(training, 1)
     assert inputs.texts.filled
