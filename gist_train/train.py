@@ -180,6 +180,7 @@ def _drive(
         if main and measuring.tasks:
             try:
                 figures = measuring.of_step(run, step, student)
+                log.add_scores(step, figures)
                 console.print(figures_line(f"step {step:,}" if step else "base", figures), soft_wrap=True, highlight=False)
                 ends = out_of_patience(config, run, measuring, step)
             except Exception as error:  # whatever it is, the others must not wait for it

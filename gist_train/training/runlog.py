@@ -1,9 +1,8 @@
-"""Metrics of a run: one row every `log_every` steps to metrics.jsonl and, where asked for, to Weights & Biases."""
+"""Metrics of a run: one row every `log_every` steps to metrics.jsonl and to the trackers, which get evaluation scores too."""
 
 import json
-import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +15,7 @@ from gist_train.training.checkpoint import Progress
 from gist_train.training.clock import PARTS
 from gist_train.training.loop import StepRecord, losses
 from gist_train.training.throughput import peak_memory
+from gist_train.training.trackers import Tracker, trackers_of
 
 METRICS = "metrics.jsonl"
 
@@ -54,32 +54,19 @@ class RunLog:
         self._opened = self._row_at = time.perf_counter()
         self._stood = self._stood_at_row = 0.0
         """Seconds that the loop stood still for checkpoints, now and when the last row was written."""
-        self._tracker: Any = None
-        if self._path is None:
+        self._trackers: list[Tracker] = []
+        if run is None or self._path is None:
             return
         _cut(self._path, progress.step)
         self._path.touch()
-        if run and tracking.wandb is not None and tracking.wandb.mode != "disabled":
-            import wandb  # an extra, and slow to import
-
-            self._tracker = wandb.init(
-                project=tracking.wandb.project,
-                entity=tracking.wandb.entity,
-                mode=tracking.wandb.mode,
-                name=name,
-                # The same run goes on after a resume, under an id that outlives the process.
-                id=_run_id(run),
-                resume="allow",
-                dir=str(run),
-                config=config,
-            )
+        self._trackers = trackers_of(tracking, name, run, config)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._tracker is not None:
-            self._tracker.finish(exit_code=0 if kind is None else 1)
+        for tracker in self._trackers:
+            tracker.finish(0 if kind is None else 1)
 
     def add(self, record: StepRecord, flops: int, peak_flops: float) -> dict[str, Any] | None:
         """Takes a step in; returns the row that is due after it, if one is.
@@ -129,9 +116,14 @@ class RunLog:
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-        if self._tracker is not None:
-            self._tracker.log(row, step=record.step)
+        for tracker in self._trackers:
+            tracker.log(row, record.step)
         return row
+
+    def add_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Hands the scores of an evaluation, by "<task>/<metric>", to the trackers. The run's own file is evaluations.jsonl."""
+        for tracker in self._trackers:
+            tracker.log({f"evaluation/{name}": score for name, score in scores.items()}, step)
 
     @contextmanager
     def standing_still(self) -> Iterator[None]:
@@ -183,10 +175,3 @@ def _cut(path: Path, step: int) -> None:
         return
     kept = [line + "\n" for line, row in json_lines(path) if isinstance(row.get("step"), int) and row["step"] <= step]
     write_text(path, "".join(kept))
-
-
-def _run_id(run: Path) -> str:
-    path = run / "wandb-id.txt"
-    if not path.exists():
-        write_text(path, secrets.token_hex(4))
-    return path.read_text(encoding="utf-8").strip()

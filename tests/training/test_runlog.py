@@ -3,11 +3,13 @@
 import importlib.util
 import json
 import sys
+from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from support.running import gist
 
 from gist_train.config.schema import TrackingConfig
 from gist_train.training.checkpoint import Progress
@@ -171,7 +173,7 @@ def wandb(monkeypatch):
             log=lambda row, step: calls.append(("log", step, row)), finish=lambda exit_code: calls.append(("finish", exit_code))
         )
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, __spec__=ModuleSpec("wandb", None)))
     return calls
 
 
@@ -196,6 +198,23 @@ def test_wandb_gets_every_row_and_the_same_run_after_a_resume(tmp_path, wandb):
     assert [call[1] for call in wandb if call[0] == "log"] == [2, 4]
     assert [call[2] for call in wandb if call[0] == "log"] == written(tmp_path)
     assert [call[1] for call in wandb if call[0] == "finish"] == [0, 1]
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_wandb_gets_the_scores_of_every_evaluation(write_config, write_pairs, tmp_path, wandb):
+    """Without them the page of a run has a loss and no curve of what the loss is for."""
+    evaluation = {**write_pairs(["one", "two", "three"]), "every": 4}
+    tracking = {"log_every": 6, "wandb": {"project": "gist", "mode": "offline"}}
+    assert gist("train", write_config(evaluation=evaluation, tracking=tracking)).code == 0
+    logged = [(step, row) for kind, step, row in (call for call in wandb if call[0] == "log")]
+    scores = {step: row for step, row in logged if "evaluation/pairs/spearman" in row}
+    assert list(scores) == [0, 4, 8, 12]
+    kept = [json.loads(line) for line in (tmp_path / "runs" / "run" / "evaluations.jsonl").read_text().splitlines()]
+    told = {(row["step"], row["metric"]): row["value"] for row in kept}
+    for step, row in scores.items():
+        assert row == {f"evaluation/pairs/{metric}": told[step, metric] for metric in ("spearman", "pearson")}
+    assert [step for step, row in logged if "loss" in row] == [6, 12]
+    assert [step for step, _ in logged] == sorted(step for step, _ in logged)  # else they are dropped there
 
 
 @pytest.mark.parametrize("options", [{}, {"wandb": {"project": "gist", "mode": "disabled"}}])

@@ -1,0 +1,64 @@
+"""Where a run's metrics and evaluation scores go besides its own files."""
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from gist_train.config.schema import TrackingConfig, WandbConfig
+from gist_train.data.files import write_text
+
+
+class Tracker(Protocol):
+    """Takes what is measured. Steps never go down but for a resume, and may come twice: metrics first, then scores."""
+
+    def log(self, row: Mapping[str, Any], step: int) -> None:
+        """Takes numbers by name, of a step."""
+
+    def finish(self, code: int) -> None:
+        """Ends, with the exit code of the run."""
+
+
+def trackers_of(tracking: TrackingConfig, name: str, run: Path, config: dict[str, Any]) -> list[Tracker]:
+    """Those that the config asks for.
+
+    Args:
+        name: of the run.
+        run: its folder.
+        config: the whole config, as JSON.
+    """
+    wandb = tracking.wandb
+    return [] if wandb is None or wandb.mode == "disabled" else [Wandb(wandb, name, run, config)]
+
+
+class Wandb:
+    """Weights & Biases. A run that is resumed goes to the same page, under an id that outlives the process."""
+
+    def __init__(self, wandb_config: WandbConfig, name: str, run: Path, config: dict[str, Any]):
+        import wandb  # an extra, and slow to import
+
+        self._run = wandb.init(
+            project=wandb_config.project,
+            entity=wandb_config.entity,
+            mode=wandb_config.mode,
+            name=name,
+            id=_run_id(run),
+            resume="allow",
+            dir=str(run),
+            config=config,
+        )
+
+    def log(self, row: Mapping[str, Any], step: int) -> None:
+        """Takes numbers by name, of a step."""
+        self._run.log(dict(row), step=step)
+
+    def finish(self, code: int) -> None:
+        """Ends, with the exit code of the run."""
+        self._run.finish(exit_code=code)
+
+
+def _run_id(run: Path) -> str:
+    path = run / "wandb-id.txt"
+    if not path.exists():
+        write_text(path, secrets.token_hex(4))
+    return path.read_text(encoding="utf-8").strip()
