@@ -14,36 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
-from transformers import (
-    BertModel,
-    CamembertModel,
-    DistilBertModel,
-    LlamaModel,
-    MistralModel,
-    ModernBertModel,
-    MPNetModel,
-    Qwen2Model,
-    Qwen3Model,
-    RobertaModel,
-    XLMRobertaModel,
-)
 
 from gist_train.model.attention import PACKED, Borders, PackedLengths, Spans, kernel_runs, spans_of
 from gist_train.model.bert import bert_hidden
+from gist_train.model.families import Family, family_of
 from gist_train.model.mpnet import mpnet_hidden
 
 logger = logging.getLogger(__name__)
 
 Tokens = NDArray[np.integer[Any]]
 """(L,) token ids of one text, special tokens included."""
-
-# Models whose tokens know each other only through attention and their position, so that they run packed. Classes and not the
-# config's model_type: code from a model's repository may call itself bert and attend in ways of its own.
-_POSITIONS_FROM_ZERO = (BertModel, DistilBertModel, ModernBertModel)
-_POSITIONS_AFTER_PADDING_ID = (RobertaModel, XLMRobertaModel, CamembertModel, MPNetModel)
-_BERTS = (BertModel, RobertaModel, XLMRobertaModel, CamembertModel)
-DECODERS = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
-"""Causal: a token sees those before it and itself only. Their positions are counted from 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +105,14 @@ class Encoder(nn.Module):
         super().__init__()
         self.transformer = transformer
         self.pooling, self.normalized = pooling, normalized
-        self.packed = _runs_packed(transformer)
+        self._family = _packed_family(transformer)
+        self.packed = self._family is not None
         self._padding_id = transformer.config.pad_token_id or 0
-        if not self.packed:
+        if self._family is None:
             logger.warning(
                 "%s models do not run packed yet: texts are padded to the longest of a forward", transformer.config.model_type
             )
-        elif not isinstance(transformer, MPNetModel):
+        elif not self._family.own_forward:
             transformer.set_attn_implementation(PACKED)
 
     @property
@@ -153,7 +134,7 @@ class Encoder(nn.Module):
     @property
     def compiles(self) -> bool:
         """Whether `states` is the whole of it, in which attention can do with borders alone."""
-        return self.packed and not isinstance(self.transformer, MPNetModel)
+        return self._family is not None and not self._family.own_forward
 
     def forward(self, texts: Pack) -> Tensor:
         """(N, D) float32 embeddings in the order in which the texts were given to `pack`."""
@@ -167,7 +148,7 @@ class Encoder(nn.Module):
     def _packed_hidden(self, texts: Pack) -> Tensor:
         """(T, D) last hidden states."""
         position_ids = self.position_ids(texts)
-        if isinstance(self.transformer, MPNetModel):
+        if self._family is not None and self._family.own_forward:
             return mpnet_hidden(self.transformer, texts.input_ids, position_ids, texts.lengths)
         spans = self.spans(texts.lengths.cumulative, texts.input_ids.shape[1])
         return self.states(texts.input_ids, position_ids, texts.lengths, spans)
@@ -175,7 +156,7 @@ class Encoder(nn.Module):
     @property
     def _own_layers(self) -> bool:
         """Whether this is a BERT in training, for which we have layers that cost less."""
-        return self.transformer.training and isinstance(self.transformer, _BERTS)
+        return self._family is not None and self._family.own_layers and bool(self.transformer.training)
 
     def spans(self, cumulative: Tensor, tokens: int) -> Spans | None:
         """What our own kernels read, where they run: a BERT in training, in half precision, on a GPU, with the usual GELU.
@@ -199,16 +180,16 @@ class Encoder(nn.Module):
         if known and self._own_layers:
             return bert_hidden(self.transformer, input_ids, position_ids, lengths, spans)
         # Decoders keep keys and values for a next token unless told otherwise.
-        uncached = {"use_cache": False} if isinstance(self.transformer, DECODERS) else {}
+        uncached = {"use_cache": False} if self._family is not None and self._family.causal else {}
         out = self.transformer(input_ids=input_ids, position_ids=position_ids, packed=lengths, **uncached)
         return out.last_hidden_state[0]  # type: ignore[no-any-return]
 
     def position_ids(self, texts: Pack) -> Tensor:
         """(1, T) positions within each text, as the model counts them."""
-        if not isinstance(self.transformer, _POSITIONS_AFTER_PADDING_ID):
+        if self._family is None or not self._family.positions_after_padding:
             return texts.positions
         # From the padding id on. A text may hold that id itself: such a token has it for its position and is not counted.
-        padding = self.transformer.embeddings.padding_idx
+        padding: int = self.transformer.embeddings.padding_idx
         real = texts.input_ids.ne(padding).long()
         counted = real.cumsum(dim=1)
         starts = torch.arange(real.shape[1], device=real.device) - texts.positions
@@ -247,13 +228,15 @@ def means_of_texts(hidden: Tensor, cumulative: Tensor) -> Tensor:
     return torch.segment_reduce(hidden.float(), "mean", offsets=cumulative, axis=0, unsafe=True)
 
 
-def _runs_packed(transformer: Any) -> bool:
-    kind, config = type(transformer), transformer.config
-    if kind in DECODERS:
-        # A config may make them see both ways, in transformers' masks, which packed attention does not ask for.
-        return bool(config.to_dict().get("is_causal", True))
-    # BERT's kin can be made decoders, whose caches and cross-attention nobody has tried here.
-    return kind in _POSITIONS_FROM_ZERO + _POSITIONS_AFTER_PADDING_ID and not config.to_dict().get("is_decoder", False)
+def _packed_family(transformer: Any) -> Family | None:
+    """The model's family, where the model runs packed."""
+    family, config = family_of(transformer), transformer.config.to_dict()
+    if family is None:
+        return None
+    # A config may make decoders see both ways, in transformers' masks, which packed attention does not ask for. BERT's kin can be
+    # made decoders, whose caches and cross-attention nobody has tried here.
+    runs = config.get("is_causal", True) if family.causal else not config.get("is_decoder", False)
+    return family if runs else None
 
 
 # On a CPU more tokens at a time only fall out of its caches: 16,384 took 1.3 times as long as 4,096 (6 layers of width 384).

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
-from transformers import DistilBertModel, ModernBertModel
 
 from gist_train.config.errors import Fault, UserError, shown
-from gist_train.model.encoder import DECODERS
+from gist_train.model.families import kin_of
 
 
 def keep_layers(transformer: Any, keep: Sequence[int]) -> None:
@@ -18,15 +17,16 @@ def keep_layers(transformer: Any, keep: Sequence[int]) -> None:
     """
     holder, name = _layer_list(transformer)
     if not name:
-        family = transformer.config.model_type
-        raise UserError(Fault("model.layers", shown(list(keep)), f"null for a model of the family {family}", "set it to null"))
+        kind = transformer.config.model_type
+        raise UserError(Fault("model.layers", shown(list(keep)), f"null for a model of the family {kind}", "set it to null"))
     layers = holder.get_submodule(name)
     if max(keep) >= len(layers):
         raise UserError(
             Fault("model.layers", shown(list(keep)), f"layers 0 to {len(layers) - 1}", "name layers that the model has")
         )
-    if isinstance(transformer, ModernBertModel) and keep[0] != 0:
-        # Its layer 0 alone has no norm before attention, and a saved model is built so again.
+    family = kin_of(transformer)
+    if family is not None and family.first_layer_stays and keep[0] != 0:
+        # ModernBERT's layer 0 alone has no norm before attention, and a saved model is built so again.
         raise UserError(Fault("model.layers", shown(list(keep)), "layer 0 first: no other can stand there", "add 0"))
     setattr(holder, name, nn.ModuleList(layers[i] for i in keep))
     config = transformer.config
@@ -38,11 +38,10 @@ def keep_layers(transformer: Any, keep: Sequence[int]) -> None:
 
 def _layer_list(transformer: Any) -> tuple[Any, str]:
     """The module that holds the layers and their name in it; "" where nobody has tried to cut them."""
-    if isinstance(transformer, DistilBertModel):
-        return transformer.transformer, "layer"
-    if isinstance(transformer, (ModernBertModel, *DECODERS)):
-        return transformer, "layers"
+    family = kin_of(transformer)
     try:
-        return transformer.encoder, "layer" if isinstance(transformer.encoder.layer, nn.ModuleList) else ""
+        holder, _, name = (family.layers if family is not None else "encoder.layer").rpartition(".")
+        found = transformer.get_submodule(holder)
+        return found, name if isinstance(found.get_submodule(name), nn.ModuleList) else ""
     except AttributeError:
         return transformer, ""

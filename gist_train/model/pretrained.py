@@ -27,6 +27,7 @@ from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.models import GuideConfig, ModelConfig
 from gist_train.model.dropout import use_cheap_dropout
 from gist_train.model.encoder import Encoder, Tokens, embed
+from gist_train.model.families import in_embedding, kin_of
 from gist_train.model.layers import keep_layers
 
 TOKENISED = 4096
@@ -170,8 +171,7 @@ def load_student(config: ModelConfig) -> Pretrained:
         keep_layers(transformer, config.layers)
     use_cheap_dropout(transformer, config.dropout)
     for name, parameter in transformer.named_parameters():
-        # BERT's pooler (a dense layer on the first token, made for next-sentence prediction) has no part in the embedding.
-        parameter.requires_grad_(not name.startswith("pooler."))
+        parameter.requires_grad_(in_embedding(name))
     return student
 
 
@@ -275,7 +275,7 @@ def _load(where: str, config: ModelConfig | GuideConfig) -> Pretrained:
     max_length = config.max_length or model.max_seq_length
     if max_length is None:
         raise _unfit(where, config.name, "no maximum length", "a number of tokens", f"set {where}.max_length")
-    longest = _longest(transformer.auto_model.config)
+    longest = _longest(transformer.auto_model)
     if max_length > longest:
         raise _unfit(where, config.name, f"max_length {max_length}", f"at most {longest} tokens", f"lower {where}.max_length")
     model.max_seq_length = max_length
@@ -302,20 +302,19 @@ def _load_reports() -> Iterator[list[str]]:
 
 
 def _missing_weights(reports: Sequence[str]) -> list[str]:
-    """Names of weights that were not in the files, the pooler's left out: it has no part in an embedding."""
+    """Names of weights that were not in the files and have a part in embeddings."""
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for report in reports for line in report.splitlines()]
     names = [line.split("|")[0].strip() for line in lines if "|" in line and "MISSING" in line.split("|")[1]]
-    return [name for name in names if not name.startswith("pooler.")]
+    return [name for name in names if in_embedding(name)]
 
 
-def _longest(config: Any) -> int:
+def _longest(transformer: Any) -> int:
     """Positions that the model has, in tokens."""
-    # Positions of these begin after the padding id, which MPNet has fixed at 1: so many can't be used.
-    after_padding = config.model_type in ("roberta", "xlm-roberta", "camembert")
-    unused = 2 if config.model_type == "mpnet" else config.pad_token_id + 1 if after_padding else 0
+    family = kin_of(transformer)
+    unused = transformer.embeddings.padding_idx + 1 if family is not None and family.positions_after_padding else 0
     # Models with relative positions alone (T5) have no such limit.
-    positions = config.to_dict().get("max_position_embeddings", NO_LIMIT)
-    return int(positions) - unused
+    positions = transformer.config.to_dict().get("max_position_embeddings", NO_LIMIT)
+    return int(positions) - int(unused)
 
 
 def _not_found(where: str, name: str, error: Exception) -> UserError:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from gist_train.config.schema import CheckpointConfig, SelectionConfig
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Corpus, TokenTable
-from gist_train.model.encoder import DECODERS, Encoder
+from gist_train.model.encoder import Encoder
+from gist_train.model.families import kin_of
 from gist_train.training.checkpoint import in_window, steps_to_keep
 
 Ints = NDArray[np.int64]
@@ -133,9 +134,9 @@ def memory(
     size, hidden = 2 if half else 4, config.hidden_size
     # The widest layer, and not a field of the config, which each family of models calls otherwise.
     intermediate = max(module.out_features for module in encoder.modules() if isinstance(module, torch.nn.Linear))
-    if isinstance(encoder.transformer, DECODERS):
-        normed = any(name.endswith("q_norm") for name, _ in encoder.named_modules())  # Qwen3 norms queries and keys
-        of_token = (6 * hidden + (8 if normed else 4) * encoder.attention_width + 4 * intermediate) * size
+    family = kin_of(encoder.transformer)
+    if family is not None and family.causal:
+        of_token = (6 * hidden + (8 if family.norms_queries else 4) * encoder.attention_width + 4 * intermediate) * size
     else:
         of_token = (4 * hidden + 4 * encoder.attention_width + 2 * intermediate) * size + 2 * hidden * (size if dense else 1)
     of_pair = 3 * config.num_attention_heads * size if dense or not encoder.packed else 0

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from gist_train.model.encoder import Encoder
+from gist_train.model.families import in_embedding
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class TrainingCost:
     def of(cls, encoder: Encoder) -> "TrainingCost":
         """That of `encoder`."""
         named = encoder.transformer.named_modules()
-        linear = sum(m.weight.numel() for name, m in named if isinstance(m, torch.nn.Linear) and not name.startswith("pooler."))
+        linear = sum(m.weight.numel() for name, m in named if isinstance(m, torch.nn.Linear) and in_embedding(name))
         return cls(linear, encoder.attention_width * encoder.transformer.config.num_hidden_layers)
 
     def flops(self, groups: Sequence[tuple[int, int]]) -> int:
@@ -54,7 +55,7 @@ def matmul_rate(encoder: Encoder, tokens: int, dtype: torch.dtype, seconds: floa
     no part of its rate), as often as the encoder has its shape.
     """
     named = encoder.transformer.named_modules()
-    linear = [m for name, m in named if isinstance(m, torch.nn.Linear) and not name.startswith("pooler.")]
+    linear = [m for name, m in named if isinstance(m, torch.nn.Linear) and in_embedding(name)]
     shapes = Counter((m.out_features, m.in_features) for m in linear)
     device = linear[0].weight.device
     operands = []

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
+from support.families import PACKED_FAMILIES, transformer_of
 from transformers import AlbertConfig, AlbertModel, PreTrainedTokenizerFast, Qwen3ForCausalLM, Qwen3Model
 
 from gist_train.config.errors import UserError
@@ -18,6 +19,7 @@ from gist_train.config.models import GuideConfig, ModelConfig
 from gist_train.data.fingerprints import content_hash
 from gist_train.model.dropout import Dropout
 from gist_train.model.encoder import pack
+from gist_train.model.families import FAMILIES, family_of
 from gist_train.model.pretrained import Pretrained, identity, load_finished, load_guide, load_student
 
 TEXTS = ["My Card was declined", "exchange rate?", "a", "top up " * 60, "ÄÖ ñ 日本"]
@@ -488,3 +490,15 @@ def test_a_tokenizer_that_cannot_be_written_is_told_like_other_files(make_model,
     (tmp_path / "model" / "tokenizer.json").mkdir(parents=True)
     with pytest.raises(OSError, match=f"{tmp_path}/model: .*irectory"):
         student(make_model()).save(tmp_path / "model")
+
+
+def test_each_family_has_one_row():
+    """Two rows for a class, or a name of layers that leads nowhere, would show when somebody trains that family."""
+    assert len({family.model for family in FAMILIES}) == len(FAMILIES) == len(PACKED_FAMILIES)
+    for name in PACKED_FAMILIES:
+        transformer = transformer_of(name)
+        family = family_of(transformer)
+        assert family is not None, name
+        assert len(transformer.get_submodule(family.layers)) == 2
+        assert hasattr(transformer, "embeddings") or not family.positions_after_padding
+    assert family_of(transformer_of("deberta-v2")) is None

@@ -1,0 +1,75 @@
+"""What is known of each family of models that runs packed: one row each. Whoever adds a family adds a row here.
+
+Classes and not the config's `model_type`: code from a model's repository may call itself bert and attend in ways of its own.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import (
+    BertModel,
+    CamembertModel,
+    DistilBertModel,
+    LlamaModel,
+    MistralModel,
+    ModernBertModel,
+    MPNetModel,
+    Qwen2Model,
+    Qwen3Model,
+    RobertaModel,
+    XLMRobertaModel,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One class of transformers' models, whose tokens know each other only through attention and their position."""
+
+    model: type[Any]
+    layers: str
+    """Name of the list of its layers, from the model down."""
+    positions_after_padding: bool = False
+    """Whether positions are counted from the padding id on, so that as many can't be used, and one."""
+    causal: bool = False
+    """Whether a token sees those before it and itself only."""
+    own_layers: bool = False
+    """Whether it trains through layers of ours (`bert.py`)."""
+    own_forward: bool = False
+    """Whether its forward is ours (`mpnet.py`): attention adds what depends on distances, so flash attention can't run it."""
+    first_layer_stays: bool = False
+    """Whether no other layer can stand where its first one does."""
+    norms_queries: bool = False
+    """Whether queries and keys are normed, which keeps them twice for the backward pass."""
+
+
+FAMILIES = (
+    Family(BertModel, "encoder.layer", own_layers=True),
+    Family(RobertaModel, "encoder.layer", positions_after_padding=True, own_layers=True),
+    Family(XLMRobertaModel, "encoder.layer", positions_after_padding=True, own_layers=True),
+    Family(CamembertModel, "encoder.layer", positions_after_padding=True, own_layers=True),
+    Family(MPNetModel, "encoder.layer", positions_after_padding=True, own_forward=True),
+    Family(DistilBertModel, "transformer.layer"),
+    Family(ModernBertModel, "layers", first_layer_stays=True),
+    Family(LlamaModel, "layers", causal=True),
+    Family(MistralModel, "layers", causal=True),
+    Family(Qwen2Model, "layers", causal=True),
+    Family(Qwen3Model, "layers", causal=True, norms_queries=True),
+)
+
+
+def family_of(transformer: Any) -> Family | None:
+    """The family that a model is of, by its very class; None for one that is not known to run packed."""
+    return next((family for family in FAMILIES if type(transformer) is family.model), None)
+
+
+def kin_of(transformer: Any) -> Family | None:
+    """The family that a model is of, or derived from."""
+    return family_of(transformer) or next((family for family in FAMILIES if isinstance(transformer, family.model)), None)
+
+
+def in_embedding(weight: str) -> bool:
+    """Whether the weight of this name has a part in embeddings.
+
+    BERT's pooler has none: a dense layer on the first token, made for next-sentence prediction.
+    """
+    return not weight.startswith("pooler.")
