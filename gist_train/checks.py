@@ -58,8 +58,8 @@ def tell_of_device(config: Config, student: Pretrained, device: torch.device, co
     try:
         check_device(config, student, device)
     except UserError as error:
-        told = f"On this machine (device: {device.type}) gist-train train would refuse:\n{error}"
-        console.print(told, markup=False, highlight=False, soft_wrap=True)
+        message = f"On this machine (device: {device.type}) gist-train train would refuse:\n{error}"
+        console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def _check_tracker(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""Stage 3 of `check_gpu.sh`: a training by the command line, killed and gone on with, exported, evaluated, and like the CPU's."""
+"""Stage 3 of `check_gpu.sh`: a training by the command line, killed and resumed, exported, evaluated, and like the CPU's."""
 
 import json
 import os

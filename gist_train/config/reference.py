@@ -58,8 +58,8 @@ def _table(rows: list[str]) -> list[str]:
 def _row(path: str, model: type[BaseModel], name: str) -> str:
     field = model.model_fields[name]
     # Which keys a mapping has stands under its own heading.
-    expected = [word.split(" (keys:")[0] for word in allowed_words(hints_of(model)[name])]
-    cells = [f"`{path}`", _shown(field.get_default()), joined(list(dict.fromkeys(expected))), field.description or ""]
+    allowed = [word.split(" (keys:")[0] for word in allowed_words(hints_of(model)[name])]
+    cells = [f"`{path}`", _shown(field.get_default()), joined(list(dict.fromkeys(allowed))), field.description or ""]
     return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -40,8 +40,8 @@ def _layer_list(transformer: Any) -> tuple[Any, str]:
     """The module that holds the layers and their name in it; "" where nobody has tried to cut them."""
     family = kin_of(transformer)
     try:
-        holder, _, name = (family.layers if family is not None else "encoder.layer").rpartition(".")
-        found = transformer.get_submodule(holder)
-        return found, name if isinstance(found.get_submodule(name), nn.ModuleList) else ""
+        path, _, name = (family.layers if family is not None else "encoder.layer").rpartition(".")
+        holder = transformer.get_submodule(path)
+        return holder, name if isinstance(holder.get_submodule(name), nn.ModuleList) else ""
     except AttributeError:
         return transformer, ""

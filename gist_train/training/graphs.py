@@ -61,14 +61,15 @@ class Graphs:
             inputs: in host memory.
             seed: of dropout.
         """
-        torch.manual_seed(seed)  # a graph takes the seed that is set when it is replayed
-        size = self._sizes.get(_size(inputs))
+        key = _size(inputs)
+        size = self._sizes.get(key)
         if size is None:
             # Not what `to` gives, which on a CPU are the batch's own tensors.
-            size = self._sizes[_size(inputs)] = _Size(inputs.each(lambda x: torch.empty_like(x, device=self._device)))
+            size = self._sizes[key] = _Size(inputs.each(lambda x: torch.empty_like(x, device=self._device)))
             _copy(inputs, size.inputs)
             return self._step(size.inputs, seed)
         _copy(inputs, size.inputs)
+        torch.manual_seed(seed)  # a graph takes the seed that is set when it is replayed, and is recorded under no other
         if size.replay is None:
             size.replay = self._record(partial(self._step, size.inputs, seed))
         return size.replay().clone()
