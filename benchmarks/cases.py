@@ -15,7 +15,7 @@ from gist_train.config.errors import Fault, UserError
 from gist_train.config.models import ModelConfig
 from gist_train.config.schema import Config
 from gist_train.model.pretrained import load_student
-from gist_train.prepare import batch_plan, prepare_corpus, prepare_tokens
+from gist_train.preparation import batch_plan, prepare_corpus, prepare_tokens
 
 MEAN_TOKENS, SPREAD, FEWEST_TOKENS = 60, 1.0, 6
 """Of the long tails: the mean before the cut, the standard deviation of the logarithm, and the shortest text."""

@@ -32,13 +32,14 @@ from benchmarks.options import add_common, begin
 from benchmarks.sides import BATCH_SIZE, make_model
 from gist_train.config.errors import UserError
 from gist_train.config.schema import Config
-from gist_train.train import open_job
-from gist_train.training.background import CheckpointWriter
-from gist_train.training.checkpoint import Progress, checkpoint_folder, moments_of, save_checkpoint
+from gist_train.planning.estimates import folder_bytes
+from gist_train.run_folder import Run
+from gist_train.training.checkpoint import LogSums, moments_of, save_checkpoint
+from gist_train.training.checkpoint_writer import CheckpointWriter
 from gist_train.training.distributed import make_accelerator
-from gist_train.training.estimates import folder_bytes
 from gist_train.training.loop import steps
-from gist_train.training.opening import Job
+from gist_train.training.setup import Job
+from gist_train.training_run import open_job
 
 EVERY = 500
 """Steps from one checkpoint to the next, of which the shares are told."""
@@ -101,7 +102,7 @@ class Bench:
     """In a row."""
     saved: int = 0
 
-    def writer(self, run: Path) -> CheckpointWriter:
+    def writer(self, run: Run) -> CheckpointWriter:
         """That of a run, whose buffers are still fresh."""
         return CheckpointWriter(run, self.job.student, self.job.training.optimizer, self.job.facts)
 
@@ -114,23 +115,23 @@ class Bench:
             torch.cuda.synchronize()
         return time.perf_counter() - began
 
-    def next_progress(self) -> Progress:
+    def next_sums(self) -> LogSums:
         """Of the next checkpoint. The one before is deleted, which is no part of what is timed."""
         shutil.rmtree(self.folder / "run", ignore_errors=True)
         self.saved += 1
-        return Progress(self.saved, 0.0, 0, 0, 0)
+        return LogSums(self.saved)
 
-    def save_in_line(self, run: Path, progress: Progress) -> float:
+    def save_in_line(self, run: Run, sums: LogSums) -> float:
         """Seconds to write the live weights and moments."""
         student, adamw = self.job.student, self.job.training.optimizer
         began = time.perf_counter()
-        save_checkpoint(run, student, moments_of(student, adamw), progress, self.job.facts)
+        save_checkpoint(run, student, moments_of(student, adamw), sums, self.job.facts)
         return time.perf_counter() - began
 
 
 def _measure(bench: Bench, rounds: int, console: Console) -> dict[str, Any]:
     """All figures: medians over the rounds, seconds, and shares of the time at a checkpoint every `EVERY` steps."""
-    run, marks = bench.folder / "run", {"begins": (0.0, 0.0), "ends": (0.0, 0.0)}
+    run, marks = Run(bench.folder / "run"), {"begins": (0.0, 0.0), "ends": (0.0, 0.0)}
 
     def mark(name: str) -> None:  # in the thread that writes
         marks[name] = time.perf_counter(), time.thread_time()
@@ -141,7 +142,7 @@ def _measure(bench: Bench, rounds: int, console: Console) -> dict[str, Any]:
 
         def copy_and_write() -> float:
             began = time.perf_counter()
-            writer.save(bench.next_progress(), before=lambda: mark("begins"), after=lambda: mark("ends"))
+            writer.save(bench.next_sums(), before=lambda: mark("begins"), after=lambda: mark("ends"))
             return time.perf_counter() - began
 
         def wait() -> None:
@@ -150,8 +151,9 @@ def _measure(bench: Bench, rounds: int, console: Console) -> dict[str, Any]:
 
         first = copy_and_write()
         wait()
-        bench.save_in_line(bench.folder / "twin", Progress(bench.saved, 0.0, 0, 0, 0))
-        ours, twin = (checkpoint_folder(of, bench.saved) for of in (run, bench.folder / "twin"))
+        twin_run = Run(bench.folder / "twin")
+        bench.save_in_line(twin_run, LogSums(bench.saved))
+        ours, twin = run.checkpoint(bench.saved), twin_run.checkpoint(bench.saved)
         equal, size = _hashes(ours) == _hashes(twin), folder_bytes(ours)
         for number in range(rounds):
             for side in ("alone", "beside") if number % 2 else ("beside", "alone"):
@@ -163,7 +165,7 @@ def _measure(bench: Bench, rounds: int, console: Console) -> dict[str, Any]:
                 times[side].append(time.perf_counter() - began)
             for name, began, ended in zip(("write", "write_cpu"), marks["begins"], marks["ends"], strict=True):
                 times[name].append(ended - began)
-            times["in_line"].append(bench.save_in_line(run, bench.next_progress()))
+            times["in_line"].append(bench.save_in_line(run, bench.next_sums()))
             console.print(f"round {number + 1} of {rounds}: {', '.join(f'{key} {of[-1]:.2f} s' for key, of in times.items())}")
     seconds = {name: statistics.median(of) for name, of in times.items()}
     extra = statistics.median(b - a for a, b in zip(times["alone"], times["beside"], strict=True))

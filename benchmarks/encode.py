@@ -27,9 +27,8 @@ from sentence_transformers import SentenceTransformer
 from benchmarks.machine import ROOT, header, told
 from gist_train.config.errors import UserError
 from gist_train.config.evaluation import ClassificationTask, RetrievalTask, StsTask
+from gist_train.evaluation.tasks import load_tasks
 from gist_train.model.pretrained import Pretrained, load_finished
-from gist_train.results.leakage import evaluation_texts
-from gist_train.results.tasks import load_tasks
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers")
 BATCH_SIZES = (32, 128, 512)
@@ -92,7 +91,7 @@ def _texts(data: Path) -> dict[str, list[str]]:
         RetrievalTask(name="scifact_1k", path=str(data / "retrieval" / "scifact_1k")),
         ClassificationTask(name="banking77", train=str(banking / "test.jsonl"), test=str(banking / "test.jsonl")),
     ]
-    by_task = {task.name: evaluation_texts(task).values() for task in load_tasks(tasks)}
+    by_task = {task.name: task.judged_texts().values() for task in load_tasks(tasks)}
     return {name: list(dict.fromkeys(text for part in parts for text in part)) for name, parts in by_task.items()}
 
 

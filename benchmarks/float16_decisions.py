@@ -17,8 +17,8 @@ from rich.console import Console
 from gist_train.config.loading import load_config
 from gist_train.model.loss import BLOCKS
 from gist_train.model.masks import similarity_tolerance
-from gist_train.prepare import batch_plan, prepare_corpus, prepare_guide
-from gist_train.training.lookups import GuideLookup
+from gist_train.preparation import batch_plan, prepare_corpus, prepare_guide
+from gist_train.training.step_context import StoredGuide
 
 
 def decisions(anchor: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor) -> list[torch.Tensor]:
@@ -40,14 +40,14 @@ def main() -> None:
     console = Console(stderr=True)
     corpus = prepare_corpus(config, torch.device("cpu"), console)
     guide = prepare_guide(config, corpus, torch.device("cpu"), console)
-    if not isinstance(guide, GuideLookup):
+    if not isinstance(guide, StoredGuide):
         parser.error("the config has no guide")
     plan = batch_plan(config, corpus)
     candidates, masked, changed = (np.zeros(4, np.int64) for _ in range(3))
     for step in range(1, told.steps + 1):
         rows = plan.batch(step)
         batch = corpus.batch(rows, plan.positives(rows, plan.epoch_of(step)))
-        exact = [guide.of(ids) for ids in (batch.anchor, batch.positive, batch.negative)]
+        exact = [guide.embeddings(ids) for ids in (batch.anchor, batch.positive, batch.negative)]
         rounded = [torch.nn.functional.normalize(vectors.half().float(), dim=1) for vectors in exact]
         for block, (one, other) in enumerate(zip(decisions(*exact), decisions(*rounded), strict=True)):
             own = torch.eye(*one.shape, dtype=torch.bool) if BLOCKS[block] != "an" else torch.zeros_like(one)

@@ -37,7 +37,7 @@ from gist_train.config.schema import Config
 from gist_train.data.corpus import Corpus
 from gist_train.model.guide import GuideStore
 from gist_train.model.pretrained import Pretrained, load_guide
-from gist_train.prepare import prepare_corpus
+from gist_train.preparation import prepare_corpus
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers")
 BATCH_SIZES = (32, 128, 512)

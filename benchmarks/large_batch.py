@@ -73,13 +73,13 @@ def prepare(told: Found) -> Found:
     """Student, corpus, tokens, the rows of the batch and the guide's store, in a process of its own."""
     import numpy as np
     import torch
-    from benchmark_sides import fill_guide
-    from machine import told as machine
 
+    from benchmarks.machine import told as machine
+    from benchmarks.sides import fill_guide
     from gist_train.config.models import ModelConfig
     from gist_train.config.schema import Config
     from gist_train.model.pretrained import load_student
-    from gist_train.prepare import prepare_corpus, prepare_tokens
+    from gist_train.preparation import prepare_corpus, prepare_tokens
 
     work, device, quiet = Path(told["work"]), torch.device(told["device"]), Console(quiet=True)
     load_student(ModelConfig(name=told["model"], layers=list(LAYERS))).save(work / "student")
@@ -122,14 +122,14 @@ def _opened(told: Found) -> tuple[Any, Any, Any]:
 def ours(told: Found) -> Found:
     """One step of gist-train's loop, in a process of its own."""
     import torch
-    from benchmark_sides import Bench, run_ours
 
+    from benchmarks.sides import Bench, run_ours
     from gist_train.model.guide import GuideStore
-    from gist_train.training.lookups import GuideLookup
+    from gist_train.training.step_context import StoredGuide
 
     corpus, tokens, rows = _opened(told)
     store = GuideStore(Path(told["work"]) / "store")
-    lookup = GuideLookup(store, store.positions(corpus.hashes))
+    lookup = StoredGuide(store, store.positions(corpus.hashes))
     student, device = Path(told["work"]) / "student", torch.device(told["device"])
 
     def step(of: Any) -> tuple[float, Any]:
@@ -147,9 +147,10 @@ def ours(told: Found) -> Found:
 def peer(told: Found) -> Found:
     """One step with CachedGISTEmbedLoss, in a process of its own."""
     import torch
-    from benchmark_sides import GRAD_CLIP, LEARNING_RATE, TEMPERATURE
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.losses import CachedGISTEmbedLoss
+
+    from benchmarks.sides import GRAD_CLIP, LEARNING_RATE, TEMPERATURE
 
     corpus, _, rows = _opened(told)
     model, guide = (SentenceTransformer(path, device=told["device"]) for path in (f"{told['work']}/student", told["model"]))
@@ -211,7 +212,7 @@ def _read(texts: Sequence[Sequence[int]]) -> Found:
     return {"tokens": sum(map(len, texts)), "texts_sha256": hashlib.sha256(json.dumps(texts).encode()).hexdigest()}
 
 
-CHILDREN = {"_prepare": prepare, "_ours": ours, "_peer": peer}  # `benchmark_large_batch.py _ours '{...}'`
+CHILDREN = {"_prepare": prepare, "_ours": ours, "_peer": peer}  # `python -m benchmarks.large_batch _ours '{...}'`
 
 
 def measure(options: argparse.Namespace, source: Path, work: Path, progress: Console) -> Found:
@@ -321,7 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show(result: Found, console: Console) -> None:
     """The figures for people."""
-    from machine import header
+    from benchmarks.machine import header
 
     machine, proof = result["machine"], result["equality"]
     console.print(header(machine), soft_wrap=True)

@@ -129,7 +129,7 @@ def open_corpus(told: Found) -> Found:
     import numpy as np
 
     from gist_train.config.loading import load_config
-    from gist_train.prepare import batch_plan
+    from gist_train.preparation import batch_plan
 
     corpora = [_timed(_opened, told["cache"]) for _ in range(OPENINGS)]
     corpus, _ = corpora[0][1]
@@ -166,7 +166,7 @@ def _timed(work: Callable[[Any], Any], told: Any) -> tuple[float, Any]:
     return time.perf_counter() - began, done
 
 
-CHILDREN = {"_tokenise": tokenise, "_compare": compare, "_open": open_corpus}  # `benchmark_prepare.py _tokenise '{...}'`
+CHILDREN = {"_tokenise": tokenise, "_compare": compare, "_open": open_corpus}  # `python -m benchmarks.prepare _tokenise '{...}'`
 
 
 def measure(data: Path, turn: int, options: argparse.Namespace, work: Path) -> Found:

@@ -42,10 +42,9 @@ from gist_train.model.encoder import Pack
 from gist_train.model.guide import GuideStore
 from gist_train.model.pretrained import load_guide, load_student
 from gist_train.training.distributed import make_accelerator
-from gist_train.training.lookups import GuideLookup, SourceRules
 from gist_train.training.loop import StepRecord, steps
-from gist_train.training.parts import Training
 from gist_train.training.schedule import Schedule
+from gist_train.training.step_context import SourceRules, StoredGuide, Training
 
 BATCH_SIZE, LEARNING_RATE, GRAD_CLIP, MAX_LENGTH, TEMPERATURE = 16, 5e-6, 1.0, 512, 0.01
 TextsOfBatch = list[list[int]]
@@ -101,7 +100,7 @@ class Bench:
     plan: ChosenSteps
     precision: str
     device: torch.device
-    guide: GuideLookup | None = None
+    guide: StoredGuide | None = None
     peer_guide: SentenceTransformer | None = None
     learning_rate: float = LEARNING_RATE
     dropout: float | None = None
@@ -171,7 +170,7 @@ def make_model(folder: Path, shape: Shape, seed: int, tokenizer: PreTrainedToken
 
 def fill_guide(
     folder: Path, guide: Path, corpus: Corpus, ids: NDArray[np.int32], device: torch.device
-) -> tuple[GuideLookup, float]:
+) -> tuple[StoredGuide, float]:
     """The guide's embeddings of the texts `ids`, and the seconds that its pass took."""
     config = GuideConfig(name=str(guide), dtype="float32")
     model = load_guide(config)
@@ -181,7 +180,7 @@ def fill_guide(
     for _ in store.fill(model, config, corpus.hashes[ids], corpus.text_lengths()[ids], lambda i: corpus.text(int(ids[i]))):
         pass
     seconds = time.perf_counter() - began
-    return GuideLookup(store, store.positions(corpus.hashes)), seconds
+    return StoredGuide(store, store.positions(corpus.hashes)), seconds
 
 
 def run_ours(

@@ -3,18 +3,19 @@
 What only this machine can't do, `train` refuses and the others tell.
 """
 
+import os
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from gist_train.config.errors import Fault, UserError
-from gist_train.config.schema import Config
+from gist_train.config.schema import Config, cache_folder
+from gist_train.evaluation.measuring import Measuring
 from gist_train.model.pretrained import Pretrained
-from gist_train.prepare import check_folders
-from gist_train.results.measuring import Measuring
 from gist_train.training.distributed import check_precision, precision_on
-from gist_train.training.opening import check_dimensions, check_family, check_graphs, checkpoint_gradients
+from gist_train.training.setup import check_dimensions, check_family, check_graphs, checkpoint_gradients
 
 
 def check(config: Config) -> Measuring:
@@ -29,6 +30,25 @@ def check(config: Config) -> Measuring:
     measuring = Measuring.of(config)
     measuring.require(config.selection.metric or {})
     return measuring
+
+
+def check_folders(config: Config) -> None:
+    """Makes the folders that a run writes to.
+
+    Raises:
+        UserError: they can't be made or written to.
+    """
+    for key, folder in (("output_dir", Path(config.output_dir)), ("cache_dir", cache_folder(config))):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            writable = os.access(folder, os.W_OK)
+        except OSError as error:
+            fault = f'"{folder}": {error.strerror}'
+        else:
+            fault = f'"{folder}", which can\'t be written to'
+            if writable:
+                continue
+        raise UserError(Fault(key, fault, "a folder that can be made and written to", f"name another folder in {key}"))
 
 
 def check_student(config: Config, student: Pretrained) -> None:

@@ -5,6 +5,7 @@ import logging
 import os
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +16,9 @@ from safetensors import SafetensorError
 from gist_train import __version__
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.loading import load_config
-from gist_train.config.schema import Config, run_folder
+from gist_train.config.schema import Config
+from gist_train.progress import terminal
+from gist_train.run_folder import Run
 
 app = typer.Typer(
     add_completion=False,
@@ -23,8 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Fine-tunes text-embedding models with GISTEmbed: a frozen guide decides which in-batch samples may serve as negatives.",
 )
-err = Console(stderr=True, markup=False)  # paths may hold brackets
-"""All that is said to a person. stdout is for results."""
+err = terminal()
 
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML of a run.", metavar="CONFIG", show_default=False)]
 RunPath = Annotated[Path, typer.Argument(help="A run folder, or the YAML that made it.", metavar="RUN", show_default=False)]
@@ -57,7 +59,7 @@ def init(
     guide: Annotated[str, typer.Option(help="Hub id or local folder of the guide; self; or none.")] = "WhereIsAI/UAE-Large-V1",
 ) -> None:
     """Look at your own files and write a commented starter YAML for them."""
-    from gist_train.init import starter_yaml, write_starter
+    from gist_train.starter import starter_yaml, write_starter
 
     write_starter(to, starter_yaml(files, model=model, guide=None if guide == "none" else guide, to=to))
     err.print(f"wrote {to}. Read it, then: gist-train plan {shlex.quote(str(to))}", highlight=False, soft_wrap=True)
@@ -67,21 +69,15 @@ def init(
 def prepare(config: ConfigPath, set_: Set = None) -> None:
     """Build the corpus, the student's tokens and the guide's store. Other commands do what they need of this by themselves."""
     loaded = load_config(config, set_ or [])
-    from gist_train.checks import check, check_student, tell_of_device
-    from gist_train.model.pretrained import load_student
-    from gist_train.prepare import batch_plan, prepare_corpus, prepare_guide, prepare_tokens
-    from gist_train.training.distributed import this_device
+    from gist_train.checks import check
+    from gist_train.model.device import this_device
+    from gist_train.preparation import prepare as prepare_all
 
     check(loaded)
-    student, device = load_student(loaded.model), this_device()
-    check_student(loaded, student)
-    tell_of_device(loaded, student, device, err)
-    corpus = prepare_corpus(loaded, device, err)
-    plan = batch_plan(loaded, corpus)
-    prepare_tokens(corpus, student, err)
-    prepare_guide(loaded, corpus, device, err)
-    told = f"{corpus.row_count:,} rows over {len(corpus.tasks):,} tasks, {corpus.text_count:,} unique texts"
-    err.print(f"{told}, {plan.steps_per_epoch:,} steps per epoch: {corpus.folder}", soft_wrap=True)
+    prepared = prepare_all(loaded, this_device(), err)
+    corpus, steps = prepared.corpus, prepared.plan.steps_per_epoch
+    rows = f"{corpus.row_count:,} rows over {len(corpus.tasks):,} tasks, {corpus.text_count:,} unique texts"
+    err.print(f"{rows}, {steps:,} steps per epoch: {corpus.folder}", soft_wrap=True)
 
 
 @app.command()
@@ -93,14 +89,14 @@ def plan(
 ) -> None:
     """Say what training will do, without training: steps, warm-up, dropped rows, tokens, memory, disk."""
     loaded = load_config(config, set_ or [])  # before anything slow is imported: a typo is told at once
-    from gist_train.plan import plan as make_plan
-    from gist_train.training.plan_page import plan_page
+    from gist_train.planning.page import plan_page
+    from gist_train.planning.plan import plan as make_plan
 
-    found = make_plan(loaded, err, measure=measure)
+    planned = make_plan(loaded, measure=measure, console=err)
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(asdict(planned)))
     else:
-        Console().print(plan_page(found), highlight=False)
+        Console().print(plan_page(planned), highlight=False)
 
 
 @app.command()
@@ -114,7 +110,7 @@ def train(
 ) -> None:
     """Train. The same command resumes after Ctrl-C, a crash or a reboot."""
     loaded = load_config(config, set_ or [])
-    from gist_train.train import train as run_training
+    from gist_train.training_run import train as run_training
 
     raise typer.Exit(run_training(loaded, resume=resume, timeout=timeout, console=err))
 
@@ -136,19 +132,19 @@ def evaluate(
 ) -> None:
     """Evaluate models on the config's tasks: by default base, the selected or newest checkpoint and the guide, side by side."""
     loaded, run = _config_and_run(config, set_ or [])
-    from gist_train.results.comparison import compare, comparison_table
-    from gist_train.results.watching import watched
+    from gist_train.results.comparison import compare, comparison_table, watched
 
     if watch:
         if model or steps or truncate_dim:
             raise UserError(Fault("--watch", "another option that names models", "--watch alone", "leave the other one out"))
-        figures = watched(loaded, run, err)
+        models = watched(loaded, run, err)
     else:
-        figures = dict(compare(loaded, run, models=model or [], steps=steps, dimensions=truncate_dim or [], console=err))
+        compared = compare(loaded, run, models=model or [], steps=steps, dimensions=truncate_dim or [], console=err)
+        models = dict(compared)
     if as_json:
-        print(json.dumps(next(iter(figures.values())) if len(figures) == 1 else figures))
+        print(json.dumps(next(iter(models.values())) if len(models) == 1 else models))
     else:
-        Console().print(comparison_table(figures))
+        Console().print(comparison_table(models))
 
 
 @app.command()
@@ -177,7 +173,7 @@ def select(
     """Choose a run's final model, with the reason and a confidence interval, and keep its checkpoint."""
     loaded, run = _config_and_run(config, set_ or [])
     from gist_train.results.criteria import criteria_of
-    from gist_train.results.selecting import select as choose
+    from gist_train.results.select import select as choose
     from gist_train.results.selection_table import selection_page
 
     criteria = criteria_of(
@@ -190,11 +186,11 @@ def select(
         average_of=average_of,
         merge_base=merge_base,
     )
-    told = choose(loaded, run, criteria, err)
+    selected = choose(loaded, run, criteria, err)
     if as_json:
-        print(json.dumps({**told, "checkpoint": str(run / told["checkpoint"])}))
+        print(json.dumps({**selected.model_dump(mode="json", by_alias=True), "checkpoint": str(selected.folder(run))}))
     else:
-        Console().print(selection_page(told))
+        Console().print(selection_page(selected))
 
 
 @app.command()
@@ -228,35 +224,34 @@ def export(
     """Write the selected checkpoint, or else the newest, as a sentence-transformers model with its card."""
     loaded, run = _config_and_run(config, set_ or [])
     from gist_train.results.export import export_model
-    from gist_train.results.hub import check_push, push_folder
     from gist_train.results.onnx import plan_onnx
+    from gist_train.results.push import check_push, push_folder
 
     onnx = plan_onnx(loaded, format_, quantize=quantize)
     check_push(push_to_hub, private)
-    folder = export_model(
-        run, step, to or run / "export", evaluation=loaded.evaluation, onnx=onnx, hub_id=push_to_hub, console=err
-    )
+    folder = export_model(run, step, to or run.export, evaluation=loaded.evaluation, onnx=onnx, hub_id=push_to_hub, console=err)
     print(folder)
     if push_to_hub is not None:
         err.print(f"pushed: {push_folder(folder, push_to_hub, private=private)}", highlight=False, soft_wrap=True)
 
 
-def _config_and_run(path: Path, overrides: list[str]) -> tuple[Config, Path]:
+def _config_and_run(path: Path, overrides: list[str]) -> tuple[Config, Run]:
     """The config and the run folder that a run folder or a YAML stands for."""
     if not path.exists():
         raise UserError(Fault(str(path), "no such file or folder", "a run folder, or the YAML that made it", "correct the path"))
     if path.is_dir():
-        return load_config(path / "config.yaml", overrides), path
+        run = Run(path)
+        return load_config(run.config, overrides), run
     config = load_config(path, overrides)
-    return config, run_folder(config)
+    return config, Run.of(config)
 
 
 def _tell(error: Exception) -> None:
     """Says what went wrong: whole on the first process, in a line on the others, which mostly meet the same."""
-    rank, told = os.environ.get("RANK", "0"), str(error)
+    rank, message = os.environ.get("RANK", "0"), str(error)
     if rank != "0":
-        told = f"process {rank}: {told.splitlines()[0] if told else type(error).__name__}"
-    Console(stderr=True).print(told, markup=False, highlight=False, soft_wrap=True)
+        message = f"process {rank}: {message.splitlines()[0] if message else type(error).__name__}"
+    Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def _let_segments_expand() -> None:

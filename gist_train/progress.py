@@ -12,6 +12,11 @@ EVERY = 30.0
 """Seconds between two plain lines, whether the work came any further or not."""
 
 
+def terminal() -> Console:
+    """Where what is said to a person goes: stderr, since stdout is for results. Paths may hold brackets, hence no markup."""
+    return Console(stderr=True, markup=False)
+
+
 def follow(counts: Iterator[int], what: str, total: int | None, console: Console, *, shown: bool = True) -> None:
     """Runs `counts` to its end and shows how far it is.
 

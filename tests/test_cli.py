@@ -11,7 +11,7 @@ import yaml
 from support.running import gist, metrics
 
 from gist_train import __version__
-from gist_train.training.checkpoint import saved_steps
+from gist_train.run_folder import Run
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -148,7 +148,7 @@ def test_train_tells_where_it_runs_first(write_config, tmp_path):
     assert ": 1 process on cpu, 1 threads each, float32" in first
     assert ended.out == ""
     run = tmp_path / "runs" / "run"
-    assert saved_steps(run) == [1, 2]
+    assert Run(run).saved_steps() == [1, 2]
     assert [row["step"] for row in metrics(run)] == [1, 2]
     described = json.loads((run / "run.json").read_text())
     assert described["processes"] == 1
@@ -169,7 +169,7 @@ def test_training_embeds_nothing_that_prepare_did(write_config, monkeypatch, tmp
         raise AssertionError("read, tokenised or embedded again")
 
     for name in ("load_guide", "build_corpus"):
-        monkeypatch.setattr(f"gist_train.prepare.{name}", refuse)
+        monkeypatch.setattr(f"gist_train.preparation.{name}", refuse)
     monkeypatch.setattr("gist_train.data.corpus.Corpus.add_tokens", refuse)
     assert gist("prepare", path).code == 0
     assert gist("train", path, "--set", "training.max_steps=2").code == 0

@@ -115,7 +115,7 @@ def test_transformers_report_weights_that_are_missing(make_model, tmp_path):
 
 
 def test_sentence_transformers_evaluator_takes_relevant_documents_anew():
-    """results/evaluation.py, retrieval: if it keeps what it was made with, make an evaluator for each query."""
+    """evaluation/retrieval.py: if it keeps what it was made with, make an evaluator for each query."""
     evaluator = InformationRetrievalEvaluator(
         {"q": ""}, {}, {"q": {"d"}}, mrr_at_k=[10], precision_recall_at_k=[10], ndcg_at_k=[], accuracy_at_k=[], map_at_k=[]
     )
@@ -125,7 +125,7 @@ def test_sentence_transformers_evaluator_takes_relevant_documents_anew():
 
 
 def test_mteb_lists_all_its_tasks():
-    """results/mteb_tasks.py: `mteb.get_tasks` leaves some out. If the list went, ask it with every filter off."""
+    """evaluation/mteb_tasks.py: `mteb.get_tasks` leaves some out. If the list went, ask it with every filter off."""
     tasks = pytest.importorskip("mteb.get_tasks")
     assert "STSBenchmark" in {task.metadata.name for task in tasks.TASK_LIST}
 

@@ -29,11 +29,10 @@ from gist_train.config.models import ModelConfig
 from gist_train.config.schema import Config
 from gist_train.data.corpus import Corpus, TokenTable
 from gist_train.model.pretrained import load_student
-from gist_train.prepare import batch_plan, prepare_corpus, prepare_tokens
+from gist_train.preparation import batch_plan, prepare_corpus, prepare_tokens
 from gist_train.training.distributed import make_accelerator
-from gist_train.training.lookups import GuideLookup
-from gist_train.training.opening import open_training
-from gist_train.training.parts import Training
+from gist_train.training.setup import Prepared, open_training
+from gist_train.training.step_context import StoredGuide, Training
 
 SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 VOCABULARY, TEXTS_OF_TOKENIZER = 30_522, 60_000
@@ -160,7 +159,7 @@ class Opened:
     student: Path
     corpus: Corpus
     tokens: TokenTable
-    guide: GuideLookup
+    guide: StoredGuide
     trainings: dict[str, Training]
 
     @property
@@ -224,7 +223,8 @@ class Opened:
                 check_device(config, student, accelerator.device)
             except UserError as error:
                 raise NotAvailableError(f"{mode}: {' '.join(str(error).split())}") from None
-            job = open_training(config, accelerator, student, self.corpus, plan.plan, self.tokens, self.guide)
+            prepared = Prepared(student, self.corpus, plan.plan, self.tokens, self.guide)
+            job = open_training(config, accelerator, prepared)
             self.trainings[mode] = job.training
         changes = {"accelerator": accelerator, "plan": plan, "loss": config.loss, "guide": self.guide if guided else None}
         return replace(self.trainings[mode], **changes)
@@ -247,7 +247,7 @@ def open_all(setup: Setup, report: Report) -> Opened:
     opened.tokens = prepare_tokens(opened.corpus, load_student(ModelConfig(name=str(student))), console)
     report.say(f"corpus of {opened.corpus.row_count:,} rows, {opened.corpus.text_count:,} texts, made and tokenised")
     stand_in: Any = _StandIn(opened.corpus.text_count)
-    opened.guide = GuideLookup(stand_in, np.arange(opened.corpus.text_count))
+    opened.guide = StoredGuide(stand_in, np.arange(opened.corpus.text_count))
     return opened
 
 

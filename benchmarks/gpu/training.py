@@ -16,7 +16,7 @@ import yaml
 from benchmarks.gpu.models import be_quiet, model_folder
 from benchmarks.gpu.report import Report, Setup
 from benchmarks.machine import ROOT
-from gist_train.training.checkpoint import saved_steps
+from gist_train.run_folder import Run
 
 TOLERANCE = 0.03
 """Largest difference of a step's loss from the CPU's, as a share of that."""
@@ -148,12 +148,12 @@ def _write_config(folder: Path, setup: Setup, length: Length, name: str, precisi
 
 def _kill(running: _Running, run_folder: Path, length: Length, report: Report) -> int | None:
     """Sends SIGKILL once a checkpoint is there; the last row of metrics then, or None where the training was over before."""
-    while running.process.poll() is None and not saved_steps(run_folder):
+    while running.process.poll() is None and not Run(run_folder).saved_steps():
         time.sleep(0.002)
     running.process.send_signal(signal.SIGKILL)
     code = running.process.wait()
     rows = _metrics(run_folder)
-    last, saved = (rows[-1]["step"] if rows else 0), saved_steps(run_folder)
+    last, saved = (rows[-1]["step"] if rows else 0), Run(run_folder).saved_steps()
     report.say(f"the first training: ended with {code} after step {last}, checkpoints {saved}")
     report.note(first_exit_code=code, killed_after_step=last, checkpoints_when_killed=saved)
     if code != -signal.SIGKILL:

@@ -56,7 +56,7 @@ class StsTask(Section):
     type: Literal["sts"] = "sts"
     """Kind of the task."""
     name: FolderName
-    """Name of the task, the first part of its figures' names."""
+    """Name of the task, the first part of its metrics' names."""
     path: Text
     """File of scored pairs."""
     columns: StsColumns = StsColumns()
@@ -70,7 +70,7 @@ class RetrievalTask(Section):
     type: Literal["retrieval"] = "retrieval"
     """Kind of the task."""
     name: FolderName
-    """Name of the task, the first part of its figures' names."""
+    """Name of the task, the first part of its metrics' names."""
     path: Text
     """Folder in BEIR's or the flat layout."""
     split: Text = "test"
@@ -84,7 +84,7 @@ class ClassificationTask(Section):
     type: Literal["classification"] = "classification"
     """Kind of the task."""
     name: FolderName
-    """Name of the task, the first part of its figures' names."""
+    """Name of the task, the first part of its metrics' names."""
     train: Text
     """File the classifiers are fitted on."""
     test: Text
@@ -102,7 +102,7 @@ class ClusteringTask(Section):
     type: Literal["clustering"] = "clustering"
     """Kind of the task."""
     name: FolderName
-    """Name of the task, the first part of its figures' names."""
+    """Name of the task, the first part of its metrics' names."""
     path: Text
     """File of labelled texts."""
     columns: LabelColumns = LabelColumns()
@@ -116,7 +116,7 @@ class PairTask(Section):
     type: Literal["pair"] = "pair"
     """Kind of the task."""
     name: FolderName
-    """Name of the task, the first part of its figures' names."""
+    """Name of the task, the first part of its metrics' names."""
     path: Text
     """File of pairs with a label of 0 or 1."""
     columns: PairColumns = PairColumns()
@@ -130,7 +130,7 @@ class TripletTask(Section):
     type: Literal["triplet"] = "triplet"
     """Kind of the task."""
     name: FolderName
-    """Name of the task, the first part of its figures' names."""
+    """Name of the task, the first part of its metrics' names."""
     path: Text
     """File of triplets."""
     columns: TripletColumns = TripletColumns()
@@ -178,9 +178,9 @@ class EvaluationConfig(Section):
     max_length: MaxLength | None = None
     """Tokens a text is cut to; null = as the evaluated model says."""
     truncate_dim: Count | None = None
-    """First numbers of an embedding that are kept; null = all. Figures of two values are never mixed."""
+    """Dimensions that an embedding is cut to; null = all. Scores of two values are never mixed."""
     stop_after: Count | None = None
-    """Evaluations without a rise of selection.metric after which the run ends; null = it goes on."""
+    """Evaluations without a rise of selection.metric after which the run ends; null = it trains to its end."""
 
     @field_validator("stop_after")
     @classmethod
@@ -204,14 +204,14 @@ class EvaluationConfig(Section):
 
 
 def is_measured(evaluation: EvaluationConfig, name: str) -> bool:
-    """Whether a task gives the figure `name`, "<task>/<metric>". What mteb calls its metrics is not known before it is asked."""
+    """Whether a task gives the metric `name`, "<task>/<metric>". What mteb calls its metrics is not known before it is asked."""
     task_name, _, metric = name.partition("/")
     named = [task for task in evaluation.tasks if task.name == task_name]
     return any(isinstance(task, MtebTask) or metric in task.METRICS for task in named)
 
 
-def told_metrics(evaluation: EvaluationConfig) -> str:
-    """The figures that exist, for a message."""
+def listed_metrics(evaluation: EvaluationConfig) -> str:
+    """The metrics that exist, for a message."""
     names = []
     for task in evaluation.tasks:
         metrics = ["<mteb's name of the metric>"] if isinstance(task, MtebTask) else task.METRICS

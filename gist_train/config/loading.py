@@ -65,9 +65,9 @@ for _kind, (_pattern, _first) in _SCALARS.items():
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"), _first)
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The config in the YAML file at `path`, changed by `overrides` (`key.sub=value`); UserError names every fault there is."""
-    faults: list[Fault] = []
+    path, faults = Path(path), list[Fault]()
     origins: Origins = {(): (str(path), None)}
     values = _read_file(path, faults, origins)
     for override in overrides:
@@ -162,8 +162,8 @@ def _plain(node: yaml.Node, path: KeyPath, where: str, faults: list[Fault], orig
             origins[*path, key] = origin(key_node)
             values[key] = _plain(value_node, (*path, key), where, faults, origins)
             continue
-        at = (*path, key_node.value if isinstance(key_node, yaml.ScalarNode) else "?")
-        here = where_written(at, {at: origin(key_node)})
+        place = (*path, key_node.value if isinstance(key_node, yaml.ScalarNode) else "?")
+        here = where_written(place, {place: origin(key_node)})
         if isinstance(key, str):
             line = origins[*path, key][1]
             found = "the same key a second time" + (f" (first on line {line})" if line else "")

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 
-from gist_train.config.evaluation import EvaluationConfig, MtebTask, is_measured, told_metrics
+from gist_train.config.evaluation import EvaluationConfig, MtebTask, is_measured, listed_metrics
 from gist_train.config.fields import (
     Betas,
     Count,
@@ -132,7 +132,7 @@ class SelectionConfig(Section):
     window: CountOrZero = 5000
     """Optimizer steps to either side of `around`."""
     metric: MetricWeights | None = None
-    """Figure to choose by, "<task>/<metric>", or several with weights, whose mean counts; null = none."""
+    """Metric to choose by, "<task>/<metric>", or several with weights, whose mean counts; null = none."""
     note: Text | None = None
     """What a reader should know of that step, shown beside it by `plan`; null = nothing."""
 
@@ -242,12 +242,12 @@ class Config(Section):
         if selection.metric is None and evaluation.stop_after is not None:
             fix = "name the metric that evaluation.stop_after goes by"
             raise MisplacedError(
-                fix, path=("metric",), found="null, and evaluation.stop_after", expected=told_metrics(evaluation)
+                fix, path=("metric",), found="null, and evaluation.stop_after", expected=listed_metrics(evaluation)
             )
         for name in selection.metric or {}:
             if not is_measured(evaluation, name):
                 fix = "name one of these, or add its task to evaluation.tasks"
-                raise MisplacedError(fix, path=("metric",), found=name, expected=told_metrics(evaluation))
+                raise MisplacedError(fix, path=("metric",), found=name, expected=listed_metrics(evaluation))
         return selection
 
     tracking: TrackingConfig = TrackingConfig()
@@ -259,15 +259,10 @@ def cache_folder(config: Config) -> Path:
     return Path(config.cache_dir) if config.cache_dir is not None else Path(config.output_dir) / ".cache"
 
 
-def run_folder(config: Config) -> Path:
-    """Where the run's files are."""
-    return Path(config.output_dir) / config.name
-
-
 # What may change when a run is resumed. Everything else alters the mathematics, and so does any field added later unless it is
 # named here: forgetting one refuses a resume, it does not spoil a run. `data.train`, and what was left out of it, is judged by
 # the content of the corpus. With dropout on, other chunks draw other elements, as another number of processes does: as random
-# as before, and who has to go on with less memory may.
+# as before, and who has to resume with less memory may.
 _FREE_ON_RESUME = {
     *("name", "output_dir", "cache_dir", "checkpoint", "evaluation", "selection", "tracking"),
     *("model.trust_remote_code", "guide.trust_remote_code", "guide.batch_tokens"),

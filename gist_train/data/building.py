@@ -21,9 +21,9 @@ from gist_train.config.schema import DataConfig
 from gist_train.config.sources import AnySource, ClassificationSource, Source
 from gist_train.data.corpus import FORMAT, Int64, text_hash, view_key
 from gist_train.data.drawing import drawn_rows, leave_out_unused_tasks, leave_out_unused_texts, of_rows, offsets
-from gist_train.data.excluding import Exclusion
 from gist_train.data.files import whole_folder, write_json
 from gist_train.data.mining import mine_triplets
+from gist_train.data.overlap import Exclusion
 from gist_train.data.sources import Labelled, Row, origin_of, prompts_of, read_labelled, read_rows
 
 SHOWN_FAULTS = 10
@@ -106,10 +106,10 @@ def build_corpus(
         refuse_bad(data, faults, read, bad, len(builder.anchor), left_out)
         if not bad:
             (beside / "skipped.jsonl").unlink()
-        told = {"format": FORMAT, "fingerprint": fingerprint, "skipped_rows": bad, "data": data.model_dump(mode="json")}
-        told |= {"excluded_rows": left_out, "excluded_texts": len(exclusion.met)}
+        meta = {"format": FORMAT, "fingerprint": fingerprint, "skipped_rows": bad, "data": data.model_dump(mode="json")}
+        meta |= {"excluded_rows": left_out, "excluded_texts": len(exclusion.met)}
         origins = [origin_of(source, f"data.train[{index}]") for index, source in enumerate(data.train)]
-        builder.save(beside, {**told, "sources": [asdict(count) for count in counts], "origins": origins})
+        builder.save(beside, {**meta, "sources": [asdict(count) for count in counts], "origins": origins})
         yield read
 
 
@@ -122,9 +122,9 @@ def refuse_bad(data: DataConfig, faults: Sequence[Fault], read: int, bad: int, u
             fix = "train on other texts than those of evaluation.tasks"
         raise UserError(*faults[:1], Fault("data.train", f"{found}, none of them usable", "at least one usable row", fix))
     if bad and data.on_bad_row == "fail":
-        told = f"{bad:,} of {read:,} rows"
-        fix = f"fix them, or set skip: {told} are left out"
-        raise UserError(*faults, Fault("data.on_bad_row", f"fail, and {told} can't be used", "fail or skip", fix))
+        share = f"{bad:,} of {read:,} rows"
+        fix = f"fix them, or set skip: {share} are left out"
+        raise UserError(*faults, Fault("data.on_bad_row", f"fail, and {share} can't be used", "fail or skip", fix))
 
 
 def labelled_texts(source: ClassificationSource, where: str, exclusion: Exclusion) -> tuple[list[Labelled], list[Fault], int]:

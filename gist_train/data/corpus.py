@@ -154,8 +154,8 @@ class Corpus:
         """The ids of `rows` (B,), each with the positive (B,) that was drawn for it."""
         first, count = self.negative_offsets[rows], self.negative_offsets[rows + 1] - self.negative_offsets[rows]
         offsets = np.concatenate([[0], np.cumsum(count)])
-        at = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - first, count)
-        negative = self.negative[at]
+        places = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - first, count)
+        negative = self.negative[places]
         prompts = self.row_prompts[rows]
         return Batch(
             rows,
@@ -168,7 +168,7 @@ class Corpus:
             self._view(np.repeat(prompts[:, 2], count), negative),
             self.source[rows],
             self.label[rows],
-            self._negative_label[at],
+            self._negative_label[places],
         )
 
     def _view(self, prompts: Int32, texts: Int32) -> Int64:

@@ -49,7 +49,7 @@ def leave_out_unused_texts(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
     number = (np.cumsum(used) - 1).astype(np.int32)
     for name in columns:
         arrays[name] = number[arrays[name]]
-    # Runs of used texts that stand next to each other, copied whole.
+    # Runs of used texts that are next to each other, copied whole.
     edges = np.flatnonzero(np.diff(np.concatenate([[False], used, [False]]).astype(np.int8)))
     beside = path.with_suffix(".kept")
     with path.open("rb") as old, beside.open("wb") as new:
@@ -66,4 +66,4 @@ def leave_out_unused_tasks(tasks: list[str], arrays: dict[str, NDArray[Any]]) ->
     """Numbers anew the tasks that a row has, and returns their names."""
     used, arrays["task"] = np.unique(arrays["task"], return_inverse=True)
     arrays["task"] = arrays["task"].astype(np.int32)
-    return [tasks[at] for at in used]
+    return [tasks[task] for task in used]

@@ -52,11 +52,11 @@ class ContentHashes:
         remembered = self._known.get(name)
         if isinstance(remembered, list) and remembered[:-1] == state:
             return str(remembered[-1])
-        began, found = time.time(), content_hash(path)
+        began, content = time.time(), content_hash(path)
         if began - max(stat.st_mtime, stat.st_ctime) > SETTLED_SECONDS:
-            self._known[name] = [*state, found]
+            self._known[name] = [*state, content]
             self._changed = True
-        return found
+        return content
 
     def save(self) -> None:
         """Writes what was learnt, if anything was."""
@@ -79,19 +79,19 @@ def corpus_fingerprint(
     Raises:
         UserError: a source names no file, or a data set that is not there.
     """
-    told: list[object] = [FORMAT, data.keep_instructions, data.on_bad_row]
+    parts: list[object] = [FORMAT, data.keep_instructions, data.on_bad_row]
     for index, source in enumerate(data.train):
         # Not the path: a file that was moved is the same corpus. Its name counts, as the task of rows that name none.
         settings = source.model_dump(exclude={"path", "streaming", "revision", *OUTSIDE_CORPUS})
         if isinstance(source, ClassificationSource):
             settings["mining"]["model"] = mined_with[index]
-        told.append([settings, _content(source, f"data.train[{index}]", hashes)])
+        parts.append([settings, _content(source, f"data.train[{index}]", hashes)])
     if data.exclude_evaluation_texts:  # and else nothing: corpora of before there was this key are found
         texts = hashlib.blake2b(b"".join(sorted(excluded)), digest_size=16).hexdigest()
         # A row that keeps to its own negatives goes with the last of them: so here, the rows depend on it.
-        told.append([NORMALIZATION, texts, [source.in_batch_negatives for source in data.train]])
+        parts.append([NORMALIZATION, texts, [source.in_batch_negatives for source in data.train]])
     hashes.save()
-    return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _content(source: Source, where: str, hashes: ContentHashes) -> list[object]:

@@ -14,10 +14,10 @@ from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.evaluation import StsColumns
 from gist_train.config.sources import LabelColumns
 from gist_train.data.medi import medi_pairs
-from gist_train.data.sources import ALIASES, LABELLED_SUFFIXES
-from gist_train.data.tables import BadRow, Columns, Field, TableFile, encodable, jsonl_cells, read_errors
+from gist_train.data.sources import ALIASES
+from gist_train.data.tables import BadRow, Columns, Field, TableFile, encodable, jsonl_cells, read_errors, reader_of
 
-LOOKED_AT = 200
+SAMPLED = 200
 """Rows of a file that are looked at."""
 MOSTLY = 0.8
 """Share of these that a column must fill to be taken."""
@@ -40,7 +40,7 @@ Kind = Callable[[object], bool]
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Sample:
     """The first rows of a file: `path` as given, `name` without endings, `source` as the YAML calls its format."""
 
     path: str
@@ -74,10 +74,10 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class GuessedFile:
     """What a file is good for: `use` is medi, pairs, labelled or scored."""
 
-    look: Look
+    sample: Sample
     use: str
     roles: dict[str, str]
     """Anchor, text1, label, ... -> column."""
@@ -92,23 +92,23 @@ class Found:
     def unusable(self) -> int:
         """Rows looked at that can't be read, or lack a text or label."""
         needed = [self.roles[role] for role in ("anchor", "positive", "text", "label") if role in self.roles]
-        return self.look.bad + sum(not all(column in row for column in needed) for row in self.look.rows)
+        return self.sample.bad + sum(not all(column in row for column in needed) for row in self.sample.rows)
 
     @property
     def negatives(self) -> list[int]:
         """Fewest and most negatives of a row, one number where they are the same."""
-        given = [row.get(self.roles.get("negative", ""), []) for row in self.look.rows]
+        given = [row.get(self.roles.get("negative", ""), []) for row in self.sample.rows]
         counts = {len(value) if isinstance(value, list) else 1 for value in given}
         return sorted({min(counts), max(counts)})
 
 
-def judged(path: Path) -> Found:
+def judged(path: Path) -> GuessedFile:
     """What the file is good for, by its first rows.
 
     Raises:
         UserError: it can neither train nor evaluate.
     """
-    return _judged(_look(path))
+    return _judged(_sample(path))
 
 
 class _File(TableFile):
@@ -120,13 +120,13 @@ class _File(TableFile):
         self.columns = self.columns or list(present)
 
 
-def _look(path: Path) -> Look:
+def _sample(path: Path) -> Sample:
     """The first rows of the file; UserError where none can be read."""
     file = _File(Path(os.path.expanduser(path)), str(path))
     with read_errors(file):
-        found = list(islice(_rows(file), LOOKED_AT + 1))
-    bad = [row for row in found[:LOOKED_AT] if isinstance(row, BadRow)]
-    rows = [{name: row[name] for name in row if _fills(row[name])} for row in found[:LOOKED_AT] if not isinstance(row, BadRow)]
+        read = list(islice(_rows(file), SAMPLED + 1))
+    bad = [row for row in read[:SAMPLED] if isinstance(row, BadRow)]
+    rows = [{name: row[name] for name in row if _fills(row[name])} for row in read[:SAMPLED] if not isinstance(row, BadRow)]
     if not rows:
         file.row = 0
         if not bad:
@@ -134,7 +134,7 @@ def _look(path: Path) -> Look:
         fix = "write the rows as JSON Lines, in a file that ends in .jsonl" if file.suffix == ".json" else "fix the rows"
         raise file.broken(f"no row that can be read: {bad[0].what}, {bad[0].found}", bad[0].expected, fix)
     columns = [name for name in dict.fromkeys(file.columns) if name and encodable(name)]
-    return Look(str(path), file.name, SOURCES[file.suffix], columns, rows, len(bad), len(found) <= LOOKED_AT)
+    return Sample(str(path), file.name, SOURCES[file.suffix], columns, rows, len(bad), len(read) <= SAMPLED)
 
 
 def _rows(file: _File) -> Iterator[dict[str, object] | BadRow]:
@@ -145,10 +145,10 @@ def _rows(file: _File) -> Iterator[dict[str, object] | BadRow]:
             texts = [] if isinstance(row, BadRow) else [text for _, text in row[0]]
             yield row if isinstance(row, BadRow) else {**dict(zip(file.columns, texts, strict=False)), "task_name": row[1]}
         return
-    reader = LABELLED_SUFFIXES[file.suffix]
+    reader = reader_of(file)
     if reader is jsonl_cells:  # rows may have keys that the first has not
         with file.open() as lines:
-            records = [_record(line) for line in islice(lines, LOOKED_AT)]
+            records = [_record(line) for line in islice(lines, SAMPLED)]
         file.columns = [key for record in records for key in record]
     else:
         next(reader(file, [Field("", (), False, False)]), None)
@@ -167,45 +167,45 @@ def _record(line: bytes) -> dict[str, object]:
     return record if isinstance(record, dict) else {}
 
 
-def _judged(look: Look) -> Found:
+def _judged(sample: Sample) -> GuessedFile:
     """What the file is good for; UserError where it can neither train nor evaluate."""
-    if look.source == "medi":
-        return Found(look, "medi", {"anchor": "query", "positive": "pos", "negative": "neg"}, {}, len(look.rows))
-    roles = _roles(look)
-    others = [column for column in look.columns if column not in roles.values() and _is_prose(look, column)]
-    label = look.named(LABELS, _is_label)
+    if sample.source == "medi":
+        return GuessedFile(sample, "medi", {"anchor": "query", "positive": "pos", "negative": "neg"}, {}, len(sample.rows))
+    roles = _roles(sample)
+    others = [column for column in sample.columns if column not in roles.values() and _is_prose(sample, column)]
+    label = sample.named(LABELS, _is_label)
     if label is not None and "positive" not in roles:
         texts = [*others, *([roles["anchor"]] if "anchor" in roles else [])]
         text = "text" if "text" in texts else texts[0] if len(texts) == 1 else None
-        if text is not None and (labelled := _labelled(look, text, label)):
+        if text is not None and (labelled := _labelled(sample, text, label)):
             return labelled
     missing = [role for role in ("anchor", "positive") if role not in roles]
     roles |= dict(zip(missing, others, strict=False)) if len(missing) == len(others) else {}
-    if not ("anchor" in roles and "positive" in roles and look.holds(roles["anchor"], _is_string)):
+    if not ("anchor" in roles and "positive" in roles and sample.holds(roles["anchor"], _is_string)):
         anchors, positives = (", ".join([*ALIASES[role], *NAMES[role].split()]) for role in ("anchor", "positive"))
-        rows, filled = len(look.rows), {column: len(look.values(column)) for column in look.columns[:20]}
+        rows, filled = len(sample.rows), {column: len(sample.values(column)) for column in sample.columns[:20]}
         columns = ", ".join(
             shown(column) + (f" (filled in {count} of {rows} rows looked at)" if count < MOSTLY * rows else "")
             for column, count in filled.items()
         )
-        raise look.fault(
+        raise sample.fault(
             f"the columns {columns or '(none)'}, and no telling which are a pair of texts",
             f"a column of anchors ({anchors}) and one of positives ({positives}), or texts and labels ({', '.join(LABELS)})",
             "fill them, rename two columns to anchor and positive, or leave the file out here and write into the YAML: "
-            f"- {{source: {look.source}, path: {look.path}, columns: {{anchor: ..., positive: ...}}}}",
+            f"- {{source: {sample.source}, path: {sample.path}, columns: {{anchor: ..., positive: ...}}}}",
         )
     alike = len(missing) == 2 or _plain(roles["anchor"]) in LIKE_TEXTS
-    score = look.named(SCORES, _is_number)
+    score = sample.named(SCORES, _is_number)
     if alike and score is not None:
-        return _scored(look, {"text1": roles["anchor"], "text2": roles["positive"], "score": score})
-    judge = look.named(JUDGES, _fills)
+        return _scored(sample, {"text1": roles["anchor"], "text2": roles["positive"], "score": score})
+    judge = sample.named(JUDGES, _fills)
     if alike and not missing and judge is not None and _plain(roles["positive"]) != "entailment":
         fix = f"keep the rows of which {shown(judge)} says so, and leave that column out"
-        raise look.fault(f"pairs that a column {shown(judge)} judges", "pairs of texts that belong together", fix)
-    return _pairs(look, roles, guessed=bool(missing))
+        raise sample.fault(f"pairs that a column {shown(judge)} judges", "pairs of texts that belong together", fix)
+    return _pairs(sample, roles, guessed=bool(missing))
 
 
-def _roles(look: Look) -> dict[str, str]:
+def _roles(sample: Sample) -> dict[str, str]:
     """Role -> the column that has a name for it and holds what the reader takes there."""
     roles: dict[str, str] = {}
     for role, names in NAMES.items():
@@ -213,43 +213,40 @@ def _roles(look: Look) -> dict[str, str]:
         if "anchor" not in roles:  # "text" is a positive only beside something that is surely the anchor
             known = [name for name in known if name != "text"]
         kind, least = _is_string if role in ("anchor", "task") else _is_texts, MOSTLY if role in ("anchor", "positive") else 0
-        column = look.named(known, kind, least)
-        if column is not None and (role != "anchor" or _varies(look, column)):
+        column = sample.named(known, kind, least)
+        if column is not None and (role != "anchor" or _varies(sample, column)):
             roles[role] = column
     return roles
 
 
-def _pairs(look: Look, roles: dict[str, str], *, guessed: bool) -> Found:
-    usual = {role: next((name for name in names if name in look.columns), None) for role, names in ALIASES.items()}
+def _pairs(sample: Sample, roles: dict[str, str], *, guessed: bool) -> GuessedFile:
+    usual = {role: next((name for name in names if name in sample.columns), None) for role, names in ALIASES.items()}
     for role in ("negative", "task"):
         column = usual[role]
-        if column is not None and role not in roles and look.values(column):  # the reader would take it all the same
-            found, fix = f"{shown(column)} with {shown(look.values(column)[0])}", "rename the column, or make it text"
-            raise look.fault(found, f"text in a column of that name, which is the {role}", fix)
-    usable = sum(roles["anchor"] in row and roles["positive"] in row for row in look.rows)
+        if column is not None and role not in roles and sample.values(column):  # the reader would take it all the same
+            found, fix = f"{shown(column)} with {shown(sample.values(column)[0])}", "rename the column, or make it text"
+            raise sample.fault(found, f"text in a column of that name, which is the {role}", fix)
+    usable = sum(roles["anchor"] in row and roles["positive"] in row for row in sample.rows)
     roles = {role: roles[role] for role in ALIASES if role in roles}
     columns = {role: column for role, column in roles.items() if column != usual[role]}
-    return Found(look, "pairs", roles, columns, usable, guessed)
+    return GuessedFile(sample, "pairs", roles, columns, usable, guessed)
 
 
-def _labelled(look: Look, text: str, label: str) -> Found | None:
+def _labelled(sample: Sample, text: str, label: str) -> GuessedFile | None:
     """None where labels hardly repeat, or texts do: then these are no classes."""
-    texts, labels = Counter(map(str, look.values(text))), Counter(map(str, look.values(label)))
-    if 4 * len(labels) > 3 * len(look.values(label)) or 2 * len(texts) < len(look.values(text)):
+    texts, labels = Counter(map(str, sample.values(text))), Counter(map(str, sample.values(label)))
+    if 4 * len(labels) > 3 * len(sample.values(label)) or 2 * len(texts) < len(sample.values(text)):
         return None
     # A text that stands there once is not mined as its own positive or negative.
-    once = Counter(str(row[label]) for row in look.rows if label in row and texts[str(row.get(text))] == 1)
+    once = Counter(str(row[label]) for row in sample.rows if label in row and texts[str(row.get(text))] == 1)
     roles, usual = {"text": text, "label": label}, LabelColumns().model_dump()
     columns = {role: column for role, column in roles.items() if column != usual[role]}
-    return Found(look, "labelled", roles, columns, sum(count for count in once.values() if count > 1))
+    return GuessedFile(sample, "labelled", roles, columns, sum(count for count in once.values() if count > 1))
 
 
-def _scored(look: Look, roles: dict[str, str]) -> Found:
-    if look.source == "parquet":
-        fix = "write it as .jsonl, .csv or .tsv"
-        raise look.fault(f"pairs with a score, {shown(roles['score'])}, in Parquet", "a format that evaluation reads", fix)
+def _scored(sample: Sample, roles: dict[str, str]) -> GuessedFile:
     usual = StsColumns().model_dump()
-    return Found(look, "scored", roles, {role: column for role, column in roles.items() if column != usual[role]})
+    return GuessedFile(sample, "scored", roles, {role: column for role, column in roles.items() if column != usual[role]})
 
 
 def _plain(name: str) -> str:
@@ -279,15 +276,15 @@ def _is_number(value: object) -> bool:
         return False
 
 
-def _varies(look: Look, column: str) -> bool:
+def _varies(sample: Sample, column: str) -> bool:
     """False of a mark that many rows share, such as source: wikipedia."""
-    return 20 * len(set(map(str, look.values(column)))) >= len(look.rows)
+    return 20 * len(set(map(str, sample.values(column)))) >= len(sample.rows)
 
 
-def _is_prose(look: Look, column: str) -> bool:
+def _is_prose(sample: Sample, column: str) -> bool:
     """Whether the column holds texts that nobody named: words, no numbers, ids, addresses or classes."""
-    if _plain(column) in (*JUDGES, *SCORES, *NAMES["task"].split()) or not look.holds(column, _is_texts):
+    if _plain(column) in (*JUDGES, *SCORES, *NAMES["task"].split()) or not sample.holds(column, _is_texts):
         return False
-    texts = [str(text).strip() for value in look.values(column) for text in (value if isinstance(value, list) else [value])]
+    texts = [str(text).strip() for value in sample.values(column) for text in (value if isinstance(value, list) else [value])]
     words = [text for text in texts if re.search(r"[^\W\d_]", text) and not re.fullmatch(r"[!-~]*[\d/_:@][!-~]*", text)]
-    return len(words) >= MOSTLY * len(texts) and _varies(look, column)
+    return len(words) >= MOSTLY * len(texts) and _varies(sample, column)

@@ -120,6 +120,6 @@ def _softmax_draw(scores: Tensor, count: int, temperature: float, uniform: Tenso
     """
     best, columns = scores.topk(count, dim=1)
     cumulative = torch.softmax(best.double() / temperature, dim=1).cumsum(dim=1)
-    at = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True).clamp(max=count - 1)
-    drawn: Ints = columns.gather(1, at)[:, 0].numpy()
+    place = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True).clamp(max=count - 1)
+    drawn: Ints = columns.gather(1, place)[:, 0].numpy()
     return drawn

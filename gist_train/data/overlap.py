@@ -1,10 +1,11 @@
-"""Training texts that stand in an evaluation set too: what makes two texts the same here, and how many rows hold one.
+"""Training texts that are in an evaluation set too: what makes two texts the same, how many rows hold one, how to leave them out.
 
 Legend: N unique texts of the corpus, E different evaluation texts.
 """
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from gist_train.data.corpus import Corpus, Int64, text_hash
 from gist_train.data.files import locked, whole_folder
+from gist_train.data.sources import Row
 
 NORMALIZATION = 1
 """Version of `normalized`: hashes that were stored under another one are not read."""
@@ -62,8 +64,8 @@ def normalized_hashes(corpus: Corpus) -> NDArray[np.uint8]:
                     hashes += normalized_hash(text)
                 with whole_folder(folder) as beside:
                     np.save(beside / "hashes.npy", np.frombuffer(hashes, np.uint8).reshape(-1, 16))
-    found: NDArray[np.uint8] = np.load(folder / "hashes.npy", mmap_mode="r", allow_pickle=False)
-    return found
+    hashes_on_disk: NDArray[np.uint8] = np.load(folder / "hashes.npy", mmap_mode="r", allow_pickle=False)
+    return hashes_on_disk
 
 
 class Overlap(NamedTuple):
@@ -72,7 +74,7 @@ class Overlap(NamedTuple):
     texts: int
     """Different evaluation texts."""
     shared: int
-    """Of these, how many stand in the corpus."""
+    """Of these, how many are in the corpus."""
     rows: int
     """Rows of the corpus that hold one of them, as anchor, positive or negative."""
 
@@ -94,14 +96,14 @@ def count_overlaps(corpus: Corpus, parts: Sequence[Iterable[str]]) -> list[Overl
 
 
 def _held(corpus: Corpus, number: dict[bytes, int]) -> tuple[Int64, Int64]:
-    """Every place of the corpus where one of these E texts stands: (places,) the row, and (places,) the text's number."""
+    """Every place of the corpus where one of these E texts is: (places,) the row, and (places,) the text's number."""
     if not number:
         return np.empty(0, np.int64), np.empty(0, np.int64)
     wanted = np.frombuffer(b"".join(number), "<u8").reshape(-1, 2)
     have = np.ascontiguousarray(normalized_hashes(corpus)).view("<u8")
     order = np.argsort(wanted[:, 0])
-    at = order[np.minimum(np.searchsorted(wanted[order, 0], have[:, 0]), len(order) - 1)]
-    number_of_text = np.where((wanted[at] == have).all(axis=1), at, -1)
+    nearest = order[np.minimum(np.searchsorted(wanted[order, 0], have[:, 0]), len(order) - 1)]
+    number_of_text = np.where((wanted[nearest] == have).all(axis=1), nearest, -1)
 
     rows, held = [], []
     one_a_row = np.arange(corpus.row_count + 1)
@@ -115,3 +117,49 @@ def _held(corpus: Corpus, number: dict[bytes, int]) -> tuple[Int64, Int64]:
         rows.append(np.searchsorted(bounds, places, side="right") - 1)
         held.append(numbers[places])
     return np.concatenate(rows), np.concatenate(held)
+
+
+class Exclusion:
+    """Texts that no row may hold.
+
+    Args:
+        hashes: `normalized_hash` of each; none of them: nothing is left out.
+    """
+
+    def __init__(self, hashes: Collection[bytes]):
+        self._hashes = frozenset(hashes)
+        self.met: set[str] = set()
+        """The different texts that were found to be one."""
+
+    def __bool__(self) -> bool:
+        return bool(self._hashes)
+
+    def __contains__(self, text: str) -> bool:
+        held = text in self.met or normalized_hash(text) in self._hashes
+        if held:
+            self.met.add(text)
+        return held
+
+    def rest_of(self, row: Row, *, in_batch_negatives: bool) -> Row | None:
+        """The row without these texts; None where it can teach nothing without them.
+
+        That is a row whose anchor is one, or all of its positives; or all of its negatives, where it has no others to contrast
+        with (`in_batch_negatives` false). A row that came without negatives is left as it is.
+        """
+        texts = (row.anchor, *row.positives, *row.negatives)
+        bad = [text in self for text in texts]
+        if not any(bad):
+            return row
+        bad_positives, bad_negatives = bad[1 : 1 + len(row.positives)], bad[1 + len(row.positives) :]
+        if bad[0] or all(bad_positives) or (bad_negatives and all(bad_negatives) and not in_batch_negatives):
+            return None
+        return replace(
+            row,
+            positives=_kept(row.positives, bad_positives),
+            negatives=_kept(row.negatives, bad_negatives),
+            negative_labels=_kept(row.negative_labels, bad_negatives) if row.negative_labels else (),
+        )
+
+
+def _kept(texts: tuple[str, ...], bad: list[bool]) -> tuple[str, ...]:
+    return tuple(text for text, out in zip(texts, bad, strict=True) if not out)

@@ -28,6 +28,7 @@ from gist_train.config.sources import (
 from gist_train.data.hub import commit_of, hub_cells, hub_table
 from gist_train.data.medi import Pairs, medi_pairs, pair
 from gist_train.data.tables import (
+    READERS,
     BadRow,
     Cells,
     Field,
@@ -39,6 +40,7 @@ from gist_train.data.tables import (
     jsonl_cells,
     parquet_cells,
     read_errors,
+    reader_of,
     text,
     texts,
 )
@@ -55,12 +57,6 @@ INSTRUCTIONS = {
     "negative_instruction": ("neg_instruct", "negative_instruct"),
 }
 """Columns of the published triplets that hold MEDI's instructions."""
-LABELLED_SUFFIXES: dict[str, Reader] = {
-    ".jsonl": jsonl_cells,
-    ".csv": csv_cells,
-    ".tsv": csv_cells,
-    ".parquet": parquet_cells,
-}
 NO_PROMPTS = ("", "", "")
 T = TypeVar("T")
 
@@ -98,7 +94,7 @@ def files_of(source: Source, where: str) -> list[Path]:
     if os.path.isdir(path):  # os.path, for a folder that may not be entered: Path's own raise there
         fix = f"name its files, e.g. {path / '*.jsonl'}"
         raise UserError(Fault(f"{where}.path", f"{shown(str(path))}, a folder", "a file, or a glob of files", fix))
-    # A file may have brackets in its name, so the name as it stands comes before the glob.
+    # A file may have brackets in its name, so the name as it is comes before the glob.
     files = [path] if os.path.exists(path) else sorted(Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
     if not files:
         found = f"{shown(str(path))}, which matches no file in {Path.cwd()}"
@@ -106,8 +102,8 @@ def files_of(source: Source, where: str) -> list[Path]:
         raise UserError(Fault(f"{where}.path", found, "a file that exists, or a glob that matches one", fix))
     for path in files:
         if not encodable(str(path)):
-            told = shown(str(path).encode("utf-8", "backslashreplace").decode())
-            raise UserError(Fault(f"{where}.path", told, "a file whose name is UTF-8", "rename it"))
+            name = shown(str(path).encode("utf-8", "backslashreplace").decode())
+            raise UserError(Fault(f"{where}.path", name, "a file whose name is UTF-8", "rename it"))
         if not os.path.isfile(path):
             raise UserError(Fault(f"{where}.path", f"{shown(str(path))}, a pipe or device", "a file", "write it to a file first"))
         if not os.access(path, os.R_OK):
@@ -120,12 +116,12 @@ def is_data_set(source: Source) -> TypeGuard[HubSource | ClassificationSource]:
     if not isinstance(source, ClassificationSource):
         return isinstance(source, HubSource)
     path = Path(os.path.expanduser(source.path))
-    named_as_file = TableFile(path, "").suffix in (*LABELLED_SUFFIXES, ".json", ".txt")
+    named_as_file = TableFile(path, "").suffix in (*READERS, ".json", ".txt")
     return path.is_dir() or not (path.exists() or glob.has_magic(source.path) or named_as_file)
 
 
 def origin_of(source: Source, where: str) -> dict[str, str | None]:
-    """`name` and `commit` of what a reader may be told: a data set of the hub, or a file or folder without the way to it."""
+    """`name` and `commit` of what a reader may know: a data set of the hub, or a file or folder without the way to it."""
     path = os.path.expanduser(source.path)
     if is_data_set(source) and not os.path.isdir(path):
         subset = f" ({source.subset})" if source.subset else ""
@@ -146,8 +142,8 @@ def read_rows(source: Source, where: str, *, keep_instructions: bool = False) ->
         case HubSource() | JsonlSource() | CsvSource() | ParquetSource():
             fields = _row_fields(source, keep_instructions)
             prompts = prompts_of(source.prompts)
-            for table, found in _tables(source, where, fields):
-                yield from _checked(table, (_row(table, fields, source.task, prompts, cells) for cells in found))
+            for table, rows in _tables(source, where, fields):
+                yield from _checked(table, (_row(table, fields, source.task, prompts, cells) for cells in rows))
         case ClassificationSource():
             raise TypeError("rows of labelled texts are mined")
 
@@ -156,9 +152,9 @@ def read_labelled(source: ClassificationSource, where: str) -> Iterator[Labelled
     """Labelled texts in order, a bad row as a Fault; UserError where a file is broken."""
     columns = source.columns
     fields = [Field("text", (columns.text,), True, True), Field("label", (columns.label,), True, True)]
-    for table, found in _tables(source, where, fields):
+    for table, rows in _tables(source, where, fields):
         task = source.task or table.name
-        yield from _checked(table, (_labelled(fields, task, cells) for cells in found))
+        yield from _checked(table, (_labelled(fields, task, cells) for cells in rows))
 
 
 def prompts_of(prompts: Prompts | None) -> tuple[str, str, str]:
@@ -191,10 +187,7 @@ def _reader(source: Source, file: TableFile) -> Reader:
             return csv_cells
         case ParquetSource():
             return parquet_cells
-    if file.suffix not in LABELLED_SUFFIXES:
-        expected = f"a file that ends in {', '.join(LABELLED_SUFFIXES)}, or one of these with .gz"
-        raise UserError(Fault(file.label, f"the ending {shown(file.suffix)}", expected, "write it in one of these formats"))
-    return LABELLED_SUFFIXES[file.suffix]
+    return reader_of(file)
 
 
 def _checked(table: Table, rows: Iterable[T | BadRow]) -> Iterator[T | Fault]:
@@ -224,7 +217,7 @@ def _row(
     if isinstance(cells, BadRow):
         return cells
     columns, (anchor, positive, negative, named_task, *instructions) = cells
-    names = [column or field.key for column, field in zip(columns, fields, strict=True)]
+    names = [column or field.names[0] for column, field in zip(columns, fields, strict=True)]
     try:
         named = task or _task(named_task, names[3], table.name)
         if isinstance(anchor, list):  # MEDI's [instruction, text], in a table
@@ -261,7 +254,7 @@ def _labelled(fields: Sequence[Field], task: str, cells: Cells | BadRow) -> Labe
     if isinstance(cells, BadRow):
         return cells
     columns, (value, label) = cells
-    names = [column or field.key for column, field in zip(columns, fields, strict=True)]
+    names = [column or field.names[0] for column, field in zip(columns, fields, strict=True)]
     try:
         # A whole number is its digits, so that Parquet's 7 is CSV's 7.
         number = isinstance(label, int) and not isinstance(label, bool)
@@ -271,10 +264,10 @@ def _labelled(fields: Sequence[Field], task: str, cells: Cells | BadRow) -> Labe
         return bad
 
 
-def _medi_row(file: TableFile, found: Pairs | BadRow, keep_instructions: bool) -> Row | BadRow:
-    if isinstance(found, BadRow):
-        return found
-    pairs, named_task = found
+def _medi_row(file: TableFile, read: Pairs | BadRow, keep_instructions: bool) -> Row | BadRow:
+    if isinstance(read, BadRow):
+        return read
+    pairs, named_task = read
     try:
         return _row_of_pairs(pairs, _task(named_task, "task_name", file.name), None if keep_instructions else NO_PROMPTS)
     except BadRow as bad:

@@ -35,8 +35,8 @@ CSV_FIELD_CHARACTERS = 1 << 27
 class Field:
     """One thing that a reader asks of every row."""
 
-    key: str
-    """Its name under `columns:` in the YAML."""
+    key: str | None
+    """Its name under `columns:` in the YAML; None where no YAML can name its column."""
     names: tuple[str, ...]
     """Columns that may hold it: the first that is there does."""
     in_every_row: bool
@@ -86,10 +86,12 @@ class Table:
         faults = []
         for field, column in zip(fields, columns, strict=True):
             if column is None and (field.in_every_row or (field.named and named_too)):
-                fix = f"name the right column in columns.{field.key}, or add it to the file"
-                if close := get_close_matches(field.names[0], list(present), 1):
+                missing, fix = f"no column {either(field.names)}", "add it to the file"
+                if field.key is not None:
+                    missing, fix = f"no column for {field.key}", f"name the right column in columns.{field.key}, or {fix}"
+                if close := get_close_matches(field.names[0], present, 1):
                     fix = f"did you mean {shown(close[0])}? Else {fix}"
-                faults.append(Fault(f"{self.label}: no column for {field.key}", found, f"a column {either(field.names)}", fix))
+                faults.append(Fault(f"{self.label}: {missing}", found, f"a column {either(field.names)}", fix))
         if faults:
             raise UserError(*faults)
 
@@ -156,7 +158,7 @@ def texts(value: object, column: str) -> tuple[str, ...]:
         return (text(value, column, TEXTS),)
     if not value:
         raise BadRow(f'"{column}" is empty', "[]", TEXTS)
-    return tuple([text(item, f"{column}[{at}]", TEXTS) for at, item in enumerate(value)])
+    return tuple([text(item, f"{column}[{index}]", TEXTS) for index, item in enumerate(value)])
 
 
 Cells = tuple[Columns, Sequence[Any]]
@@ -169,7 +171,7 @@ def jsonl_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | Ba
     nothing: Columns = (None,) * len(fields)
     keys: tuple[str, ...] | None = None
     columns = ever = nothing
-    needed = [at for at, field in enumerate(fields) if field.in_every_row]
+    needed = [index for index, field in enumerate(fields) if field.in_every_row]
     with file.open() as lines:
         for number, line in enumerate(lines, 1):
             if line.isspace():
@@ -177,7 +179,7 @@ def jsonl_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | Ba
             file.row = number
             if keys is None and line.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
                 file.row = 0
-                fix = "write each object on a line of its own; MEDI's own array is source: medi"
+                fix = "write each object on a line of its own; only source: medi reads an array"
                 raise file.broken("a JSON array", "JSON Lines: one object a line", fix)
             record = _json_object(line)
             if isinstance(record, BadRow):
@@ -189,7 +191,7 @@ def jsonl_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | Ba
                     file.refuse_missing(fields, columns, present, named_too=False)
                 keys = present
                 ever = tuple([old or new for old, new in zip(ever, columns, strict=True)])
-            missing = [at for at in needed if columns[at] is None]
+            missing = [index for index in needed if columns[index] is None]
             if missing:
                 names = fields[missing[0]].names
                 yield BadRow(f'"{names[0]}" is missing', f"the keys {shown(list(record))}", either(names))
@@ -227,7 +229,7 @@ def csv_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | BadR
             file.refuse_missing(fields, columns, header)
         if twice := next((name for name in columns if name is not None and header.count(name) > 1), None):
             raise file.broken(f"two columns {shown(twice)}", "each name once", "rename one of them")
-        at = [None if name is None else header.index(name) for name in columns]
+        places = [None if name is None else header.index(name) for name in columns]
         optional = [index for index, field in enumerate(fields) if not field.in_every_row]
         while header:
             start = reader.line_num
@@ -246,7 +248,7 @@ def csv_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | BadR
                 return
             file.row += 1
             if len(cells) == len(header):
-                values = [None if index is None else cells[index] for index in at]
+                values = [None if place is None else cells[place] for place in places]
                 for index in optional:
                     values[index] = None if (values[index] or "").strip() == "" else values[index]
                 yield columns, values
@@ -279,3 +281,19 @@ def arrow_cells(table: Table, batches: "Iterable[pa.RecordBatch | pa.Table]", co
         for cells in zip(*lists, strict=True):
             table.row += 1
             yield columns, cells
+
+
+READERS: dict[str, Reader] = {".jsonl": jsonl_cells, ".csv": csv_cells, ".tsv": csv_cells, ".parquet": parquet_cells}
+"""By a file's suffix, .gz aside."""
+
+
+def reader_of(file: TableFile) -> Reader:
+    """The reader that the file's name asks for.
+
+    Raises:
+        UserError: it ends in none of the endings that are known.
+    """
+    if file.suffix not in READERS:
+        expected = f"a file that ends in {', '.join(READERS)}, or one of these with .gz"
+        raise UserError(Fault(file.label, f"the ending {shown(file.suffix)}", expected, "write it in one of these formats"))
+    return READERS[file.suffix]

@@ -128,9 +128,9 @@ def _attention_forward(
     real = rows < tokens
     starts = tl.load(begin + rows, mask=real, other=0)
     stops = tl.load(end + rows, mask=real, other=0)
-    at = qkv + head * WIDTH + numbers[None, :]
+    head_qkv = qkv + head * WIDTH + numbers[None, :]
     at_bias = bias + head * WIDTH + numbers[None, :]
-    q = _plus(tl.load(at + rows[:, None].to(tl.int64) * stride, mask=real[:, None], other=0.0), at_bias)
+    q = _plus(tl.load(head_qkv + rows[:, None].to(tl.int64) * stride, mask=real[:, None], other=0.0), at_bias)
     if DROPS:
         mine = stirred(tl.load(seed), head, rows, HEADS)
     peak = tl.full((BLOCK,), float("-inf"), tl.float32)
@@ -139,7 +139,7 @@ def _attention_forward(
     for left in range(tl.load(begin + first), tl.max(stops, axis=0), BLOCK):
         columns = left + tl.arange(0, BLOCK)
         there = (columns < tokens)[:, None]
-        at_column = at + columns[:, None].to(tl.int64) * stride
+        at_column = head_qkv + columns[:, None].to(tl.int64) * stride
         k = _plus(tl.load(at_column + HEADS * WIDTH, mask=there, other=0.0), at_bias + HEADS * WIDTH)
         v = _plus(tl.load(at_column + 2 * HEADS * WIDTH, mask=there, other=0.0), at_bias + 2 * HEADS * WIDTH)
         seen = (columns[None, :] >= starts[:, None]) & (columns[None, :] < stops[:, None])
@@ -175,10 +175,10 @@ def _attention_backward(
     real = rows < tokens
     starts = tl.load(begin + rows, mask=real, other=0)
     stops = tl.load(end + rows, mask=real, other=0)
-    at, at_out = head * WIDTH + numbers[None, :], head * WIDTH + numbers[None, :]
-    at_row = at + rows[:, None].to(tl.int64) * stride
-    out_at_row = at_out + rows[:, None].to(tl.int64) * out_stride
-    at_bias = bias + at
+    of_head = head * WIDTH + numbers[None, :]  # in the numbers of a token
+    at_row = of_head + rows[:, None].to(tl.int64) * stride
+    out_at_row = of_head + rows[:, None].to(tl.int64) * out_stride
+    at_bias = bias + of_head
     q = _plus(tl.load(qkv + at_row, mask=real[:, None], other=0.0), at_bias)
     k = _plus(tl.load(qkv + at_row + out_stride, mask=real[:, None], other=0.0), at_bias + out_stride)
     v = _plus(tl.load(qkv + at_row + 2 * out_stride, mask=real[:, None], other=0.0), at_bias + 2 * out_stride)
@@ -195,8 +195,8 @@ def _attention_backward(
     for left in range(tl.load(begin + first), tl.max(stops, axis=0), BLOCK):
         others = left + tl.arange(0, BLOCK)
         there = others < tokens
-        at_other = at + others[:, None].to(tl.int64) * stride
-        out_at_other = at_out + others[:, None].to(tl.int64) * out_stride
+        at_other = of_head + others[:, None].to(tl.int64) * stride
+        out_at_other = of_head + others[:, None].to(tl.int64) * out_stride
         other_k = _plus(tl.load(qkv + at_other + out_stride, mask=there[:, None], other=0.0), at_bias + out_stride)
         other_v = _plus(tl.load(qkv + at_other + 2 * out_stride, mask=there[:, None], other=0.0), at_bias + 2 * out_stride)
         # One text holds both or neither of a pair: who sees whom is the same both ways.

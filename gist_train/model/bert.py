@@ -163,8 +163,8 @@ class _Attention(torch.autograd.Function):
         heads, rate, width = ctx.heads, ctx.rate, gradient.shape[1] // ctx.heads
         of_qkv = gradient.new_empty(len(gradient), 3 * gradient.shape[1])
         first = 0
-        for at, (rows, n, length) in enumerate(_groups(ctx.lengths)):
-            three, weights = saved[2 * at : 2 * at + 2]
+        for group, (rows, n, length) in enumerate(_groups(ctx.lengths)):
+            three, weights = saved[2 * group : 2 * group + 2]
             q, k, v = three
             g = gradient[rows].view(n, length, heads, width).transpose(1, 2).reshape(n * heads, length, width).float()
             last = first + weights.numel()

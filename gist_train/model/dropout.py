@@ -26,7 +26,7 @@ class Rate(NamedTuple):
 
 
 def rate(p: float) -> Rate:
-    """The nearest to `p` that leaves something."""
+    """The nearest to `p` that keeps something."""
     return Rate(min(round(p * _LEVELS), _LEVELS - 1))
 
 
@@ -54,8 +54,8 @@ def dropout(x: Tensor, p: float) -> Tensor:
         return x
     if x.device.type != "cpu":
         return torch_dropout(x, p)
-    of = rate(p)
-    return x * kept(words(x.numel()).view(x.shape), of, x.dtype).mul_(of.scale)
+    drawn = rate(p)
+    return x * kept(words(x.numel()).view(x.shape), drawn, x.dtype).mul_(drawn.scale)
 
 
 class Dropout(nn.Dropout):

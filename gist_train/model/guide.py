@@ -1,7 +1,7 @@
 """The guide's store: each text's embedding once, on disk, addressed by the text's hash.
 
 A store is two files that only grow, `embeddings.bin` (E, G) and `hashes.bin` (E, 16), beside `meta.json`. Embeddings are written
-and synced before their hashes are: what has a hash is whole, so that an interrupted build goes on where it stood, and another
+and synced before their hashes are: what has a hash is whole, so that an interrupted build resumes where it was, and another
 corpus adds only the texts that are new.
 
 Any number of processes build a store together, ranks of one run or several runs: each takes the longest texts that are neither
@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.models import GuideConfig
-from gist_train.data.claims import Claims
-from gist_train.data.files import locked, read_json, write_json
+from gist_train.data.files import Claims, locked, read_json, write_json
 from gist_train.data.fingerprints import ContentHashes
 from gist_train.model.encoder import embed
 from gist_train.model.pretrained import Pretrained, identity
@@ -36,7 +35,7 @@ TEXTS_PER_WRITE = 2048
 FEWEST_TEXTS = 64
 """Texts that are worth a write of their own where several processes share the last ones."""
 POLL_SECONDS = 0.25
-"""Between two looks at whether the others are done."""
+"""Between two checks of whether the others are done."""
 HASH_BYTES = 16
 
 
@@ -52,8 +51,8 @@ def store_folder(cache: Path, guide: GuideConfig, where: str) -> Path:
     hashes = ContentHashes(cache / "content-hashes.json")  # of a large guide, a second and a half each time
     known = identity(guide.name, guide.revision, where, hashes.of)
     hashes.save()
-    told = [FORMAT, known, guide.pooling, guide.prompt, guide.max_length, guide.dtype]
-    return cache / "guides" / hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()
+    parts = [FORMAT, known, guide.pooling, guide.prompt, guide.max_length, guide.dtype]
+    return cache / "guides" / hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
 class GuideStore:
@@ -183,12 +182,12 @@ class _Index:
         self._sorted = self._hashes[self._order, 0]
 
     def positions(self, hashes: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """(k,) where each of `hashes` (k, 16) stands, the first place of several; -1 where it does not."""
+        """(k,) the place of each of `hashes` (k, 16), the first of several; -1 where it is not there."""
         if not len(self._order):
             return np.full(len(hashes), -1)
         wanted = np.ascontiguousarray(hashes).view("<u8")
-        at = self._order[np.minimum(np.searchsorted(self._sorted, wanted[:, 0]), len(self._order) - 1)]
-        return np.where((self._hashes[at] == wanted).all(axis=1), at, -1)
+        nearest = self._order[np.minimum(np.searchsorted(self._sorted, wanted[:, 0]), len(self._order) - 1)]
+        return np.where((self._hashes[nearest] == wanted).all(axis=1), nearest, -1)
 
 
 class _Build:
@@ -208,7 +207,7 @@ class _Build:
         """How many of the M texts are in the store by now."""
 
     def refresh(self) -> None:
-        """Looks at what has been appended since."""
+        """Reads what has been appended since."""
         path = self._folder / "hashes.bin"
         if not path.exists():
             return
@@ -221,8 +220,8 @@ class _Build:
             self.done = int(self._stored.sum())
 
     def _mark(self, marks: NDArray[np.bool_], hashes: NDArray[np.uint8]) -> None:
-        at = self._index.positions(hashes)
-        marks[at[at >= 0]] = True
+        places = self._index.positions(hashes)
+        marks[places[places >= 0]] = True
 
     def take(self, claims: Claims, processes: int) -> NDArray[np.int64]:
         """(n,) of the M texts that this process is to embed next; none where the others have the rest.
@@ -267,15 +266,15 @@ def _embed_into(
     """
     tokens = guide.tokens([(config.prompt or "") + text(i) for i in ids.tolist()])
     done = 0
-    for at, embeddings in embed(guide.encoder, tokens, config.batch_tokens):
-        with np.errstate(invalid="ignore"):  # told below, with the text
-            vectors[at] = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-        done += len(at)
+    for places, embeddings in embed(guide.encoder, tokens, config.batch_tokens):
+        with np.errstate(invalid="ignore"):  # raised below, with the text
+            vectors[places] = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+        done += len(places)
         yield done
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
-        told = shown(text(int(ids[int(np.argmin(finite))])))
-        raise FloatingPointError(f"the guide {config.name} gives no finite embedding of length 1 to the text {told}")
+        broken = shown(text(int(ids[int(np.argmin(finite))])))
+        raise FloatingPointError(f"the guide {config.name} gives no finite embedding of length 1 to the text {broken}")
 
 
 def _hashes(content: bytes) -> NDArray[np.uint8]:

@@ -149,20 +149,20 @@ def _norm_forward(
     rows, columns = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
     real, there = rows < tokens, columns < WIDTH
     both = real[:, None] & there[None, :]
-    at = rows[:, None].to(tl.int64) * WIDTH + columns[None, :]
-    value = tl.load(x + at, mask=both, other=0.0).to(tl.float32) + tl.load(bias + columns, mask=there, other=0.0)[None, :]
+    places = rows[:, None].to(tl.int64) * WIDTH + columns[None, :]
+    value = tl.load(x + places, mask=both, other=0.0).to(tl.float32) + tl.load(bias + columns, mask=there, other=0.0)[None, :]
     if DROPS:
         mine = stirred(tl.load(seed), 0, rows, 1)
         value = tl.where(kept(mine[:, None], columns[None, :], dropped), value * kept_scale, 0.0)
-    value += tl.load(residual + at, mask=both, other=0.0)
+    value += tl.load(residual + places, mask=both, other=0.0)
     mean = tl.sum(value, axis=1) / WIDTH
     centred = tl.where(both, value - mean[:, None], 0.0)
     inverse = 1 / tl.sqrt(tl.sum(centred * centred, axis=1) / WIDTH + eps)
     normed = centred * inverse[:, None] * tl.load(weight + columns, mask=there, other=0.0)[None, :]
     normed += tl.load(shift + columns, mask=there, other=0.0)[None, :]
-    tl.store(out + at, normed, mask=both)
-    tl.store(half + at, normed.to(half.dtype.element_ty), mask=both)
-    tl.store(added + at, value, mask=both)
+    tl.store(out + places, normed, mask=both)
+    tl.store(half + places, normed.to(half.dtype.element_ty), mask=both)
+    tl.store(added + places, value, mask=both)
     tl.store(moments + rows, mean, mask=real)
     tl.store(moments + tokens + rows, inverse, mask=real)
 
@@ -183,22 +183,23 @@ def _norm_backward(
         rows = first + tl.arange(0, ROWS)
         real = rows < tokens
         both = real[:, None] & there[None, :]
-        at = rows[:, None].to(tl.int64) * WIDTH + columns[None, :]
-        slope = tl.load(gradient + at, mask=both, other=0.0) + tl.load(half_gradient + at, mask=both, other=0.0).to(tl.float32)
+        places = rows[:, None].to(tl.int64) * WIDTH + columns[None, :]
+        slope = tl.load(gradient + places, mask=both, other=0.0)
+        slope += tl.load(half_gradient + places, mask=both, other=0.0).to(tl.float32)
         mean = tl.load(moments + rows, mask=real, other=0.0)[:, None]
         inverse = tl.load(moments + tokens + rows, mask=real, other=0.0)[:, None]
-        normed = tl.where(both, (tl.load(added + at, mask=both, other=0.0) - mean) * inverse, 0.0)
+        normed = tl.where(both, (tl.load(added + places, mask=both, other=0.0) - mean) * inverse, 0.0)
         of_weight += tl.sum(slope * normed, axis=0)
         of_shift += tl.sum(slope, axis=0)
         slope *= factor
         along = tl.sum(slope * normed, axis=1)[:, None] / WIDTH
         slope = (slope - tl.sum(slope, axis=1)[:, None] / WIDTH - normed * along) * inverse
-        tl.store(of_residual + at, slope, mask=both)
+        tl.store(of_residual + places, slope, mask=both)
         if DROPS:
             mine = stirred(tl.load(seed), 0, rows, 1)
             slope = tl.where(kept(mine[:, None], columns[None, :], dropped), slope * kept_scale, 0.0)
         of_bias += tl.sum(tl.where(both, slope, 0.0), axis=0)
-        tl.store(of_x + at, slope.to(of_x.dtype.element_ty), mask=both)
+        tl.store(of_x + places, slope.to(of_x.dtype.element_ty), mask=both)
     at_part = parts + tl.program_id(0) * 3 * WIDTH + columns
     tl.store(at_part, of_bias, mask=there)
     tl.store(at_part + WIDTH, of_weight, mask=there)
@@ -212,10 +213,10 @@ def _gelu_forward(x, bias, out, tokens, WIDTH: tl.constexpr, ROWS: tl.constexpr,
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     there = columns < WIDTH
     both = (rows < tokens)[:, None] & there[None, :]
-    at = rows[:, None].to(tl.int64) * WIDTH + columns[None, :]
-    value = tl.load(x + at, mask=both, other=0.0).to(tl.float32) + tl.load(bias + columns, mask=there, other=0.0)[None, :]
+    places = rows[:, None].to(tl.int64) * WIDTH + columns[None, :]
+    value = tl.load(x + places, mask=both, other=0.0).to(tl.float32) + tl.load(bias + columns, mask=there, other=0.0)[None, :]
     value = 0.5 * value * (1 + tl.erf(value * 0.7071067811865476))
-    tl.store(out + at, value.to(out.dtype.element_ty), mask=both)
+    tl.store(out + places, value.to(out.dtype.element_ty), mask=both)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -230,10 +231,10 @@ def _gelu_backward(
     for first in range(tl.program_id(0) * ROWS, tokens, tl.num_programs(0) * ROWS):
         rows = first + tl.arange(0, ROWS)
         both = (rows < tokens)[:, None] & there[None, :]
-        at = rows[:, None].to(tl.int64) * WIDTH + columns[None, :]
-        value = tl.load(x + at, mask=both, other=0.0).to(tl.float32) + shift
+        places = rows[:, None].to(tl.int64) * WIDTH + columns[None, :]
+        value = tl.load(x + places, mask=both, other=0.0).to(tl.float32) + shift
         slope = 0.5 * (1 + tl.erf(value * 0.7071067811865476)) + value * tl.exp(-0.5 * value * value) * 0.3989422804014327
-        slope *= tl.load(gradient + at, mask=both, other=0.0).to(tl.float32)
+        slope *= tl.load(gradient + places, mask=both, other=0.0).to(tl.float32)
         of_bias += tl.sum(slope, axis=0)
-        tl.store(of_x + at, slope.to(of_x.dtype.element_ty), mask=both)
+        tl.store(of_x + places, slope.to(of_x.dtype.element_ty), mask=both)
     tl.store(parts + tl.program_id(0) * WIDTH + columns, of_bias, mask=there)

@@ -132,13 +132,13 @@ class Pretrained:
         # Truncation and padding are settings of the last call, not of the vocabulary.
         backend.pop("truncation", None)
         backend.pop("padding", None)
-        told = json.dumps([backend, self.max_length], sort_keys=True)
-        return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+        content = json.dumps([backend, self.max_length], sort_keys=True)
+        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
     def fingerprint(self) -> str:
         """32 hex digits over all that decides the embedding of a text: weights, tokens, pooling, normalisation, truncation."""
-        told = [type(self.encoder.transformer).__name__, self.encoder.pooling, self.encoder.normalized, self.truncate_dim]
-        digest = hashlib.blake2b(json.dumps([*told, self.tokenizer_fingerprint()]).encode(), digest_size=16)
+        parts = [type(self.encoder.transformer).__name__, self.encoder.pooling, self.encoder.normalized, self.truncate_dim]
+        digest = hashlib.blake2b(json.dumps([*parts, self.tokenizer_fingerprint()]).encode(), digest_size=16)
         for name, weight in self.encoder.transformer.state_dict().items():
             digest.update(name.encode())
             digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
@@ -285,7 +285,7 @@ def _load(where: str, config: ModelConfig | GuideConfig) -> Pretrained:
 
 @contextmanager
 def _load_reports() -> Iterator[list[str]]:
-    """What transformers reports about weights while it loads a model: it goes on with random ones where some are missing."""
+    """What transformers reports about weights while it loads a model: it continues with random ones where some are missing."""
     reports: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: reports.append(record.getMessage())  # type: ignore[method-assign]

@@ -10,11 +10,12 @@ from torch import Tensor
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.models import ModelConfig
 from gist_train.data.files import whole_folder
+from gist_train.data.manifests import seal, verified_manifest
 from gist_train.model.pretrained import Pretrained, load_finished, load_student
-from gist_train.training.checkpoint import checkpoint_folder, seal, verified_manifest
+from gist_train.run_folder import Run
 
 
-def averaged(run: Path, steps: Sequence[int], base: ModelConfig, base_weight: float) -> Pretrained:
+def averaged(run: Run, steps: Sequence[int], base: ModelConfig, base_weight: float) -> Pretrained:
     """A model whose weights are (1 - base_weight) times the mean of the steps' checkpoints plus base_weight times the base's.
 
     Sums are float64, so that the order of the steps does not matter; one checkpoint at a time is in memory beside them.
@@ -44,14 +45,14 @@ def averaged(run: Path, steps: Sequence[int], base: ModelConfig, base_weight: fl
 
 
 def save_averaged(model: Pretrained, folder: Path, facts: dict[str, Any]) -> None:
-    """Writes a mean as a model folder with a manifest that holds `facts`; one that stands there gives way once it is whole."""
+    """Writes a mean as a model folder with a manifest that holds `facts`; one that is there gives way once it is whole."""
     with whole_folder(folder, replace=True) as partial:
         model.save(partial)
         seal(partial, facts)
 
 
-def _verified(run: Path, step: int) -> Pretrained:
-    folder = checkpoint_folder(run, step)
+def _verified(run: Run, step: int) -> Pretrained:
+    folder = run.checkpoint(step)
     verified_manifest(folder)
     return load_finished(str(folder))
 

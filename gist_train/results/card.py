@@ -1,4 +1,4 @@
-"""A run and one of its checkpoints -> the model's card: README.md, with the figures in the hub's model-index format."""
+"""A run and one of its checkpoints -> the model's card: README.md, with the scores in the hub's model-index format."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from gist_train import __version__
 from gist_train.config.evaluation import EvaluationConfig
 from gist_train.data.files import read_json
-from gist_train.results.changes import Change, changes, counted
-from gist_train.results.figures import Terms, read_figures
-from gist_train.results.leakage import Leak, leaks_of
+from gist_train.evaluation.leakage import leaks_of
+from gist_train.evaluation.metrics import metric_of, task_of
+from gist_train.evaluation.score_file import Terms, read_scores
+from gist_train.results.licences import Licence, licence_of, on_hub
 from gist_train.results.onnx import OnnxReport
-from gist_train.results.provenance import Licence, licence_of, on_hub
 from gist_train.results.selected import Selected
-from gist_train.results.selection_table import chosen_by
+from gist_train.results.selection_table import Change, changes, chosen_by, counted
+from gist_train.run_folder import Run
 from gist_train.training.schedule import Schedule, make_schedule
 
 TAGS = ["sentence-transformers", "feature-extraction", "sentence-similarity", "gist-embed"]
@@ -36,7 +37,7 @@ METRICS = {"sts": "{}_cosine", "retrieval": "cosine_{}"}
 
 
 def model_card(
-    run: Path,
+    run: Run,
     manifest: dict[str, Any],
     *,
     evaluation: EvaluationConfig | None = None,
@@ -44,28 +45,27 @@ def model_card(
     onnx: OnnxReport | None = None,
     hub_id: str | None = None,
 ) -> str:
-    """The README.md of a model: what it was made of, by which config, and its figures against the base's, falls too.
+    """The README.md of a model: what it was made of, by which config, and its scores against the base's, falls too.
 
     Args:
-        run: the run folder.
         manifest: the checkpoint's.
-        evaluation: whose figures are told where the model was not chosen; None: the run's own.
-        selected: how the model was chosen, and by which figures; None where it was named by its step.
+        evaluation: whose scores are shown where the model was not chosen; None: the run's own.
+        selected: how the model was chosen, and by which scores; None where it was named by its step.
         onnx: what was found out about the model in ONNX; None where it was not made.
         hub_id: repository of the hub that the model is meant for, which its example then loads.
     """
-    config_text = (run / "config.yaml").read_text(encoding="utf-8")
+    config_text = run.config.read_text(encoding="utf-8")
     config = yaml.safe_load(config_text)
-    described, step = read_json(run / "run.json"), manifest["step"]
+    described, step = read_json(run.description), manifest["step"]
     if selected is not None:  # under the tasks and terms that it was chosen by
-        config["evaluation"] = selected.told["evaluation"]
-        before, after = selected.told["base"], selected.told["figures"]
-        leaks = [Leak(**leak) for leak in selected.told["leakage"]]
+        evaluation, leaks = selected.evaluation, selected.leakage
+        before, after = selected.base, selected.scores
     else:
-        config["evaluation"] = (evaluation or EvaluationConfig.model_validate(config["evaluation"])).model_dump(mode="json")
-        figures = read_figures(run, Terms(config["evaluation"]["max_length"], config["evaluation"]["truncate_dim"]))
-        before, after = figures.get(0, {}), figures.get(step, {})
-        leaks = leaks_of(run, [task["name"] for task in config["evaluation"]["tasks"]])
+        evaluation = evaluation or EvaluationConfig.model_validate(config["evaluation"])
+        scores = read_scores(run, Terms.of(evaluation))
+        before, after = scores.get(0, {}), scores.get(step, {})
+        leaks = leaks_of(run, [task.name for task in evaluation.tasks])
+    config["evaluation"] = evaluation.model_dump(mode="json")
     changed = sorted(changes(before, after), key=lambda change: change.key)
     sources = list(zip(config["data"]["train"], described["data"], strict=True))
     # The hub shows the card to everybody. What is asked below of the parts is asked under their own names.
@@ -104,8 +104,8 @@ def model_card(
         changes=changed,
         counted=counted(changed),
         selected=selected,
-        chosen_by=None if selected is None else chosen_by(selected.told),
-        runners_up=[] if selected is None else [of for of in selected.told["candidates"][1:4] if of["behind"] is not None],
+        chosen_by=None if selected is None else chosen_by(selected),
+        runners_up=[] if selected is None else [other for other in selected.candidates[1:4] if other.behind is not None],
         leaks=leaks,
         onnx=onnx,
         run=described,
@@ -117,9 +117,9 @@ def model_card(
 def _without_folders(value: Any) -> Any:
     """The same config, paths from the root of this machine cut to their last part: they say who trained it, and help nobody."""
     if isinstance(value, dict):
-        return {key: _without_folders(of) for key, of in value.items()}
+        return {key: _without_folders(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [_without_folders(of) for of in value]
+        return [_without_folders(part) for part in value]
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
@@ -129,14 +129,14 @@ def card_metadata(
     changed: Sequence[Change],
     base_licence: Licence | None,
 ) -> ModelCardData:
-    """What a program reads of the card: the hub's metadata, figures included. Only what is known stands in it.
+    """What a program reads of the card: the hub's metadata, scores included. Only what is known is in it.
 
     Args:
         config: the run's, as plain values.
         sources: (entry of `data.train`, its origin in run.json).
     """
     kinds = {task["name"]: task for task in config["evaluation"]["tasks"]}
-    results = [_result(change, kinds.get(change.key.split("/", 1)[0], {})) for change in changed]
+    results = [_result(change, kinds.get(task_of(change.key), {})) for change in changed]
     base = config["model"]["name"]
     # A folder of this machine means nothing to the hub, which links a base_model.
     linked = on_hub(base)
@@ -158,11 +158,11 @@ def card_metadata(
 
 
 def _result(change: Change, task: Mapping[str, Any]) -> EvalResult:
-    """A figure in the model index, named by sentence-transformers' habits; `task` is empty where the config has no such task.
+    """A score in the model index, named by sentence-transformers' habits; `task` is empty where the config has no such task.
 
     Source: `format_eval_metrics` of sentence-transformers' model cards.
     """
-    name, metric = change.key.split("/", 1)
+    name, metric = task_of(change.key), metric_of(change.key)
     kind = task.get("type", "")
     task_type = TASK_TYPES.get(kind, "feature-extraction")
     metric_type = METRICS.get(kind, "{}").format(metric)
@@ -179,7 +179,7 @@ def _result(change: Change, task: Mapping[str, Any]) -> EvalResult:
 
 
 def _schedule(config: Mapping[str, Any], described: Mapping[str, Any]) -> Schedule | None:
-    """The run's schedule; None for a run.json of the days when it did not tell the total."""
+    """The run's schedule; None for a run.json of the days when it did not name the total."""
     if "total_steps" not in described:
         return None
     kind, lr, share = config["schedule"]["type"], config["optimizer"]["lr"], config["schedule"]["warmup_ratio"]

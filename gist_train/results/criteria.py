@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gist_train.config.errors import Fault, UserError, shown
-from gist_train.config.evaluation import is_measured, told_metrics
+from gist_train.config.evaluation import is_measured, listed_metrics
 from gist_train.config.fields import LARGEST_WEIGHT
 from gist_train.config.schema import Config
 
@@ -79,17 +79,15 @@ def criteria_of(
         faults.append(Fault("--average-of", average_of, "with --average", "add --average K, or leave it out"))
     for option, given in (("--average", average), ("--merge-base", merge_base)):
         if given is not None and criteria.rule != "metric":
-            found = f"{shown(given)} with the rule {criteria.rule}"
-            faults.append(
-                Fault(option, found, "a metric to judge it by", "add --metric: it is evaluated before it may be chosen")
-            )
+            fix = "add --metric: it is evaluated before it may be chosen"
+            faults.append(Fault(option, f"{shown(given)} with the rule {criteria.rule}", "a metric to judge it by", fix))
     if average is not None and average < 2:
         faults.append(Fault("--average", shown(average), "2 checkpoints or more", "leave it out to choose one checkpoint"))
     if merge_base is not None and not 0 < merge_base < 1:
         fix = "try 0.2: weights are then 0.8 of the run's and 0.2 of base's"
         faults.append(Fault("--merge-base", shown(merge_base), "a share of the base model between 0 and 1", fix))
     if criteria.rule == "step" and criteria.around is None:
-        expected = f"a metric ({told_metrics(config.evaluation)}), a rule ({LOSS_PERCENTILE}) or a step"
+        expected = f"a metric ({listed_metrics(config.evaluation)}), a rule ({LOSS_PERCENTILE}) or a step"
         fix = f"add --metric <task>/<metric>, --rule {LOSS_PERCENTILE} 0.025 or --around STEP, or set selection in the config"
         faults.append(Fault("how to choose", "no metric, no rule and no step", expected, fix))
     if faults:
@@ -99,11 +97,11 @@ def criteria_of(
 
 def _weights(config: Config, metrics: Sequence[str], faults: list[Fault]) -> dict[str, float]:
     weights: dict[str, float] = {}
-    for told in metrics:
-        name, given, weight = told.partition("=")
+    for argument in metrics:
+        name, given, weight = argument.partition("=")
         if not is_measured(config.evaluation, name):
             fix = "name one of these, or add its task to evaluation.tasks"
-            faults.append(Fault("--metric", shown(name), told_metrics(config.evaluation), fix))
+            faults.append(Fault("--metric", shown(name), listed_metrics(config.evaluation), fix))
         if name in weights:
             faults.append(Fault("--metric", f"{name}, twice", "each metric once", "leave one out"))
         try:
@@ -114,7 +112,7 @@ def _weights(config: Config, metrics: Sequence[str], faults: list[Fault]) -> dic
             faults.append(
                 Fault(
                     "--metric",
-                    shown(told),
+                    shown(argument),
                     f"a weight above 0, at most {LARGEST_WEIGHT:,}",
                     f"write it as {name}=2, or leave the weight out",
                 )

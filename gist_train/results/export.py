@@ -10,14 +10,16 @@ from yaml import YAMLError
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.evaluation import EvaluationConfig
 from gist_train.data.files import held, whole_folder
+from gist_train.data.manifests import verified_manifest
 from gist_train.results.card import model_card
 from gist_train.results.onnx import OnnxPlan, add_onnx, onnx_table
 from gist_train.results.selected import read_selected
-from gist_train.training.checkpoint import MANIFEST, STATE, checkpoint_to_resume, verified_manifest
+from gist_train.run_folder import MANIFEST, TRAINING_STATE, Run
+from gist_train.training.checkpoint import checkpoint_to_resume
 
 
 def export_model(
-    run: Path,
+    run: Run,
     step: int | None,
     to: Path,
     *,
@@ -26,34 +28,34 @@ def export_model(
     hub_id: str | None = None,
     console: Console | None = None,
 ) -> Path:
-    """Writes the checkpoint of `step` (None: what was selected, or else the newest) of the run folder `run` to `to`, with a card.
+    """Writes the checkpoint of `step` (None: what was selected, or else the newest) of `run` to `to`, with a card.
 
-    An export that stands at `to` is replaced; any other folder is left alone.
+    An export that is at `to` is replaced; any other folder is left alone.
 
     Args:
-        evaluation: whose figures the card tells of a step that was not selected; None: the run's own.
+        evaluation: whose scores the card has for a step that was not selected; None: the run's own.
         onnx: what is to be done to have the model in ONNX too; None for torch's weights alone.
         hub_id: repository of the hub that it is meant for, if any.
-        console: where the figures of the ONNX model are shown.
+        console: where the ONNX model's report is shown.
 
     Raises:
-        UserError: no such checkpoint, a damaged one, one that can't be ONNX, or something else stands at `to`.
+        UserError: no such checkpoint, a damaged one, one that can't be ONNX, or something else is at `to`.
         ArithmeticError: the ONNX model gives other embeddings than torch.
     """
     selected = read_selected(run) if step is None else None
-    origin = checkpoint_to_resume(run, step) if selected is None else selected.folder
+    origin = checkpoint_to_resume(run, step) if selected is None else selected.folder(run)
     if origin is None:
-        raise UserError(Fault(f"{run}/checkpoints", "no checkpoint", "one at least", "train first"))
+        raise UserError(Fault(str(run.checkpoints), "no checkpoint", "one at least", "train first"))
     manifest = verified_manifest(origin)
     to = to.absolute()
     with held(to.parent / f".{to.name}.export.lock") as alone:
         if not alone:
             raise UserError(Fault("--to", f"{to}, which another export writes", "one at a time", "wait for it, or name another"))
         if to.exists() and not _is_export(to):
-            found = f"{to}, which is no export of this package"
-            raise UserError(Fault("--to", found, "a new folder, or an earlier export", "name another folder"))
+            other = f"{to}, which is no export of this package"
+            raise UserError(Fault("--to", other, "a new folder, or an earlier export", "name another folder"))
         with whole_folder(to, replace=True) as partial:
-            shutil.copytree(origin, partial, ignore=shutil.ignore_patterns(MANIFEST, STATE), dirs_exist_ok=True)
+            shutil.copytree(origin, partial, ignore=shutil.ignore_patterns(MANIFEST, TRAINING_STATE), dirs_exist_ok=True)
             report = None if onnx is None else add_onnx(partial, onnx)
             card = model_card(run, manifest, evaluation=evaluation, selected=selected, onnx=report, hub_id=hub_id)
             (partial / "README.md").write_text(card, encoding="utf-8")

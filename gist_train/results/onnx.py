@@ -31,12 +31,11 @@ from transformers import AutoModel
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.evaluation import StsTask
 from gist_train.config.schema import Config
+from gist_train.evaluation.measuring import values
+from gist_train.evaluation.sts import LoadedSts, read_sts
+from gist_train.evaluation.tasks import measure
 from gist_train.model.encoder import Tokens
 from gist_train.model.pretrained import Pretrained, load_finished
-from gist_train.results.evaluation import evaluate
-from gist_train.results.loaded_tasks import LoadedSts
-from gist_train.results.measuring import values
-from gist_train.results.task_readers import read_sts
 
 Format: TypeAlias = Literal["sentence-transformers", "onnx"]
 
@@ -44,7 +43,7 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 FLOAT32 = Path("onnx", "model.onnx")
 INT8 = Path("onnx", "model_int8.onnx")
 TOLERANCE = 1e-4
-"""The largest difference from torch in any number of an embedding with which an export passes."""
+"""The largest difference from torch in any dimension of an embedding with which an export passes."""
 CHECKED_TOKENS = 1024
 """Where longer texts of the check are cut. The exported attention holds (tokens, tokens) per head: 8,192 would take gigabytes."""
 BATCH_TOKENS = 4096
@@ -68,7 +67,7 @@ class Int8Report:
 
     size: int
     """Bytes of the file."""
-    figures: dict[str, tuple[float, float]]
+    scores: dict[str, tuple[float, float]]
     """<task>/<metric> -> (float32, int8), fractions; empty where the config has no sts task."""
     lowest_cosine: float
     mean_cosine: float
@@ -80,7 +79,7 @@ class OnnxReport:
     """What was found out about an ONNX model while it was written."""
 
     difference: float
-    """The largest from torch in any number of an embedding, at most `TOLERANCE`."""
+    """The largest from torch in any dimension of an embedding, at most `TOLERANCE`."""
     size: int
     """Bytes of model.onnx, with its data file where torch keeps weights over 1.5 GiB apart."""
     int8: Int8Report | None
@@ -180,7 +179,7 @@ def add_onnx(folder: Path, plan: OnnxPlan) -> OnnxReport:
 
 
 def onnx_table(report: OnnxReport) -> Table:
-    """The sizes and figures of an export, int8 beside float32 and what it loses."""
+    """The sizes and scores of an export, int8 beside float32 and what it loses."""
     table = Table(title="ONNX", caption_justify="left")
     for column in ("", "float32", *(["int8", "difference"] if report.int8 else [])):
         table.add_column(column, justify="right" if column else "left")
@@ -188,11 +187,11 @@ def onnx_table(report: OnnxReport) -> Table:
     table.add_row("size, MB", *sizes)
     table.add_row("largest difference from torch", f"{report.difference:.1e}")
     if report.int8 is not None:
-        for key, (before, after) in report.int8.figures.items():
+        for key, (before, after) in report.int8.scores.items():
             table.add_row(key, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}")
         table.add_row("cosine with float32, mean", "", f"{report.int8.mean_cosine:.4f}")
         table.add_row("cosine with float32, lowest", "", f"{report.int8.lowest_cosine:.4f}")
-        if not report.int8.figures:
+        if not report.int8.scores:
             table.caption = "evaluation.tasks has no sts task to measure the loss on"
     return table
 
@@ -240,7 +239,7 @@ def _write(folder: Path) -> None:
 
 
 def _difference(folder: Path, model: Pretrained) -> float:
-    """The largest difference from torch in any number of an embedding of the check's texts."""
+    """The largest difference from torch in any dimension of an embedding of the check's texts."""
     model = model.with_max_length(min(model.max_length, CHECKED_TOKENS))
     texts = _check_texts()
     difference = float(np.abs(OnnxEncoder(folder / FLOAT32, model).encode(texts) - model.encode(texts)).max())
@@ -273,13 +272,13 @@ def _quantized(folder: Path, model: Pretrained, plan: OnnxPlan) -> Int8Report:
         )
     model = model.with_max_length(plan.max_length)
     full, small = OnnxEncoder(folder / FLOAT32, model), OnnxEncoder(folder / INT8, model)
-    before, after = values(evaluate(full, plan.sts)), values(evaluate(small, plan.sts))
+    before, after = values(measure(full, plan.sts)), values(measure(small, plan.sts))
     short = model.with_max_length(min(model.max_length, CHECKED_TOKENS))
     texts = _check_texts()
     a, b = (OnnxEncoder(folder / file, short).encode(texts).astype(np.float64) for file in (FLOAT32, INT8))
     cosines = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-    figures = {key: (value, after[key]) for key, value in before.items()}
-    return Int8Report(_size(folder / INT8), figures, float(cosines.min()), float(cosines.mean()))
+    scores = {key: (value, after[key]) for key, value in before.items()}
+    return Int8Report(_size(folder / INT8), scores, float(cosines.min()), float(cosines.mean()))
 
 
 def _check_texts() -> list[str]:

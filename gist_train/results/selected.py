@@ -1,19 +1,15 @@
-"""selected.json: which model of a run was chosen, by what, and how far the others lay behind."""
+"""selected.json: which model of a run was chosen, by what, and how far the others are behind."""
 
-import hashlib
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from gist_train.config.errors import Fault, UserError
-from gist_train.data.files import read_json, write_json
-from gist_train.training.checkpoint import MANIFEST, checkpoint_folder
-
-SELECTED = "selected.json"
+from gist_train.config.evaluation import EvaluationConfig
+from gist_train.data.files import read_json, write_text
+from gist_train.evaluation.leakage import Leak
+from gist_train.run_folder import MANIFEST, Run
 
 
 class _Part(BaseModel):
@@ -22,57 +18,27 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
-class _Candidate(_Part):
+class SelectedCandidate(_Part):
+    """One of the models that could have been chosen."""
+
     name: str
-    steps: list[int]
-    base_weight: float
-    score: float | None
-    loss: float | None
-    behind: float | None
-    interval: list[float] | None
-    within_noise: bool | None
-    figures: dict[str, float]
-
-
-class _Leak(_Part):
-    task: str
-    part: str | None
-    texts: int
-    shared: int
-    rows: int
-
-
-class _File(_Part):
-    step: int
-    steps: list[int] = Field(min_length=1)
-    base_weight: float
-    name: str
-    checkpoint: str
-    rule: str
-    metric: dict[str, float] | None
-    around: int | None
-    window: int | None
-    figures: dict[str, float]
-    base: dict[str, float]
-    candidates: list[_Candidate]
-    evaluation: dict[str, Any]
-    leakage: list[_Leak]
-
-
-@dataclass(frozen=True, slots=True)
-class Selected:
-    """What was chosen."""
-
-    step: int
-    """The checkpoint's step; of a mean, the newest of `steps`."""
+    """As tables call it."""
     steps: tuple[int, ...]
-    """Steps that its weights are the mean of; one for a checkpoint."""
+    """The checkpoint's step, or those of a mean of several, ascending."""
     base_weight: float
     """Share of the base model in its weights."""
-    folder: Path
-    """Where the model is."""
-    told: dict[str, Any]
-    """All that selected.json says."""
+    score: float | None
+    """The weighted mean of its metrics, a fraction; None where no metric decided."""
+    loss: float | None
+    """Training loss as last logged; None for a mean, or where none was logged."""
+    behind: float | None
+    """The chosen one's score minus its own; None for the chosen one, or where no metric decided."""
+    interval: tuple[float, float] | None
+    """95 % of `behind` over resampled items; None where it was not taken."""
+    within_noise: bool | None
+    """Whether the interval holds 0."""
+    scores: dict[str, float] = Field(validation_alias=AliasChoices("figures", "scores"), serialization_alias="figures")
+    """<task>/<metric> -> fraction, of the metrics that decided."""
 
     @property
     def averaged(self) -> bool:
@@ -80,57 +46,91 @@ class Selected:
         return len(self.steps) > 1 or self.base_weight > 0
 
 
-def read_selected(run: Path) -> Selected | None:
+class Selected(_Part):
+    """What was chosen. In the file, scores are called figures."""
+
+    step: int
+    """The checkpoint's step; of a mean, the newest of `steps`."""
+    steps: tuple[int, ...] = Field(min_length=1)
+    """Steps that its weights are the mean of; one for a checkpoint."""
+    base_weight: float
+    """Share of the base model in its weights."""
+    name: str
+    """As tables call it."""
+    checkpoint: str
+    """Where the model is, from the run folder."""
+    rule: str
+    """What it was chosen by: metric, step, or loss-percentile and a share."""
+    metric: dict[str, float] | None
+    """<task>/<metric> -> weight; None where no metric decided."""
+    around: int | None
+    """Step that it was chosen around."""
+    window: int | None
+    """Steps to either side."""
+    scores: dict[str, float] = Field(validation_alias=AliasChoices("figures", "scores"), serialization_alias="figures")
+    """<task>/<metric> -> fraction, of all tasks."""
+    base: dict[str, float]
+    """The same of the model before training."""
+    candidates: list[SelectedCandidate]
+    """The best first."""
+    evaluation: EvaluationConfig
+    """The tasks and terms of the scores."""
+    leakage: list[Leak]
+    """What training rows share with the tasks."""
+
+    @property
+    def averaged(self) -> bool:
+        """Whether it is no checkpoint, but made of some."""
+        return len(self.steps) > 1 or self.base_weight > 0
+
+    def folder(self, run: Run) -> Path:
+        """Where the model is."""
+        return run.folder / self.checkpoint
+
+
+def read_selected(run: Run) -> Selected | None:
     """What `select` chose; None where nothing was.
 
     Raises:
         UserError: the file can't be read, or the model that it names is gone.
     """
-    if not (run / SELECTED).exists():
+    if not run.selected.exists():
         return None
     selected = _read(run)
-    if not (selected.folder / MANIFEST).exists():
-        found = f"{selected.told['checkpoint']}, which is not there"
-        raise UserError(Fault(str(run / SELECTED), found, "a checkpoint of the run", f"select again: gist-train select {run}"))
+    if not (selected.folder(run) / MANIFEST).exists():
+        gone = f"{selected.checkpoint}, which is not there"
+        raise UserError(Fault(str(run.selected), gone, "a checkpoint of the run", f"select again: gist-train select {run}"))
     return selected
 
 
-def selected_steps(run: Path) -> frozenset[int]:
-    """Steps whose checkpoints the selected model is made of: retention leaves them, be they there or not.
+def selected_steps(run: Run) -> frozenset[int]:
+    """Steps whose checkpoints the selected model is made of, on disk or not: retention keeps them.
 
     Raises:
         UserError: selected.json can't be read.
     """
-    return frozenset(_read(run).steps) if (run / SELECTED).exists() else frozenset()
+    return frozenset(_read(run).steps) if run.selected.exists() else frozenset()
 
 
-def averaged_folder(run: Path, steps: Sequence[int], base_weight: float) -> Path:
-    """Where the mean of these steps belongs: each mean has a folder of its own, so that a new choice harms no earlier one."""
-    return run / f"averaged-{hashlib.blake2b(repr((list(steps), base_weight)).encode(), digest_size=4).hexdigest()}"
+def write_selected(run: Run, selected: Selected) -> None:
+    """Keeps what was chosen. From now on no retention deletes its checkpoints."""
+    write_text(run.selected, selected.model_dump_json(indent=2, by_alias=True) + "\n")
 
 
-def drop_other_means(run: Path, kept: Path) -> None:
+def drop_other_means(run: Run, kept: Path) -> None:
     """Deletes the means that earlier choices left, once selected.json names another model."""
-    for folder in run.glob("averaged-*"):
+    for folder in run.all_averaged():
         if folder != kept:
             shutil.rmtree(folder)
 
 
-def write_selected(run: Path, told: dict[str, Any]) -> None:
-    """Keeps what was chosen. From now on no retention deletes its checkpoints."""
-    write_json(run / SELECTED, told)
-
-
-def _read(run: Path) -> Selected:
-    path = run / SELECTED
+def _read(run: Run) -> Selected:
     try:
-        told = _File.model_validate(read_json(path))
-        steps = tuple(told.steps)
-        selected = Selected(steps[-1], steps, told.base_weight, run / told.checkpoint, told.model_dump())
-        made = averaged_folder(run, steps, told.base_weight) if selected.averaged else checkpoint_folder(run, told.step)
-        if selected.folder != made:
-            raise ValueError(told.checkpoint)
+        selected = Selected.model_validate(read_json(run.selected))
+        made = run.averaged(selected.steps, selected.base_weight) if selected.averaged else run.checkpoint(selected.step)
+        if selected.step != selected.steps[-1] or selected.folder(run) != made:
+            raise ValueError(selected.checkpoint)
     except (OSError, ValueError, RecursionError, ValidationError):
-        found, fix = "a file that can't be read, or says one thing here and another there", "delete it, or select again"
-        raise UserError(Fault(str(path), found, "what gist-train select writes", fix)) from None
+        content, fix = "a file that can't be read, or says one thing here and another there", "delete it, or select again"
+        raise UserError(Fault(str(run.selected), content, "what gist-train select writes", fix)) from None
     return selected

@@ -1,73 +1,120 @@
-"""What `select` prints: the candidates, and every figure of the selected model against the base's, falls as well as rises."""
+"""What `select` prints: the candidates, and every score of the selected model against the base's, falls as well as rises."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from gist_train.results.changes import Change, changes, counted
-from gist_train.results.leakage import Leak, leakage_table
+from gist_train.evaluation.leakage import leakage_table
+from gist_train.results.selected import Selected, SelectedCandidate
 
 SHOWN = 10
 """Checkpoints in the table of candidates; means of several are always in it."""
 
 
-def selection_page(told: Mapping[str, Any]) -> Group:
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A score before training and after, as fractions."""
+
+    key: str
+    """<task>/<metric>"""
+    before: float | None
+    """None where it was not measured."""
+    after: float
+
+    @property
+    def difference(self) -> float | None:
+        """after - before, to the four decimals that tables show, so that what is counted is what is seen."""
+        return None if self.before is None else round(self.after, 4) - round(self.before, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How many scores rose and fell."""
+
+    rose: int
+    fell: int
+    same: int
+    new: int
+    """Not measured before."""
+    worst: Change | None
+    """The one that fell most; None where none did."""
+
+
+def changes(before: Mapping[str, float], after: Mapping[str, float]) -> list[Change]:
+    """A change for each score of `after`, in its order."""
+    return [Change(key, before.get(key), value) for key, value in after.items()]
+
+
+def counted(changed: Sequence[Change]) -> Counted:
+    """How many of the scores rose and fell, and which fell most."""
+    known = [(change.difference, change) for change in changed if change.difference is not None]
+    worst = min(known, key=lambda pair: pair[0], default=None)
+    return Counted(
+        rose=sum(difference > 0 for difference, _ in known),
+        fell=sum(difference < 0 for difference, _ in known),
+        same=sum(difference == 0 for difference, _ in known),
+        new=len(changed) - len(known),
+        worst=worst[1] if worst is not None and worst[0] < 0 else None,
+    )
+
+
+def selection_page(selected: Selected) -> Group:
     """The page of a selected.json."""
-    parts: list[Table | Text] = [_candidates(told)]
-    changed = changes(told["base"], told["figures"])
+    parts: list[Table | Text] = [_candidates(selected)]
+    changed = changes(selected.base, selected.scores)
     if changed:
         parts += [_against_base(changed), Text(falls(changed))]
-    leaks = [Leak(**leak) for leak in told["leakage"]]
-    if leaks and any(leak.shared or leak.part is None for leak in leaks):
-        parts.append(leakage_table(leaks))
-    parts.append(Text(f"selected: {told['name']}, {told['checkpoint']}, by {chosen_by(told)}"))
+    if any(leak.shared or leak.part is None for leak in selected.leakage):
+        parts.append(leakage_table(selected.leakage))
+    parts.append(Text(f"selected: {selected.name}, {selected.checkpoint}, by {chosen_by(selected)}"))
     return Group(*parts)
 
 
 def falls(changed: Sequence[Change]) -> str:
-    """How many figures rose and fell, and which fell most."""
-    found = counted(changed)
-    told = f"{found.rose} of {len(changed)} figures rose against the base, {found.fell} fell"
-    if found.worst is None or found.worst.difference is None:
-        return f"{told}."
-    return f"{told}; most of all {found.worst.key}, by {-100 * found.worst.difference:.2f} points."
+    """How many scores rose and fell, and which fell most."""
+    counts = counted(changed)
+    line = f"{counts.rose} of {len(changed)} scores rose against the base, {counts.fell} fell"
+    if counts.worst is None or counts.worst.difference is None:
+        return f"{line}."
+    return f"{line}; most of all {counts.worst.key}, by {-100 * counts.worst.difference:.2f} points."
 
 
-def chosen_by(told: Mapping[str, Any]) -> str:
-    """What a selected.json was chosen by, in words."""
-    if told["metric"] is None:
-        return str(told["rule"])
-    weights = told["metric"]
+def chosen_by(selected: Selected) -> str:
+    """What a model was chosen by, in words."""
+    weights = selected.metric
+    if weights is None:
+        return selected.rule
     alike = len(set(weights.values())) == 1
     names = ", ".join(key if alike else f"{key} (weight {weight:g})" for key, weight in weights.items())
     return names if len(weights) == 1 else f"the mean of {names}"
 
 
-def _candidates(told: Mapping[str, Any]) -> Table:
-    where = "" if told["around"] is None else f" within {told['window']:,} steps of {told['around']:,}"
+def _candidates(selected: Selected) -> Table:
+    where = "" if selected.around is None else f" within {selected.window:,} steps of {selected.around:,}"
+    by_metric = selected.metric is not None
     table = Table(title=f"candidates{where}")
     table.add_column("candidate", overflow="fold")
-    metric = told["metric"] or {}
-    if metric:
+    if by_metric:
         table.add_column("score", justify="right")
     table.add_column("loss", justify="right")
-    if metric:
+    if by_metric:
         table.add_column("behind", justify="right")
         table.add_column("95 %", no_wrap=True)
     single = 0
-    for of in told["candidates"]:
-        made = len(of["steps"]) > 1 or of["base_weight"] > 0
-        single += not made
-        if single > SHOWN and not made:
+    for candidate in selected.candidates:
+        single += not candidate.averaged
+        if single > SHOWN and not candidate.averaged:
             continue
-        loss = "" if of["loss"] is None else f"{of['loss']:.4f}"
-        behind = [] if not metric else ["" if of["behind"] is None else f"{100 * of['behind']:.2f}", _interval(of)]
-        table.add_row(of["name"], *([f"{100 * of['score']:.2f}"] if metric else []), loss, *behind)
+        loss = "" if candidate.loss is None else f"{candidate.loss:.4f}"
+        if by_metric:
+            table.add_row(candidate.name, _percent(candidate.score), loss, _percent(candidate.behind), _interval(candidate))
+        else:
+            table.add_row(candidate.name, loss)
     captions = ["loss: as last logged"]
-    if metric:
+    if by_metric:
         captions = ["x 100; " + captions[0], "95 %: of resamples of the tasks' items; * within noise"]
     if single > SHOWN:
         captions.append(f"and {single - SHOWN} more in selected.json")
@@ -75,16 +122,20 @@ def _candidates(told: Mapping[str, Any]) -> Table:
     return table
 
 
-def _interval(of: Mapping[str, Any]) -> str:
-    if of["interval"] is None:
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"
+
+
+def _interval(candidate: SelectedCandidate) -> str:
+    if candidate.interval is None:
         return ""
-    low, high = (100 * end for end in of["interval"])
-    return f"{low:.2f} to {high:.2f}{' *' if of['within_noise'] else ''}"
+    low, high = candidate.interval
+    return f"{100 * low:.2f} to {100 * high:.2f}{' *' if candidate.within_noise else ''}"
 
 
 def _against_base(changed: Sequence[Change]) -> Table:
-    table = Table(title="every figure x 100, base against selected")
-    table.add_column("figure", no_wrap=True)
+    table = Table(title="every score x 100, base against selected")
+    table.add_column("metric", no_wrap=True)
     for column in ("base", "selected", "difference"):
         table.add_column(column, justify="right")
     for change in changed:

@@ -1,12 +1,8 @@
 """Checkpoints: a model folder with the optimizer's moments beside the weights; whole, verified, without pickle.
 
-A checkpoint is written beside its place, synced and renamed, so that it is whole or does not exist. `manifest.json` is written
-last and holds size and SHA-256 of every file and of itself: safetensors loads a flipped bit without a word.
+A checkpoint is written beside its place, synced and renamed, so that it is whole or does not exist; data/manifests.py seals it.
 """
 
-import hashlib
-import json
-import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -20,63 +16,49 @@ from safetensors.torch import save_file
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.schema import SelectionConfig
-from gist_train.data.files import read_json, whole_folder, write_json
+from gist_train.data.files import read_json, whole_folder
+from gist_train.data.manifests import seal
 from gist_train.model.pretrained import Pretrained
+from gist_train.run_folder import MANIFEST, TRAINING_STATE, Run
 from gist_train.training.update import LossScale
-
-FORMAT = 1
-MANIFEST = "manifest.json"
-STATE = "training_state.safetensors"
-_FOLDER = re.compile(r"step-(\d{9})")
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """What a run knows besides weights and moments, as JSON in the manifest."""
+class LogSums:
+    """What a run knows besides weights and moments, as JSON in the manifest: sums since the last row of metrics.jsonl."""
 
     step: int
     """Updates so far."""
-    loss_sum: float
-    """Sum of the losses of the steps since the last row of metrics.jsonl."""
-    loss_steps: int
+    loss_sum: float = 0.0
+    """Of the losses of the steps since that row."""
+    loss_steps: int = 0
     """How many these are."""
-    tokens: int
+    tokens: int = 0
     """Real tokens of these steps."""
-    computed_tokens: int
+    computed_tokens: int = 0
     """Tokens that the student computed in these steps, padding included."""
 
 
-def progress_of(manifest: dict[str, Any]) -> Progress:
-    """The progress that a checkpoint's manifest holds."""
-    return Progress(**{field.name: manifest[field.name] for field in fields(Progress)})
-
-
-def checkpoint_folder(run: Path, step: int) -> Path:
-    """Where the checkpoint of `step` belongs."""
-    return run / "checkpoints" / f"step-{step:09d}"
-
-
-def saved_steps(run: Path) -> list[int]:
-    """Steps that have a checkpoint, ascending."""
-    folders = (run / "checkpoints").glob("step-*")
-    return sorted(int(match[1]) for folder in folders if (match := _FOLDER.fullmatch(folder.name)))
+def sums_of(manifest: dict[str, Any]) -> LogSums:
+    """The sums that a checkpoint's manifest holds."""
+    return LogSums(**{field.name: manifest[field.name] for field in fields(LogSums)})
 
 
 def save_checkpoint(
-    run: Path, student: Pretrained, moments: dict[str, torch.Tensor], progress: Progress, facts: dict[str, Any]
+    run: Run, student: Pretrained, moments: dict[str, torch.Tensor], sums: LogSums, facts: dict[str, Any]
 ) -> Path:
-    """Writes the checkpoint of `progress.step`.
+    """Writes the checkpoint of `sums.step`.
 
     Args:
         student: the weights of that step, the live ones or a copy.
         moments: what `moments_of` gave at that step, or a copy.
         facts: what a resume compares (`mathematics`, fingerprints), kept in the manifest.
     """
-    folder = checkpoint_folder(run, progress.step)
+    folder = run.checkpoint(sums.step)
     with whole_folder(folder) as partial:
         student.save(partial)
-        save_file(moments, partial / STATE)
-        seal(partial, {**asdict(progress), **facts})
+        save_file(moments, partial / TRAINING_STATE)
+        seal(partial, {**asdict(sums), **facts})
     return folder
 
 
@@ -96,66 +78,6 @@ def moments_of(student: Pretrained, optimizer: torch.optim.Optimizer, scale: Los
 
 def _trained(student: Pretrained) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, p) for name, p in student.encoder.transformer.named_parameters() if p.requires_grad]
-
-
-def seal(folder: Path, facts: dict[str, Any]) -> None:
-    """Writes manifest.json with `facts` and the size and SHA-256 of every file that is in the folder now, and of itself.
-
-    Sizes and hashes that `facts` may bring from another manifest are replaced.
-    """
-    files = {
-        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    manifest = {**facts, "format": FORMAT, "files": files}
-    write_json(folder / MANIFEST, {**manifest, "sha256": _own_hash(manifest)})
-
-
-def _own_hash(manifest: dict[str, Any]) -> str:
-    told = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def verified_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint, every file of which has been read and compared with it.
-
-    Raises:
-        UserError: a file is missing, longer, shorter or altered.
-    """
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise _damaged(folder, "no manifest.json", "one, written last")
-    try:
-        manifest = read_json(path)
-        own, files = manifest["sha256"], manifest["files"]
-    except (ValueError, KeyError, TypeError):
-        raise _damaged(folder, "a manifest.json that can't be read", "the one that was written") from None
-    if own != _own_hash(manifest):
-        raise _damaged(folder, "a manifest.json that was altered", "the one that was written")
-    if manifest["format"] != FORMAT:
-        fix = "go on with the version of gist-train that wrote it"
-        raise UserError(Fault(f"checkpoint {folder}", f"format {manifest['format']}", f"format {FORMAT}", fix))
-    for name, expected in files.items():
-        file = folder / name
-        if not file.is_file():
-            raise _damaged(folder, f"no {name}", f"the file, of {expected['size']:,} bytes")
-        if file.stat().st_size != expected["size"] or _sha256(file) != expected["sha256"]:
-            raise _damaged(
-                folder, f"{name} of {file.stat().st_size:,} bytes with another SHA-256", f"{expected['size']:,} bytes, unaltered"
-            )
-    return manifest  # type: ignore[no-any-return]
-
-
-def _damaged(folder: Path, found: str, expected: str) -> UserError:
-    return UserError(
-        Fault(f"checkpoint {folder}", found, expected, "move this folder away: training goes on from the checkpoint before it")
-    )
 
 
 def load_checkpoint(folder: Path, student: Pretrained, optimizer: torch.optim.Optimizer, scale: LossScale | None = None) -> None:
@@ -180,7 +102,7 @@ def load_checkpoint(folder: Path, student: Pretrained, optimizer: torch.optim.Op
         for name, tensor in own.items():
             tensor.copy_(loaded[name])
     step = torch.tensor(float(read_json(folder / MANIFEST)["step"]))
-    with safe_open(folder / STATE, framework="pt") as moments:
+    with safe_open(folder / TRAINING_STATE, framework="pt") as moments:
         saved_names = set(moments.keys())
         if scale is not None:
             for name, value in scale.parts().items():
@@ -194,7 +116,7 @@ def load_checkpoint(folder: Path, student: Pretrained, optimizer: torch.optim.Op
             optimizer.state[parameter] = {"step": step.to(parameter.device, copy=True), **state}
 
 
-def retire_checkpoints(run: Path, *, keep_last: int, keep_every: int | None, kept: Callable[[int], bool]) -> list[int]:
+def retire_checkpoints(run: Run, *, keep_last: int, keep_every: int | None, kept: Callable[[int], bool]) -> list[int]:
     """Deletes the checkpoints that nothing keeps, after the newest is whole, and returns their steps.
 
     Args:
@@ -202,12 +124,12 @@ def retire_checkpoints(run: Path, *, keep_last: int, keep_every: int | None, kep
         keep_every: multiples of this many steps stay; None for no such rule.
         kept: what else stays: the window around a selection, and what was selected.
     """
-    steps = saved_steps(run)
+    steps = run.saved_steps()
     staying = steps_to_keep(steps, keep_last=keep_last, keep_every=keep_every, kept=kept)
     retired = [step for step in steps if step not in staying]
     for step in retired:
         # Renamed first: a folder that is half deleted must not look like a checkpoint.
-        folder = checkpoint_folder(run, step)
+        folder = run.checkpoint(step)
         going = folder.with_name(f".{folder.name}.going")
         shutil.rmtree(going, ignore_errors=True)
         folder.rename(going)
@@ -226,44 +148,44 @@ def in_window(selection: SelectionConfig, step: int) -> bool:
     return selection.around is not None and abs(step - selection.around) <= selection.window
 
 
-def sweep(run: Path) -> None:
+def sweep(run: Run) -> None:
     """Deletes what processes that were killed left half written or half deleted. The caller is the run's only writer."""
-    for leftover in (run / "checkpoints").glob(".step-*"):
+    for leftover in run.unfinished_checkpoints():
         shutil.rmtree(leftover)
 
 
-def set_aside_later(run: Path, step: int) -> Path | None:
+def set_aside_later(run: Run, step: int) -> Path | None:
     """Moves the checkpoints after `step`, from which a run that goes back to it parts, to a folder beside them.
 
     Returns that folder, or None where there is no later one. The newest goes first: whatever has moved when this is interrupted,
     the run stands at its newest checkpoint.
     """
-    later = [s for s in saved_steps(run) if s > step]
+    later = [s for s in run.saved_steps() if s > step]
     if not later:
         return None
-    aside = run / "checkpoints" / f"set-aside-{time.time_ns()}"
+    aside = run.set_aside(time.time_ns())
     aside.mkdir()
     for s in reversed(later):
-        folder = checkpoint_folder(run, s)
+        folder = run.checkpoint(s)
         folder.rename(aside / folder.name)
     return aside
 
 
-def checkpoint_to_resume(run: Path, step: int | None) -> Path | None:
+def checkpoint_to_resume(run: Run, step: int | None) -> Path | None:
     """The checkpoint of `step`, or the newest for None; None where the run has none yet.
 
     Raises:
         UserError: no checkpoint of that step; the nearest ones are named.
     """
-    steps = saved_steps(run)
+    steps = run.saved_steps()
     if step is None:
-        return checkpoint_folder(run, steps[-1]) if steps else None
+        return run.checkpoint(steps[-1]) if steps else None
     if step not in steps:
         raise no_such_step(run, step, steps)
-    return checkpoint_folder(run, step)
+    return run.checkpoint(step)
 
 
-def no_such_step(run: Path, step: int, steps: Sequence[int]) -> UserError:
+def no_such_step(run: Run, step: int, steps: Sequence[int]) -> UserError:
     """The error that names the checkpoints nearest to a step that has none."""
     nearest = sorted(sorted(steps, key=lambda s: abs(s - step))[:3])
     expected = (

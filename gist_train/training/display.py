@@ -5,8 +5,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from gist_train.training.clock import PARTS
 from gist_train.training.loop import StepRecord
+from gist_train.training.throughput import PARTS
 
 
 class Display:
@@ -34,11 +34,11 @@ class Display:
     def show(self, record: StepRecord, row: dict[str, Any] | None) -> None:
         """Takes a step in, and the row of metrics that was due after it."""
         # To read a loss waits for the device: on a CPU that is nothing, elsewhere it is left to the rows.
-        if row is not None or record.figures.device.type == "cpu":
+        if row is not None or record.metrics.device.type == "cpu":
             self._bar.update(self._task, loss=f"{record.loss:.4f}")
         self._bar.update(self._task, completed=record.step, speed=f"{len(record.rows) / record.seconds:,.1f}")
         if row is not None:
-            self._console.print(f"{self._place(record)}  {told(row)}", highlight=False, soft_wrap=True)
+            self._console.print(f"{self._place(record)}  {row_line(row)}", highlight=False, soft_wrap=True)
         elif record.step in (1, self._stop):
             self._console.print(f"{self._place(record)}  loss {record.loss:.4f}", highlight=False)
 
@@ -46,7 +46,7 @@ class Display:
         return f"step {record.step:,}/{self._stop:,}"
 
 
-def told(row: dict[str, Any]) -> str:
+def row_line(row: dict[str, Any]) -> str:
     """A row of metrics in a line."""
     speed = f"{row['triplets_per_second']:,.1f} triplets/s  {row['tokens_per_second']:,.0f} tokens/s  mfu {row['mfu']:.0%}"
     used = f"padding {row['padding_share']:.0%}  peak {row['peak_memory_bytes'] / 2**30:.1f} GiB"

@@ -18,11 +18,11 @@ from accelerate.utils import (
     DistributedType,
     DynamoBackend,
     GradientAccumulationPlugin,
-    parse_flag_from_env,
 )
 from torch import Tensor
 
 from gist_train.config.errors import Fault, UserError
+from gist_train.model.device import on_cpu, steady_attention, whole_float32
 
 HOST_TIMEOUT = timedelta(hours=4)
 """That hosts wait for one of them, which may be evaluating, where backends would give up after 10 or 30 minutes; one that died is
@@ -44,12 +44,12 @@ def make_accelerator(precision: str, timeout: float | None) -> tuple[Accelerator
     """
     waits = {} if timeout is None else {"timeout": timedelta(seconds=timeout)}
     # accelerate starts gloo only where it is told that this is for CPUs: else each of torchrun's processes would train alone.
-    cpu = _on_cpu()
+    cpu = on_cpu()
     device = PartialState(cpu, **waits).device  # sets this process' GPU, before anything else asks for one
     check_precision(precision, device)
     mixed = _ACCELERATE[precision_on(precision, device)]
-    told = os.environ.get("ACCELERATE_MIXED_PRECISION", mixed)
-    notes = [f"training.precision is {precision}: {mixed} is used, not accelerate's {told}"] if told != mixed else []
+    set_up = os.environ.get("ACCELERATE_MIXED_PRECISION", mixed)
+    notes = [f"training.precision is {precision}: {mixed} is used, not accelerate's {set_up}"] if set_up != mixed else []
     steady_attention()
     if whole_float32():
         notes.append("TF32 is off: float32 products run in full precision, overriding the environment")
@@ -71,43 +71,9 @@ def make_accelerator(precision: str, timeout: float | None) -> tuple[Accelerator
     return accelerator, "\n".join(notes) or None
 
 
-def _unlike_accelerate(found: str, expected: str) -> UserError:
+def _unlike_accelerate(setting: str, expected: str) -> UserError:
     fix = "run `accelerate config` anew, or launch with torchrun"
-    return UserError(Fault("accelerate's configuration", found, expected, fix))
-
-
-def _on_cpu() -> bool:
-    """Whether the user wants the CPU, or has nothing else."""
-    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-
-
-def whole_float32() -> bool:
-    """Has float32 multiplied as float32, on Ampere and later too, and returns whether that was not so.
-
-    TF32 keeps 10 bits behind the point: at a temperature of 0.01 a similarity is then right to a tenth of a logit.
-    """
-    # The newer of torch's two settings: the older one, under which it is set, can't be read where someone used both.
-    changed: bool = torch.backends.cuda.matmul.fp32_precision == "tf32"
-    # cuDNN's own settings stay: no encoder here has a convolution, and torch.export can't read them once they differ.
-    torch.set_float32_matmul_precision("highest")
-    return changed
-
-
-def steady_attention() -> None:
-    """Keeps cuDNN's attention out, which torch takes only where no gradient of a bias is asked for.
-
-    Gradient caching's two passes would draw their dropout in two ways. It also makes a plan for each new shape, and texts of all
-    lengths have thousands.
-    """
-    torch.backends.cuda.enable_cudnn_sdp(False)
-
-
-def this_device() -> torch.device:
-    """Where this process would train, without an Accelerator. From here on it multiplies as `whole_float32` says."""
-    steady_attention()
-    whole_float32()
-    device: torch.device = PartialState(_on_cpu()).device
-    return device
+    return UserError(Fault("accelerate's configuration", setting, expected, fix))
 
 
 def check_precision(precision: str, device: torch.device) -> None:
@@ -192,13 +158,13 @@ def _hosts() -> dist.ProcessGroup | None:
     return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=HOST_TIMEOUT)
 
 
-def raise_on_all_ranks(failure: BaseException | None, told: str) -> None:
-    """Raises `failure` on the rank that has one, and OSError with `told` on the others, which would wait for it else."""
+def raise_on_all_ranks(failure: BaseException | None, message: str) -> None:
+    """Raises `failure` on the rank that has one, and OSError with `message` on the others, which would wait for it else."""
     failed = largest_over_ranks(int(failure is not None))
     if failure is not None:
         raise failure
     if failed:
-        raise OSError(told)
+        raise OSError(message)
 
 
 def same_on_all_ranks(value: int) -> bool:

@@ -148,8 +148,8 @@ def hand_on(accelerator: Accelerator, model: nn.Module, texts: Texts, seeds: Seq
     """
     gradient = embeddings.grad
     assert gradient is not None
-    for at, (chunk, which, seed) in enumerate(zip(texts.chunks, texts.which, seeds, strict=True)):
-        waits: Any = accelerator.no_sync(model) if at + 1 < len(texts.chunks) else nullcontext()
+    for number, (chunk, which, seed) in enumerate(zip(texts.chunks, texts.which, seeds, strict=True)):
+        waits: Any = accelerator.no_sync(model) if number + 1 < len(texts.chunks) else nullcontext()
         with waits:  # around the forward pass too: it is there that DistributedDataParallel asks
             torch.manual_seed(seed)
             # Not accelerator.backward: the loss was scaled already, where it is.

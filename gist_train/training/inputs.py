@@ -16,8 +16,7 @@ from torch import Tensor
 from gist_train.data.corpus import Batch
 from gist_train.training.distributed import share
 from gist_train.training.gradient_cache import Texts, computed_tokens, cut, filled_tokens, texts_in
-from gist_train.training.lookups import GuideLookup, labels_of, own_negatives_of
-from gist_train.training.parts import Training
+from gist_train.training.step_context import StoredGuide, Training, labels_of, own_negatives_of
 
 Ints = NDArray[np.int64]
 
@@ -165,8 +164,9 @@ def _views(batch: Batch, start: int, stop: int) -> Ints:
 
 def _loss_inputs(training: Training, batch: Batch) -> LossInputs:
     ids: Sequence[NDArray[np.int32]] = (batch.anchor, batch.positive, batch.negative)
-    guide = [training.guide.of(of) for of in ids] if isinstance(training.guide, GuideLookup) else [None] * 3
-    text_ids = [_tensor(of) for of in ids] if training.loss.mask_duplicates else [None] * 3
+    stored = training.guide if isinstance(training.guide, StoredGuide) else None
+    guide = [None if stored is None else stored.embeddings(of_role) for of_role in ids]
+    text_ids = [_tensor(of_role) if training.loss.mask_duplicates else None for of_role in ids]
     labels, negative_labels = labels_of(training.sources, batch)
     own_negatives_only, negative_rows = own_negatives_of(training.sources, batch)
     return LossInputs(

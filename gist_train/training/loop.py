@@ -3,7 +3,7 @@
 Each step is a pure function of (config, corpus, step) and of the weights and moments that the step before left: rows, learning
 rate and dropout seeds are computed from the step number, so that a resumed run needs no other state.
 
-Nothing in here waits for the device: the next batch is made ready by another thread, figures stay on the device until somebody
+Nothing in here waits for the device: the next batch is made ready by another thread, metrics stay on the device until somebody
 reads them, and after a value that is not finite the update freezes there.
 
 Legend: B rows of the whole batch.
@@ -21,21 +21,21 @@ from torch import Tensor
 
 from gist_train.data.corpus import Corpus
 from gist_train.model.loss import BLOCKS, LossOutput, guided_contrastive_loss
-from gist_train.training.clock import StepClock
 from gist_train.training.distributed import gather_with_gradient, sum_over_ranks
 from gist_train.training.gradient_cache import encode, hand_on
 from gist_train.training.graphs import Graphs
 from gist_train.training.inputs import Inputs, inputs_of
-from gist_train.training.parts import Training
+from gist_train.training.step_context import SelfGuide, Training
+from gist_train.training.throughput import StepClock
 from gist_train.training.update import set_learning_rate, update
 
-FIGURES = (
+METRICS = (
     *("loss", "grad_norm"),
     *(f"masked_{block}" for block in BLOCKS),
     *(f"candidates_{block}" for block in BLOCKS),
     *("loss_scale", "frozen"),
 )
-"""What the device computes of a step, in the order of `StepRecord.figures`; counts over all ranks, and 0 for no loss scale."""
+"""What the device computes of a step, in the order of `StepRecord.metrics`; counts over all ranks, and 0 for no loss scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,33 +60,33 @@ class StepRecord:
     """Where this process' time went."""
     seconds: float
     """Wall time of the step on this process; on CUDA the device may be behind."""
-    figures: Tensor
-    """float32 on the device, one for each of `FIGURES`."""
+    metrics: Tensor
+    """float32 on the device, one for each of `METRICS`."""
 
-    def figure(self, name: str) -> float:
-        """One of `FIGURES`."""
-        return self.figures[FIGURES.index(name)].item()
+    def metric(self, name: str) -> float:
+        """One of `METRICS`."""
+        return self.metrics[METRICS.index(name)].item()
 
     @property
     def loss(self) -> float:
         """Of this step."""
-        return self.figure("loss")
+        return self.metric("loss")
 
     @property
     def grad_norm(self) -> float:
         """Before clipping."""
-        return self.figure("grad_norm")
+        return self.metric("grad_norm")
 
     @property
     def masked(self) -> dict[str, float]:
         """Share of candidates that left the partition function, by block."""
-        figures = dict(zip(FIGURES, self.figures.tolist(), strict=True))
-        return {block: figures[f"masked_{block}"] / max(figures[f"candidates_{block}"], 1.0) for block in BLOCKS}
+        metrics = dict(zip(METRICS, self.metrics.tolist(), strict=True))
+        return {block: metrics[f"masked_{block}"] / max(metrics[f"candidates_{block}"], 1.0) for block in BLOCKS}
 
     @property
     def loss_scale(self) -> float | None:
         """Under fp16, for the step that follows."""
-        return self.figure("loss_scale") or None
+        return self.metric("loss_scale") or None
 
 
 class NonFiniteError(ArithmeticError):
@@ -118,12 +118,12 @@ def steps(training: Training, start: int, stop: int) -> Iterator[StepRecord]:
             set_learning_rate(training.optimizer, training.schedule.learning_rate(step - 1))
             if graphs is not None and graphs.take(inputs):
                 clock.ends("data")
-                figures = graphs.run(inputs, seeds[0])
+                metrics = graphs.run(inputs, seeds[0])
                 clock.ends("graph")
             else:
                 inputs = inputs.each(lambda x: x.to(device, non_blocking=True))
                 clock.ends("data")
-                figures = _compute(training, inputs, seeds, frozen, clock)
+                metrics = _compute(training, inputs, seeds, frozen, clock)
             yield StepRecord(
                 step=step,
                 epoch=step / training.plan.steps_per_epoch,
@@ -134,12 +134,12 @@ def steps(training: Training, start: int, stop: int) -> Iterator[StepRecord]:
                 groups=inputs.texts.groups,
                 clock=clock,
                 seconds=time.perf_counter() - began,
-                figures=figures,
+                metrics=metrics,
             )
 
 
 def _compute(training: Training, inputs: Inputs, seeds: Sequence[int], frozen: Tensor, clock: StepClock) -> Tensor:
-    """The work of one step on the device, update included, and its `FIGURES`."""
+    """The work of one step on the device, update included, and its `METRICS`."""
     accelerator, optimizer, texts = training.accelerator, training.optimizer, inputs.texts
     embeddings = encode(training.model, texts, seeds)
     clock.ends("forward")
@@ -173,12 +173,12 @@ def losses(records: Sequence[StepRecord], corpus: Corpus) -> list[float]:
     """
     if not records:
         return []
-    read = torch.stack([record.figures for record in records]).tolist()
-    steps_figures = [dict(zip(FIGURES, values, strict=True)) for values in read]
-    for record, figures in zip(records, steps_figures, strict=True):
-        if figures["frozen"]:
-            raise NonFiniteError(_tell_non_finite(record, figures["loss"], figures["grad_norm"], corpus))
-    return [figures["loss"] for figures in steps_figures]
+    read = torch.stack([record.metrics for record in records]).tolist()
+    metrics_of_steps = [dict(zip(METRICS, values, strict=True)) for values in read]
+    for record, metrics in zip(records, metrics_of_steps, strict=True):
+        if metrics["frozen"]:
+            raise NonFiniteError(_tell_non_finite(record, metrics["loss"], metrics["grad_norm"], corpus))
+    return [metrics["loss"] for metrics in metrics_of_steps]
 
 
 def dropout_seed(seed: int, step: int, rank: int, chunk: int) -> int:
@@ -197,7 +197,7 @@ def _loss(training: Training, inputs: Inputs, gathered: Sequence[Tensor]) -> Los
     pieces = [torch.split(texts, part) for texts, part in zip(gathered, inputs.parts, strict=True)]
     anchor, positive, negative = (torch.cat(column) for column in zip(*pieces, strict=True))
     given = inputs.loss
-    if training.guide == "self":
+    if isinstance(training.guide, SelfGuide):
         given = replace(given, guide_anchor=anchor.detach(), guide_positive=positive.detach(), guide_negative=negative.detach())
     # The config's section has the options of the loss, under their names. That texts are compared by id the inputs know.
     options = training.loss.model_dump(exclude={"mask_duplicates"})

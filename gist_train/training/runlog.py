@@ -11,42 +11,40 @@ from typing import Any, Self
 from gist_train.config.schema import TrackingConfig
 from gist_train.data.corpus import Corpus
 from gist_train.data.files import json_lines, sync, write_text
-from gist_train.training.checkpoint import Progress
-from gist_train.training.clock import PARTS
+from gist_train.run_folder import Run
+from gist_train.training.checkpoint import LogSums
 from gist_train.training.loop import StepRecord, losses
-from gist_train.training.throughput import peak_memory
+from gist_train.training.throughput import PARTS, peak_memory
 from gist_train.training.trackers import Tracker, trackers_of
-
-METRICS = "metrics.jsonl"
 
 
 class RunLog:
     """Adds up steps and writes their rows. Its sums are part of a checkpoint, so that a resumed run logs the same numbers.
 
     Args:
-        run: the run folder; None on ranks that write nothing.
-        progress: where the run stands: rows after its step are cut off, and its sums are gone on with.
+        run: None on ranks that write nothing.
+        sums: of the checkpoint that is resumed: rows after its step are cut off, and its sums added to.
         corpus: names the rows of a step that was not finite.
     """
 
     def __init__(
         self,
-        run: Path | None,
+        run: Run | None,
         name: str,
         tracking: TrackingConfig,
         config: dict[str, Any],
-        progress: Progress,
+        sums: LogSums,
         corpus: Corpus,
         last: int,
     ):
         self._corpus, self._last = corpus, last
-        self._path = run / METRICS if run else None
+        self._path = run.metrics if run else None
         self._every = tracking.log_every
-        self._since = progress
+        self._since = sums
         """Sums over the steps since the last row, those before a resume included."""
         self._unread: list[StepRecord] = []
         """Steps after `_since`, whose losses may still be on the device."""
-        # What the clock measures counts from the start of this process.
+        # What the clock metrics counts from the start of this process.
         self._timed: list[StepRecord] = []
         self._flops, self._reading = 0, 0.0
         self._fastest = 0.0
@@ -57,7 +55,7 @@ class RunLog:
         self._trackers: list[Tracker] = []
         if run is None or self._path is None:
             return
-        _cut(self._path, progress.step)
+        _cut(self._path, sums.step)
         self._path.touch()
         self._trackers = trackers_of(tracking, name, run, config)
 
@@ -106,12 +104,12 @@ class RunLog:
             "checkpoint_share": (self._stood - self._stood_at_row) / (now - self._row_at),
             "step_seconds": seconds / count,
             **{f"{part}_seconds": sum(step[part] for step in parts) / count for part in PARTS},
-            "peak_memory_bytes": peak_memory(record.figures.device),
+            "peak_memory_bytes": peak_memory(record.metrics.device),
         }
         if record.loss_scale is not None:
             row["loss_scale"] = record.loss_scale
         self._timed, self._flops, self._reading = [], 0, 0.0
-        self._since = Progress(record.step, 0.0, 0, 0, 0)
+        self._since = LogSums(record.step)
         self._row_at, self._stood_at_row = now, self._stood
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
@@ -144,7 +142,7 @@ class RunLog:
         if self._path is not None and self._path.exists():
             sync(self._path)
 
-    def progress(self) -> Progress:
+    def sums(self) -> LogSums:
         """What a checkpoint after the last step taken in must hold.
 
         Raises:
@@ -158,7 +156,7 @@ class RunLog:
         began = time.perf_counter()
         for record, loss in zip(self._unread, losses(self._unread, self._corpus), strict=True):
             since = self._since
-            self._since = Progress(
+            self._since = LogSums(
                 record.step,
                 since.loss_sum + loss,
                 since.loss_steps + 1,

@@ -1,4 +1,4 @@
-"""How much of the machine a step uses: model FLOP/s of real tokens over a measured matrix-multiply rate, and memory."""
+"""How much of the machine a step uses: where its time goes, model FLOP/s over a measured matrix-multiply rate, and memory."""
 
 import resource
 import sys
@@ -12,6 +12,41 @@ import torch
 from gist_train.model.encoder import Encoder
 from gist_train.model.families import in_embedding
 
+PARTS = ("data", "forward", "loss", "backward", "optimizer", "communication", "graph")
+"""Waiting for the batch and handing it to the device; encoding the texts; masks and loss; the backward pass (with gradient
+caching the second forward pass too, with several processes the sum of gradients that overlaps it); clipping and AdamW; gathering
+embeddings and adding up numbers over processes; with a CUDA graph all of these but the first, which then are 0."""
+
+
+class StepClock:
+    """Adds up the parts of a step: on CUDA by events in the device's own stream, elsewhere by this process' wall clock."""
+
+    def __init__(self, device: torch.device, *, running: bool = True):
+        self._cuda, self._running = device.type == "cuda", running
+        self._marks: list[tuple[str, torch.cuda.Event | float]] = []
+        self.ends("")
+
+    def ends(self, part: str) -> None:
+        """Says that `part` ends here; it began where the one before ended."""
+        if not self._running:
+            return
+        now: torch.cuda.Event | float = time.perf_counter()
+        if self._cuda:
+            now = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            now.record()
+        self._marks.append((part, now))
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each of `PARTS`. On CUDA it waits until the device has done them."""
+        seconds = dict.fromkeys(PARTS, 0.0)
+        for (_, began), (part, ended) in zip(self._marks, self._marks[1:], strict=False):
+            if isinstance(began, torch.cuda.Event) and isinstance(ended, torch.cuda.Event):
+                ended.synchronize()
+                seconds[part] += began.elapsed_time(ended) / 1000
+            elif isinstance(began, float) and isinstance(ended, float):
+                seconds[part] += ended - began
+        return seconds
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingCost:
@@ -20,7 +55,7 @@ class TrainingCost:
     a_token: int
     """Weights that each token meets."""
     a_pair: int
-    """Of attention, for each two tokens of a text: numbers in a token's queries, over all layers."""
+    """Of attention, for each two tokens of a text: dimensions of a token's queries, over all layers."""
 
     @classmethod
     def of(cls, encoder: Encoder) -> "TrainingCost":

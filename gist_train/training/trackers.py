@@ -2,11 +2,11 @@
 
 import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 from gist_train.config.schema import TrackingConfig, WandbConfig
 from gist_train.data.files import write_text
+from gist_train.run_folder import Run
 
 
 class Tracker(Protocol):
@@ -19,12 +19,12 @@ class Tracker(Protocol):
         """Ends, with the exit code of the run."""
 
 
-def trackers_of(tracking: TrackingConfig, name: str, run: Path, config: dict[str, Any]) -> list[Tracker]:
+def trackers_of(tracking: TrackingConfig, name: str, run: Run, config: dict[str, Any]) -> list[Tracker]:
     """Those that the config asks for.
 
     Args:
         name: of the run.
-        run: its folder.
+        run: where it is.
         config: the whole config, as JSON.
     """
     wandb = tracking.wandb
@@ -34,7 +34,7 @@ def trackers_of(tracking: TrackingConfig, name: str, run: Path, config: dict[str
 class Wandb:
     """Weights & Biases. A run that is resumed goes to the same page, under an id that outlives the process."""
 
-    def __init__(self, wandb_config: WandbConfig, name: str, run: Path, config: dict[str, Any]):
+    def __init__(self, wandb_config: WandbConfig, name: str, run: Run, config: dict[str, Any]):
         import wandb  # an extra, and slow to import
 
         self._run = wandb.init(
@@ -57,8 +57,8 @@ class Wandb:
         self._run.finish(exit_code=code)
 
 
-def _run_id(run: Path) -> str:
-    path = run / "wandb-id.txt"
+def _run_id(run: Run) -> str:
+    path = run.wandb_id
     if not path.exists():
         write_text(path, secrets.token_hex(4))
     return path.read_text(encoding="utf-8").strip()

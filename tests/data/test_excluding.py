@@ -4,8 +4,7 @@ import random
 
 import pytest
 
-from gist_train.data.excluding import Exclusion
-from gist_train.data.overlap import normalized, normalized_hash
+from gist_train.data.overlap import Exclusion, normalized, normalized_hash
 from gist_train.data.sources import Row
 
 

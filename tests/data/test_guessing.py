@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.sources import ClassificationSource, Source
-from gist_train.data.guessing import LOOKED_AT, Found, judged
+from gist_train.data.guessing import SAMPLED, GuessedFile, judged
 from gist_train.data.sources import Row, read_labelled, read_rows
 
 PAIRS = [{"anchor": f"how do I open door {i}", "positive": f"turn the key of door {i}"} for i in range(40)]
@@ -44,10 +44,10 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def tried(path: Path) -> tuple[Found, list[Any]]:
+def tried(path: Path) -> tuple[GuessedFile, list[Any]]:
     """What the file is taken for, and all its rows by a source that says so; none may be bad."""
     found = judged(path)
-    given: dict[str, Any] = {"source": found.look.source, "path": str(path)}
+    given: dict[str, Any] = {"source": found.sample.source, "path": str(path)}
     if found.use == "labelled":
         given["source"] = "classification"
     if found.columns:
@@ -81,7 +81,7 @@ def test_every_format_with_the_usual_and_with_other_names(tmp_path, name, source
     path = write(tmp_path / name, PAIRS)
     found, rows = tried(path)
     assert (found.use, found.columns, found.guessed) == ("pairs", {}, False)
-    assert (found.look.source, found.look.path) == (source, str(path))
+    assert (found.sample.source, found.sample.path) == (source, str(path))
     assert [(row.anchor, row.positives) for row in rows] == [(row["anchor"], (row["positive"],)) for row in PAIRS]
     found, others = tried(write(path, ASKED))
     assert found.columns == {"anchor": "question", "positive": "answer"}
@@ -96,7 +96,7 @@ def test_medi(tmp_path, name):
     found, rows = tried(write(tmp_path / name, medi))
     assert (found.use, found.columns, found.usable, found.negatives) == ("medi", {}, 4, [0, 1])
     assert rows[0] == Row("q 0", ("p 0",), ("n 0",), "medi", ("", "", ""))
-    assert found.look.rows[0] == {"query": "q 0", "pos": "p 0", "neg": "n 0"}
+    assert found.sample.rows[0] == {"query": "q 0", "pos": "p 0", "neg": "n 0"}
 
 
 def test_a_json_file_that_is_no_medi_says_what_to_write(tmp_path):
@@ -111,18 +111,18 @@ def test_only_the_first_rows_are_looked_at(tmp_path):
     path = write(tmp_path / "f.jsonl", PAIRS * 6)
     with path.open("a") as file:
         file.write('"not an object"\n' * 10)
-    look = judged(path).look
-    assert (len(look.rows), look.bad, look.whole) == (LOOKED_AT, 0, False)
-    look = judged(write(path, (PAIRS * 5)[:LOOKED_AT])).look
-    assert (len(look.rows), look.whole) == (LOOKED_AT, True)
+    sample = judged(path).sample
+    assert (len(sample.rows), sample.bad, sample.whole) == (SAMPLED, 0, False)
+    sample = judged(write(path, (PAIRS * 5)[:SAMPLED])).sample
+    assert (len(sample.rows), sample.whole) == (SAMPLED, True)
 
 
 def test_rows_that_can_not_be_read_are_counted(tmp_path):
     """The file would look whole, and plan refuse the rows."""
     path = write(tmp_path / "f.jsonl", PAIRS)
     path.write_text("{not JSON\n" + path.read_text())
-    look = judged(path).look
-    assert (len(look.rows), look.bad) == (40, 1)
+    sample = judged(path).sample
+    assert (len(sample.rows), sample.bad) == (40, 1)
 
 
 # Columns
@@ -170,7 +170,7 @@ def test_a_column_with_gaps_is_called_one(tmp_path):
 
 
 def test_a_guess_is_called_one(tmp_path):
-    """Two unknown columns may be the wrong way round, or no pair: nobody would be told to look."""
+    """Two unknown columns may be the wrong way round, or no pair: nobody would be told to sample."""
     assert judged(write(tmp_path / "f.jsonl", [{"headline": f"a man {i}", "story": f"he walks {i}"} for i in range(4)])).guessed
     assert judged(write(tmp_path / "f.jsonl", [{"question": f"a man {i}", "story": f"he walks {i}"} for i in range(4)])).guessed
     assert not judged(write(tmp_path / "f.jsonl", ASKED)).guessed
@@ -242,7 +242,8 @@ def test_scored_pairs(tmp_path):
     other = [{"left": row["sentence1"], "right": row["sentence2"], "Score": "1"} for row in SCORED]
     found = judged(write(tmp_path / "f.csv", other))
     assert (found.use, found.columns) == ("scored", {"text1": "left", "text2": "right", "score": "Score"})
-    assert "Parquet" in refused(write(tmp_path / "f.parquet", SCORED)).found
+    found = judged(write(tmp_path / "f.parquet", SCORED))
+    assert (found.use, found.columns) == ("scored", {})
 
 
 @pytest.mark.parametrize("names", [("sentence1", "sentence2", "label"), ("question1", "question2", "is_duplicate")])

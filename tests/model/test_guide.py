@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
-from gist_train import prepare
+from gist_train import preparation
 from gist_train.config.errors import UserError
 from gist_train.config.loading import load_config
 from gist_train.config.models import GuideConfig
@@ -28,6 +28,7 @@ from gist_train.data.files import locked
 from gist_train.model import guide as guide_module
 from gist_train.model.guide import GuideStore, store_folder
 from gist_train.model.pretrained import Pretrained, load_guide, load_student
+from gist_train.training.step_context import SelfGuide
 
 CPU = torch.device("cpu")
 QUIET = Console(quiet=True)
@@ -275,11 +276,11 @@ def test_the_guide_reads_the_raw_text(make_model, write_config, write_rows):
             data={"train": [{"source": "jsonl", "path": str(rows), "prompts": {"anchor": "other: "}}]},
         )
     )
-    corpus = prepare.prepare_corpus(config, CPU, QUIET)
+    corpus = preparation.prepare_corpus(config, CPU, QUIET)
     student = load_student(config.model)
-    look_up = prepare.prepare_guide(config, corpus, CPU, QUIET)
+    look_up = preparation.prepare_guide(config, corpus, CPU, QUIET)
     texts = [corpus.text(i) for i in range(corpus.text_count)]
-    vectors = look_up.of(np.arange(len(texts))).numpy()
+    vectors = look_up.embeddings(np.arange(len(texts))).numpy()
     assert vectors.shape == (5, 48)
     np.testing.assert_allclose(vectors, live(config.guide, texts), rtol=0, atol=1e-6)
     for pair in pairs:
@@ -289,12 +290,12 @@ def test_the_guide_reads_the_raw_text(make_model, write_config, write_rows):
         assert np.abs(a - b).max() > 5e-5  # the live guide above is met to 1e-6
 
 
-@pytest.mark.parametrize("given", [None, "self"])
-def test_without_a_model_there_is_no_store(write_config, given):
+@pytest.mark.parametrize(("given", "guide"), [(None, None), ("self", SelfGuide())])
+def test_without_a_model_there_is_no_store(write_config, given, guide):
     """An unguided baseline must not embed anything."""
     config = load_config(write_config(guide=given))
-    corpus = prepare.prepare_corpus(config, CPU, QUIET)
-    assert prepare.prepare_guide(config, corpus, CPU, QUIET) == given
+    corpus = preparation.prepare_corpus(config, CPU, QUIET)
+    assert preparation.prepare_guide(config, corpus, CPU, QUIET) == guide
     assert not (cache_folder(config) / "guides").exists()
 
 
@@ -304,16 +305,16 @@ def test_without_a_model_there_is_no_store(write_config, given):
 def test_prepared_once(write_config, seen):
     """A second run over the same data builds nothing, loads no guide and reads no text; it says nothing either."""
     config = load_config(write_config())
-    corpus = prepare.prepare_corpus(config, CPU, QUIET)
-    first = prepare.prepare_guide(config, corpus, CPU, QUIET)
+    corpus = preparation.prepare_corpus(config, CPU, QUIET)
+    first = preparation.prepare_guide(config, corpus, CPU, QUIET)
     assert sorted(seen) == sorted(corpus.text(i) for i in range(corpus.text_count))
     seen.clear()
     console = Console(file=io.StringIO())
-    again = prepare.prepare_guide(config, prepare.prepare_corpus(config, CPU, console), CPU, console)
+    again = preparation.prepare_guide(config, preparation.prepare_corpus(config, CPU, console), CPU, console)
     assert seen == []
     assert console.file.getvalue() == ""
     every = np.arange(corpus.text_count)
-    assert torch.equal(again.of(every), first.of(every))
+    assert torch.equal(again.embeddings(every), first.embeddings(every))
 
 
 def prepare_beside(path: str, barrier: Any) -> tuple[list[str], int]:
@@ -324,7 +325,7 @@ def prepare_beside(path: str, barrier: Any) -> tuple[list[str], int]:
     """
     torch.set_num_threads(1)
     config = load_config(Path(path))
-    corpus = prepare.prepare_corpus(config, CPU, QUIET)
+    corpus = preparation.prepare_corpus(config, CPU, QUIET)
     embedded: list[str] = []
     loaded: list[GuideConfig] = []
     met: list[int] = []
@@ -347,9 +348,9 @@ def prepare_beside(path: str, barrier: Any) -> tuple[list[str], int]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(guide_module, "locked", meet)
-        patch.setattr(prepare, "load_guide", load)
+        patch.setattr(preparation, "load_guide", load)
         patch.setattr(Pretrained, "tokens", tokens)
-        prepare.prepare_guide(config, corpus, CPU, QUIET)
+        preparation.prepare_guide(config, corpus, CPU, QUIET)
     return embedded, len(loaded)
 
 
@@ -362,7 +363,7 @@ def test_two_processes_embed_each_text_once(write_config):
     work done. Both embedding them would cost twice."""
     path = write_config()
     config = load_config(path)
-    corpus = prepare.prepare_corpus(config, CPU, QUIET)  # before, so that the barrier is at the guide's lock
+    corpus = preparation.prepare_corpus(config, CPU, QUIET)  # before, so that the barrier is at the guide's lock
     spawn = multiprocessing.get_context("spawn")
     barrier, answers = spawn.Barrier(2), spawn.Queue()
     other = spawn.Process(target=report_beside, args=(str(path), barrier, answers))

@@ -17,16 +17,17 @@ import pytest
 from rich.console import Console
 from support.running import QUIET, exit_code_of, in_processes
 
-from gist_train import train
+from gist_train import training_run
 from gist_train.config.loading import load_config
 from gist_train.config.models import GuideConfig
 from gist_train.config.schema import cache_folder
 from gist_train.data.corpus import text_hash
 from gist_train.model import guide as guide_module
+from gist_train.model.device import this_device
 from gist_train.model.guide import GuideStore, store_folder
 from gist_train.model.pretrained import Pretrained, load_guide
-from gist_train.prepare import Processes, prepare_corpus, prepare_guide
-from gist_train.training.distributed import make_accelerator, this_device
+from gist_train.preparation import Processes, prepare_corpus, prepare_guide
+from gist_train.training.distributed import make_accelerator
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -68,7 +69,7 @@ def prepared(path: Path, on_call: Callable[[int], object] = lambda _: None) -> t
         read = watched(patch, on_call)
         accelerator.wait_for_everyone()
         look_up = prepare_guide(config, corpus, accelerator.device, QUIET, processes)
-    return read, look_up.of(np.arange(corpus.text_count)).numpy()
+    return read, look_up.embeddings(np.arange(corpus.text_count)).numpy()
 
 
 def prepared_slowly(path: Path) -> tuple[list[list[str]], np.ndarray]:
@@ -260,7 +261,7 @@ def opened(path: Path) -> tuple[int, str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(guide_module, "FEWEST_TEXTS", PART)
         read = watched(patch, lambda _: time.sleep(0.1))
-        train.open_job(load_config(path), accelerator, console)
+        training_run.open_job(load_config(path), accelerator, console)
     return len(flat(read)), console.file.getvalue()
 
 

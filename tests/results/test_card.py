@@ -7,12 +7,13 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, constants, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
-from support.running import add_figures
+from support.running import add_scores
 
 from gist_train.results.card import Change, card_metadata, model_card
+from gist_train.results.licences import Licence, licence_of, on_hub
 from gist_train.results.onnx import Int8Report, OnnxReport
-from gist_train.results.provenance import Licence, licence_of, on_hub
 from gist_train.results.selected import Selected
+from gist_train.run_folder import Run
 
 COMMIT = "3" * 40
 TASKS = [
@@ -63,9 +64,11 @@ def make_card(tmp_path, monkeypatch):
         }
         (run / "run.json").write_text(json.dumps({**of_run, **(described or {})}))
         for at, figures in ((0, before), (step, after)):
-            add_figures(run, at, figures)
+            add_scores(run, at, figures)
         manifest = {"step": step, "student": ["tokenizer", "cls", True]}
-        (run / "README.md").write_text(model_card(run, manifest, selected=selected, onnx=onnx, hub_id=hub_id), encoding="utf-8")
+        (run / "README.md").write_text(
+            model_card(Run(run), manifest, selected=selected, onnx=onnx, hub_id=hub_id), encoding="utf-8"
+        )
         return run / "README.md"
 
     return make
@@ -113,13 +116,20 @@ def test_the_hubs_library_reads_every_figure_back(make_card):
 
 
 def candidate(name, steps, behind, interval, within_noise):
-    return {"name": name, "steps": steps, "behind": behind, "interval": interval, "within_noise": within_noise}
+    distance = {"score": 0.5, "loss": None, "behind": behind, "interval": interval, "within_noise": within_noise}
+    return {"name": name, "steps": steps, "base_weight": 0.0, "figures": {}, **distance}
 
 
-def test_the_card_tells_how_the_model_was_chosen(make_card, tmp_path):
+def test_the_card_tells_how_the_model_was_chosen(make_card):
     """A mean of checkpoints has no step: its own figures stand there, not those of its newest, and what it is made of. Of a
     runner-up within noise the card says so."""
-    told = {
+    content = {
+        "step": 8,
+        "steps": [4, 8],
+        "base_weight": 0.25,
+        "checkpoint": "averaged",
+        "around": None,
+        "window": None,
         "name": "mean of steps 4, 8, 0.25 of base",
         "metric": {"stsb/spearman": 1.0, "b77/accuracy": 2.0},
         "rule": "metric",
@@ -134,7 +144,7 @@ def test_the_card_tells_how_the_model_was_chosen(make_card, tmp_path):
             candidate("step 2", [2], 0.06, None, None),
         ],
     }
-    selected = Selected(8, (4, 8), 0.25, tmp_path / "averaged", told)
+    selected = Selected.model_validate(content)
     card = make_card(selected=selected).read_text(encoding="utf-8")
     assert "Chosen by the mean of stsb/spearman (weight 1), b77/accuracy (weight 2), of 4 candidates" in card
     assert "0.75 times the mean of the checkpoints at steps 4, 8 and 0.25 times the base model's." in card
@@ -182,10 +192,10 @@ def test_the_card_tells_of_onnx_and_dimensions(make_card):
     assert "(`onnx/model.onnx`, 90.4 MB) embeddings differ from torch's by 1.9e-07 at most." in card
     assert "| stsb/spearman | 0.7500 | 0.7425 | -0.0075 |" in card
     assert "| lowest cosine with float32 | 1 | 0.9700 | |" in card
-    assert "over the first 32, 16 numbers of an embedding" in card
+    assert "over the first 32, 16 dimensions of an embedding" in card
     plain = make_card(onnx=OnnxReport(1.9e-7, 90_400_000, None)).read_text(encoding="utf-8")
     assert "8 bits" not in plain
-    assert "numbers of an embedding" not in plain
+    assert "dimensions of an embedding" not in plain
 
 
 def test_figures_are_named_as_sentence_transformers_names_them(make_card, make_model):
@@ -235,21 +245,21 @@ def test_a_card_without_figures_has_no_model_index(make_card):
 @pytest.mark.parametrize(
     ("before", "after", "line"),
     [
-        (BEFORE, AFTER, "2 of 5 figures rose, 1 fell, 1 stayed the same, 1 was not measured before training. The largest fall: "),
-        ({"a/x": 0.1}, {"a/x": 0.2}, "1 of 1 figures rose, 0 fell."),
+        (BEFORE, AFTER, "2 of 5 scores rose, 1 fell, 1 stayed the same, 1 was not measured before training. The largest fall: "),
+        ({"a/x": 0.1}, {"a/x": 0.2}, "1 of 1 scores rose, 0 fell."),
         (
             {"a/x": 0.2, "b/x": 0.9},
             {"a/x": 0.1, "b/x": 0.6},
-            "0 of 2 figures rose, 2 fell. The largest fall: b/x, from 0.9000 to 0.6000.",
+            "0 of 2 scores rose, 2 fell. The largest fall: b/x, from 0.9000 to 0.6000.",
         ),
-        ({"a/x": 0.20001}, {"a/x": 0.20002}, "0 of 1 figures rose, 0 fell, 1 stayed the same."),
-        ({}, {"a/x": 0.2, "b/x": 0.1}, "0 of 2 figures rose, 0 fell, 2 were not measured before training."),
+        ({"a/x": 0.20001}, {"a/x": 0.20002}, "0 of 1 scores rose, 0 fell, 1 stayed the same."),
+        ({}, {"a/x": 0.2, "b/x": 0.1}, "0 of 2 scores rose, 0 fell, 2 were not measured before training."),
     ],
 )
 def test_rises_and_falls_are_counted(make_card, before, after, line):
     """A summary that leaves the falls out, or counts what no reader can see, is an advertisement."""
     text = make_card(before=before, after=after).read_text()
-    told = [found for found in text.splitlines() if "figures rose" in found]
+    told = [line for line in text.splitlines() if "scores rose" in line]
     assert [found.startswith(line) for found in told] == [True]
     assert len([found for found in text.splitlines() if found.startswith("| ") and "/" in found]) == len(after)
 
@@ -321,7 +331,7 @@ def test_names_of_this_machine_are_no_ids(tmp_path, monkeypatch):
 )
 def test_the_place_in_the_schedule_is_told(make_card, step, line):
     """GIST-small was taken from inside its warm-up: who makes it again must know that the rate was still rising."""
-    assert f"- this checkpoint lies {line}\n" in make_card(step=step).read_text()
+    assert f"- this checkpoint is {line}\n" in make_card(step=step).read_text()
 
 
 def test_a_run_that_tells_no_total_says_nothing_of_it(make_card):
@@ -332,8 +342,8 @@ def test_a_run_that_tells_no_total_says_nothing_of_it(make_card):
     for origin in described["data"]:
         del origin["rows"]
     (path.parent / "run.json").write_text(json.dumps(described))
-    text = model_card(path.parent, {"step": 8, "student": ["tokenizer", "mean", False]})
-    assert "this checkpoint lies" not in text
+    text = model_card(Run(path.parent), {"step": 8, "student": ["tokenizer", "mean", False]})
+    assert "this checkpoint is" not in text
     assert f"- org/triplets (en) (hub, commit {COMMIT})\n" in text
     assert "Pooling: mean. The embeddings are not normalised" in text
 

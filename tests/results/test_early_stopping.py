@@ -4,17 +4,16 @@ import json
 
 import pytest
 import yaml
-from support.running import WHOLE, add_figures, assert_same_run, gist, metrics
+from support.running import WHOLE, add_scores, assert_same_run, gist, metrics
 
 from gist_train.config.loading import load_config
-from gist_train.results import measuring as measured
-from gist_train.results.early_stopping import EARLY_STOP, out_of_patience, remember_end, stays_ended
-from gist_train.results.evaluation import Figure
-from gist_train.results.figures import read_figures
-from gist_train.results.loaded_tasks import content_hash
-from gist_train.results.measuring import Measuring
-from gist_train.results.watching import ENDED
-from gist_train.training.checkpoint import saved_steps
+from gist_train.evaluation import measuring as measured
+from gist_train.evaluation.measuring import Measuring
+from gist_train.evaluation.metrics import Score
+from gist_train.evaluation.score_file import read_scores
+from gist_train.evaluation.tasks import content_hash
+from gist_train.results.early_stopping import out_of_patience, remember_end, stays_ended
+from gist_train.run_folder import Run
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -42,15 +41,15 @@ def stopping(write_config, triplets, tmp_path):
 @pytest.fixture
 def scores(monkeypatch):
     """What each evaluation finds, in turn: by their number they are the steps 0, 2, 4 ..."""
-    told: list[float] = []
-    found: list[float] = []
+    given: list[float] = []
+    taken: list[float] = []
 
-    def evaluate(_encoder, tasks):
-        found.append(told[len(found)])
-        return {f"{task.name}/{metric}": Figure(found[-1], None) for task in tasks for metric in ("spearman", "pearson")}
+    def measure(_encoder, tasks):
+        taken.append(given[len(taken)])
+        return {f"{task.name}/{metric}": Score(taken[-1], None) for task in tasks for metric in ("spearman", "pearson")}
 
-    monkeypatch.setattr(measured, "evaluate", evaluate)
-    return told
+    monkeypatch.setattr(measured, "measure", measure)
+    return given
 
 
 def test_it_ends_and_stays_ended_and_goes_on(stopping, scores, tmp_path):
@@ -62,26 +61,26 @@ def test_it_ends_and_stays_ended_and_goes_on(stopping, scores, tmp_path):
     assert ended.code == 0, ended.err
     assert "pairs/spearman was 50.00 at step 2, and no evaluation since was better" in ended.err
     assert "step 6: pairs/spearman 50.0" in ended.err
-    assert saved_steps(run) == [2, 4, 6]
+    assert Run(run).saved_steps() == [2, 4, 6]
     assert metrics(run)[-1]["step"] == 6
-    assert json.loads((run / ENDED).read_text())["step"] == 6
+    assert json.loads((run / "ended.json").read_text())["step"] == 6
 
     again = gist("train", stopping())
     assert again.code == 0
     assert "ended early" in again.err
-    assert saved_steps(run) == [2, 4, 6]
+    assert Run(run).saved_steps() == [2, 4, 6]
 
     # Steps 8 and 10 are no rise either: the patience that was used up counts anew from step 6.
     further = gist("train", stopping(stop_at_step=11))
     assert further.code == 0, further.err
-    assert saved_steps(run) == [2, 4, 6, 8, 10]
-    assert json.loads((run / EARLY_STOP).read_text())["step"] == 10
+    assert Run(run).saved_steps() == [2, 4, 6, 8, 10]
+    assert json.loads((run / "early-stop.json").read_text())["step"] == 10
     last = gist("train", stopping(stop_after=None, stop_at_step=11))
     assert last.code == 0, last.err
     assert "ended early" not in last.err
-    assert saved_steps(run)[-1] == 11
+    assert Run(run).saved_steps()[-1] == 11
     # The end is measured too, though no evaluation is due at step 11.
-    assert [*read_figures(run, WHOLE)] == [0, 2, 4, 6, 8, 10, 11]
+    assert [*read_scores(Run(run), WHOLE)] == [0, 2, 4, 6, 8, 10, 11]
     scores[:0] = [0.0] * 7
     whole = gist("train", stopping("whole", stop_after=None, stop_at_step=11))
     assert whole.code == 0, whole.err
@@ -92,7 +91,7 @@ def test_a_rise_in_time_lets_it_go_on(stopping, scores, tmp_path):
     """Two evaluations without a rise must follow one another."""
     scores += [0.1, 0.05, 0.2, 0.1, 0.3, 0.2, 0.4]
     assert gist("train", stopping()).code == 0
-    assert saved_steps(tmp_path / "runs" / "run")[-1] == 12
+    assert Run(tmp_path / "runs" / "run").saved_steps()[-1] == 12
 
 
 def test_what_an_interruption_left_out_is_measured(stopping, scores, tmp_path):
@@ -101,11 +100,11 @@ def test_what_an_interruption_left_out_is_measured(stopping, scores, tmp_path):
     run = tmp_path / "runs" / "run"
     assert gist("train", stopping(stop_at_step=4)).code == 0
     (run / "evaluations.jsonl").write_text("".join((run / "evaluations.jsonl").read_text().splitlines(keepends=True)[:-2]))
-    assert [*read_figures(run, WHOLE)] == [0, 2]
+    assert [*read_scores(Run(run), WHOLE)] == [0, 2]
     scores[3:3] = [0.7]  # step 4, again
     assert gist("train", stopping()).code == 0
-    assert read_figures(run, WHOLE)[4]["pairs/spearman"] == 0.7
-    assert saved_steps(run)[-1] == 8
+    assert read_scores(Run(run), WHOLE)[4]["pairs/spearman"] == 0.7
+    assert Run(run).saved_steps()[-1] == 8
 
 
 def test_the_best_checkpoint_outlives_retention(stopping, scores, tmp_path):
@@ -117,7 +116,7 @@ def test_the_best_checkpoint_outlives_retention(stopping, scores, tmp_path):
     path.write_text(yaml.safe_dump(config))
     run = tmp_path / "runs" / "run"
     assert gist("train", path).code == 0
-    assert saved_steps(run) == [2, 8]
+    assert Run(run).saved_steps() == [2, 8]
     assert json.loads(gist("select", path, "--json").out)["step"] == 2
 
 
@@ -129,10 +128,10 @@ def test_others_evaluations_use_no_patience_up(stopping, scores, tmp_path):
     measuring = Measuring.of(config)
     content = content_hash(measuring.tasks[0])
     for step, value in ((0, 0.5), (1, 0.9), (2, 0.4), (3, 0.1)):
-        add_figures(run, step, {"pairs/spearman": value}, content=content)
-    assert not out_of_patience(config, run, measuring, 2)
-    add_figures(run, 4, {"pairs/spearman": 0.3}, content=content)
-    assert out_of_patience(config, run, measuring, 4)
+        add_scores(run, step, {"pairs/spearman": value}, content=content)
+    assert not out_of_patience(config, Run(run), measuring, 2)
+    add_scores(run, 4, {"pairs/spearman": 0.3}, content=content)
+    assert out_of_patience(config, Run(run), measuring, 4)
     assert scores == []
 
 
@@ -141,13 +140,13 @@ def test_a_run_that_goes_back_decides_anew(stopping, scores, tmp_path):
     scores += [0.1, 0.5, 0.4, 0.3]
     run = tmp_path / "runs" / "run"
     assert gist("train", stopping()).code == 0
-    assert saved_steps(run) == [2, 4, 6]
+    assert Run(run).saved_steps() == [2, 4, 6]
     scores += [0.4, 0.3]
     again = gist("train", stopping(), "--resume", 2)
     assert again.code == 0, again.err
     assert "ended early" in again.err
-    assert saved_steps(run) == [2, 4, 6]
-    (run / EARLY_STOP).write_text("{")
+    assert Run(run).saved_steps() == [2, 4, 6]
+    (run / "early-stop.json").write_text("{")
     spoilt = gist("train", stopping())
     assert spoilt.code == 2
     assert "early-stop.json" in spoilt.err
@@ -156,7 +155,7 @@ def test_a_run_that_goes_back_decides_anew(stopping, scores, tmp_path):
 def test_a_failed_evaluation_costs_no_step(stopping, monkeypatch, tmp_path):
     """A data set that can't be reached for a minute must not cost the steps since the last checkpoint; the same command goes on,
     and the last step's evaluation is made up for as well."""
-    real = measured.evaluate
+    real = measured.measure
 
     def fail(*_):
         raise OSError("no route to host")
@@ -164,18 +163,18 @@ def test_a_failed_evaluation_costs_no_step(stopping, monkeypatch, tmp_path):
     run = tmp_path / "runs" / "run"
     path = stopping(stop_after=None, checkpoint=100, max_steps=4)
     assert gist("train", path, "--set", "training.stop_at_step=1").code == 0
-    monkeypatch.setattr(measured, "evaluate", fail)
+    monkeypatch.setattr(measured, "measure", fail)
     for step in (2, 2):  # again: it is asked for first, before any step
         ended = gist("train", path)
         assert ended.code == 1
         assert "no route to host" in ended.err
-        assert saved_steps(run)[-1] == step
-    monkeypatch.setattr(measured, "evaluate", real)
+        assert Run(run).saved_steps()[-1] == step
+    monkeypatch.setattr(measured, "measure", real)
     assert gist("train", path, "--set", "evaluation.every=0").code == 0
-    assert saved_steps(run)[-1] == 4
-    assert 4 not in read_figures(run, WHOLE)
+    assert Run(run).saved_steps()[-1] == 4
+    assert 4 not in read_scores(Run(run), WHOLE)
     assert gist("train", path).code == 0
-    assert sorted(read_figures(run, WHOLE)) == [0, 1, 4]
+    assert sorted(read_scores(Run(run), WHOLE)) == [0, 1, 4]
 
 
 def test_the_decision_rests_on_what_is_in_the_folder(stopping, tmp_path):
@@ -186,19 +185,19 @@ def test_the_decision_rests_on_what_is_in_the_folder(stopping, tmp_path):
     measuring = Measuring.of(config)
     content = content_hash(measuring.tasks[0])
     for step, value in ((0, 0.5), (2, 0.4)):
-        add_figures(run, step, {"pairs/spearman": value}, content=content)
-    assert not out_of_patience(config, run, measuring, 2)
-    add_figures(run, 4, {"pairs/spearman": 0.3}, content="edited")
-    assert not out_of_patience(config, run, measuring, 4)
-    add_figures(run, 4, {"pairs/spearman": 0.3}, content=content)
-    assert out_of_patience(config, run, measuring, 4)
-    assert not stays_ended(config, run, 4)  # nobody has ended it yet
-    remember_end(config, run, 4)
-    assert stays_ended(config, run, 4)
-    assert not stays_ended(config, run, 2)
+        add_scores(run, step, {"pairs/spearman": value}, content=content)
+    assert not out_of_patience(config, Run(run), measuring, 2)
+    add_scores(run, 4, {"pairs/spearman": 0.3}, content="edited")
+    assert not out_of_patience(config, Run(run), measuring, 4)
+    add_scores(run, 4, {"pairs/spearman": 0.3}, content=content)
+    assert out_of_patience(config, Run(run), measuring, 4)
+    assert not stays_ended(config, Run(run), 4)  # nobody has ended it yet
+    remember_end(config, Run(run), 4)
+    assert stays_ended(config, Run(run), 4)
+    assert not stays_ended(config, Run(run), 2)
     raised = [{"stop_after": 3}, {"stop_after": None}]
-    assert not any(stays_ended(load_config(stopping(**of), []), run, 4) for of in [*raised, {"stop_at_step": 6}])
-    assert stays_ended(load_config(stopping(stop_after=1), []), run, 4)
-    assert stays_ended(load_config(stopping(stop_at_step=4), []), run, 4)
-    assert not out_of_patience(config, run, measuring, 4)  # patience counts anew from where it was ended
+    assert not any(stays_ended(load_config(stopping(**change), []), Run(run), 4) for change in [*raised, {"stop_at_step": 6}])
+    assert stays_ended(load_config(stopping(stop_after=1), []), Run(run), 4)
+    assert stays_ended(load_config(stopping(stop_at_step=4), []), Run(run), 4)
+    assert not out_of_patience(config, Run(run), measuring, 4)  # patience counts anew from where it was ended
     assert yaml.safe_load(stopping().read_text())["evaluation"]["stop_after"] == 2

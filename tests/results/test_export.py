@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import yaml
 from sentence_transformers import SentenceTransformer
-from support.running import add_figures, gist
+from support.running import add_scores, gist
 
 from gist_train.config.errors import UserError
 from gist_train.model.pretrained import load_finished
 from gist_train.results.export import export_model
-from gist_train.training.checkpoint import checkpoint_folder
+from gist_train.run_folder import Run
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -24,8 +24,8 @@ def run(write_config, tmp_path):
     ended = gist("train", write_config(training={"batch_size": 8, "max_steps": 8, "precision": "float32"}))
     assert ended.code == 0, ended.err
     folder = tmp_path / "runs" / "run"
-    add_figures(folder, 0, {"stsb/spearman": 0.8, "b77/accuracy": 0.5})
-    add_figures(folder, 8, {"stsb/spearman": 0.7512, "b77/accuracy": 0.625, "new/ndcg@10": 0.25})
+    add_scores(folder, 0, {"stsb/spearman": 0.8, "b77/accuracy": 0.5})
+    add_scores(folder, 8, {"stsb/spearman": 0.7512, "b77/accuracy": 0.625, "new/ndcg@10": 0.25})
     return folder
 
 
@@ -35,15 +35,15 @@ def test_the_folder_is_the_trained_student(run, quickstart_texts):
     assert ended.code == 0, ended.err
     assert ended.out.strip() == str(run / "export")
     vectors = SentenceTransformer(str(run / "export"), device="cpu").encode(quickstart_texts[:50])
-    student = load_finished(str(checkpoint_folder(run, 8))).encode(quickstart_texts[:50])
+    student = load_finished(str(Run(run).checkpoint(8))).encode(quickstart_texts[:50])
     assert np.abs(vectors - student).max() < 1e-6
-    before = load_finished(str(checkpoint_folder(run, 4))).encode(quickstart_texts[:50])
+    before = load_finished(str(Run(run).checkpoint(4))).encode(quickstart_texts[:50])
     assert np.abs(vectors - before).max() > 1e-4
 
 
 def test_no_training_state_goes_along(run):
     """The moments are twice the model, and a manifest that names missing files is no help."""
-    export_model(run, None, run / "export")
+    export_model(Run(run), None, run / "export")
     names = {path.name for path in (run / "export").rglob("*")}
     assert {"modules.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
     assert not names & {"training_state.safetensors", "manifest.json"}
@@ -54,7 +54,7 @@ def test_a_named_step_is_exported(run, tmp_path):
     """--step N of a run folder, --to DIR; the YAML stands for the run as its folder does."""
     assert gist("export", tmp_path / "run.yaml", "--step", 4, "--to", tmp_path / "model").code == 0
     vectors = SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(["a text"])
-    assert np.abs(vectors - load_finished(str(checkpoint_folder(run, 4))).encode(["a text"])).max() < 1e-6
+    assert np.abs(vectors - load_finished(str(Run(run).checkpoint(4))).encode(["a text"])).max() < 1e-6
     card = (tmp_path / "model" / "README.md").read_text()
     assert "4 steps of 8 triplets: 32 triplets seen" in card
     assert "No task was evaluated at this step." in card
@@ -65,7 +65,7 @@ def test_a_named_step_is_exported(run, tmp_path):
 
 def test_the_card_tells_what_it_is_made_of(run, tmp_path, make_model):
     """A model without its config, data and losses can't be judged or made again."""
-    export_model(run, None, tmp_path / "model")
+    export_model(Run(run), None, tmp_path / "model")
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     front = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
     assert front is not None
@@ -87,7 +87,7 @@ def test_the_card_tells_what_it_is_made_of(run, tmp_path, make_model):
 
 def test_the_card_tells_falls_as_well_as_rises(run, tmp_path):
     """A card with rises only is an advertisement."""
-    export_model(run, None, tmp_path / "model")
+    export_model(Run(run), None, tmp_path / "model")
     lines = (tmp_path / "model" / "README.md").read_text().splitlines()
     assert "| stsb/spearman | 0.8000 | 0.7512 | -0.0488 |" in lines
     assert "| b77/accuracy | 0.5000 | 0.6250 | +0.1250 |" in lines
@@ -101,7 +101,7 @@ def test_the_card_tells_whether_embeddings_have_length_1(write_config, tmp_path,
     training = {"batch_size": 8, "max_steps": 1, "precision": "float32"}
     model = {"name": str(make_model(normalize=normalize))}
     assert gist("train", write_config("bare", model=model, guide=None, training=training)).code == 0
-    export_model(tmp_path / "runs" / "bare", None, tmp_path / "model")
+    export_model(Run(tmp_path / "runs" / "bare"), None, tmp_path / "model")
     modules = json.loads((tmp_path / "model" / "modules.json").read_text())
     assert modules[-1]["type"].endswith("Normalize") == normalize
     card = (tmp_path / "model" / "README.md").read_text()
@@ -113,7 +113,7 @@ def test_the_card_of_a_run_without_a_guide_model(write_config, tmp_path, guide):
     """guide: null and guide: self have no name to tell."""
     training = {"batch_size": 8, "max_steps": 1, "precision": "float32"}
     assert gist("train", write_config("bare", guide=guide, training=training)).code == 0
-    export_model(tmp_path / "runs" / "bare", None, tmp_path / "model")
+    export_model(Run(tmp_path / "runs" / "bare"), None, tmp_path / "model")
     card = (tmp_path / "model" / "README.md").read_text()
     assert ("guided by its own similarities" if guide else "without a guide") in card
 
@@ -135,7 +135,7 @@ def test_a_checkpoint_and_another_model_are_no_export(run, tmp_path, make_model)
     """`--to` on a checkpoint would take its training state away, on the base model the model that was trained from."""
     mine = tmp_path / "mine"
     shutil.copytree(make_model(), mine)
-    for to in (checkpoint_folder(run, 4), mine):
+    for to in (Run(run).checkpoint(4), mine):
         before = sorted(path.name for path in to.rglob("*"))
         ended = gist("export", run, "--to", to)
         assert (ended.code, ended.out) == (2, "")
@@ -150,9 +150,9 @@ def test_a_checkpoint_and_another_model_are_no_export(run, tmp_path, make_model)
 def test_an_export_is_replaced_whole(run, tmp_path):
     """A file that the new export does not have would stay from the old one."""
     to = tmp_path / "model"
-    export_model(run, 4, to)
+    export_model(Run(run), 4, to)
     (to / "left-over.json").write_text("{}")
-    export_model(run, 8, to)
+    export_model(Run(run), 8, to)
     assert not (to / "left-over.json").exists()
     assert "8 steps of 8 triplets" in (to / "README.md").read_text()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".model")] == []
@@ -161,14 +161,14 @@ def test_an_export_is_replaced_whole(run, tmp_path):
 def test_an_export_that_fails_leaves_the_old_one(run, tmp_path, monkeypatch):
     """Half of the new model in place of the old one would be the worst of both."""
     to = tmp_path / "model"
-    export_model(run, 4, to)
+    export_model(Run(run), 4, to)
 
     def fail(*_, **__):
         raise OSError("no space left on device")
 
     monkeypatch.setattr("gist_train.results.export.model_card", fail)
     with pytest.raises(OSError, match="no space left"):
-        export_model(run, 8, to)
+        export_model(Run(run), 8, to)
     assert "4 steps of 8 triplets" in (to / "README.md").read_text()
     assert SentenceTransformer(str(to), device="cpu").encode(["a text"]).shape == (1, 32)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".model")] == []
@@ -176,12 +176,12 @@ def test_an_export_that_fails_leaves_the_old_one(run, tmp_path, monkeypatch):
 
 def test_a_damaged_checkpoint_is_not_exported(run, tmp_path):
     """safetensors would copy the flipped bit on to everybody."""
-    weights = checkpoint_folder(run, 8) / "model.safetensors"
+    weights = Run(run).checkpoint(8) / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-9] ^= 4
     weights.write_bytes(data)
     with pytest.raises(UserError, match=r"model\.safetensors"):
-        export_model(run, None, tmp_path / "model")
+        export_model(Run(run), None, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 

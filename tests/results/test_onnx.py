@@ -16,12 +16,11 @@ from transformers import DistilBertConfig, DistilBertModel
 
 from gist_train.config.errors import UserError
 from gist_train.config.evaluation import StsTask
+from gist_train.evaluation.measuring import values
+from gist_train.evaluation.tasks import load_tasks, measure
 from gist_train.model.pretrained import load_finished
 from gist_train.results import onnx as exporting
-from gist_train.results.evaluation import evaluate
-from gist_train.results.measuring import values
 from gist_train.results.onnx import FLOAT32, INT8, OnnxEncoder, OnnxPlan, add_onnx, onnx_table
-from gist_train.results.tasks import load_tasks
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 FAMILIES = {
@@ -160,16 +159,16 @@ def test_int8_is_smaller_and_its_loss_is_told(exported, tmp_path, sts):
     assert sorted(path.name for path in (folder / "onnx").iterdir()) == ["model.onnx", "model_int8.onnx"]
     assert report.size == (folder / INT8).stat().st_size
     assert report.size < 0.6 * (folder / FLOAT32).stat().st_size  # of a model this tiny the graph is a good part
-    full = values(evaluate(model.with_max_length(5), tasks))
-    small = values(evaluate(OnnxEncoder(folder / INT8, model.with_max_length(5)), tasks))
-    assert list(report.figures) == ["pairs/spearman", "pairs/pearson"]
-    for key, (before, after) in report.figures.items():
+    full = values(measure(model.with_max_length(5), tasks))
+    small = values(measure(OnnxEncoder(folder / INT8, model.with_max_length(5)), tasks))
+    assert list(report.scores) == ["pairs/spearman", "pairs/pearson"]
+    for key, (before, after) in report.scores.items():
         # One pair of near-equal similarities that changes places moves Spearman by 4e-4.
         assert abs(before - full[key]) < (1e-4 if key.endswith("pearson") else 1e-2)
         assert after == small[key]
-    before, after = report.figures["pairs/pearson"]
+    before, after = report.scores["pairs/pearson"]
     assert after != before
-    assert abs(full["pairs/pearson"] - evaluate(model, tasks)["pairs/pearson"].value) > 1e-3  # the cut matters
+    assert abs(full["pairs/pearson"] - measure(model, tasks)["pairs/pearson"].value) > 1e-3  # the cut matters
     assert 0.9 < report.lowest_cosine < report.mean_cosine < 1
 
 
@@ -264,7 +263,7 @@ def test_wrong_words_are_told(write_config, words, told, tmp_path):
 
 def test_without_an_sts_task_the_cosines_are_shown(capsys):
     """A table that says nothing of the loss would look like no loss."""
-    int8 = exporting.Int8Report(size=23_000_000, figures={}, lowest_cosine=0.9123, mean_cosine=0.9876)
+    int8 = exporting.Int8Report(size=23_000_000, scores={}, lowest_cosine=0.9123, mean_cosine=0.9876)
     Console(width=80).print(onnx_table(exporting.OnnxReport(difference=2e-7, size=90_300_000, int8=int8)))
     told = capsys.readouterr().out
     assert "no sts task" in told

@@ -14,8 +14,8 @@ from support.push_stub import TOKEN, push_hub
 from support.running import gist
 
 from gist_train.config.errors import UserError
-from gist_train.results.hub import check_push, push_folder
-from gist_train.training.checkpoint import checkpoint_folder
+from gist_train.results.push import check_push, push_folder
+from gist_train.run_folder import Run
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 TRAINING = {"batch_size": 8, "max_steps": 2, "precision": "float32"}
@@ -77,7 +77,7 @@ def test_an_export_arrives_byte_for_byte(run, tmp_path):
     assert hub.private
     assert hub.commits == ["gist-train export: run run, step 2"]
     assert hub.files == contents(run / "export")
-    assert hub.files["model.safetensors"] == (checkpoint_folder(run, 2) / "model.safetensors").read_bytes()
+    assert hub.files["model.safetensors"] == (Run(run).checkpoint(2) / "model.safetensors").read_bytes()
     assert hub.by_lfs == {"model.safetensors"}
     assert hub.verified == set(hub.lfs)
     card = ModelCard(hub.files["README.md"].decode())

@@ -6,13 +6,13 @@ import threading
 import time
 
 import pytest
-from support.running import WHOLE, add_figures, gist
+from support.running import WHOLE, add_scores, gist
 
 from gist_train.config.loading import load_config
-from gist_train.results import watching
-from gist_train.results.figures import read_figures
-from gist_train.results.watching import ENDED, watch
-from gist_train.training.checkpoint import checkpoint_folder
+from gist_train.evaluation.score_file import read_scores
+from gist_train.results import comparison
+from gist_train.results.comparison import watch
+from gist_train.run_folder import Run
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -35,41 +35,41 @@ def test_a_finished_run_is_measured_and_left(config, tmp_path):
     assert gist("train", config).code == 0
     ended = gist("evaluate", config, "--watch", "--json")
     assert ended.code == 0, ended.err
-    figures = json.loads(ended.out)
-    assert list(figures) == ["base", "step 4", "step 8"]
+    scores = json.loads(ended.out)
+    assert list(scores) == ["base", "step 4", "step 8"]
     rows = (run / "evaluations.jsonl").read_text()
-    told = read_figures(run, WHOLE)
-    assert [told[step] for step in (0, 4, 8)] == list(figures.values())
-    assert json.loads(gist("evaluate", config, "--watch", "--json").out) == figures
+    by_step = read_scores(Run(run), WHOLE)
+    assert [by_step[step] for step in (0, 4, 8)] == list(scores.values())
+    assert json.loads(gist("evaluate", config, "--watch", "--json").out) == scores
     assert (run / "evaluations.jsonl").read_text() == rows
 
 
 def test_it_waits_for_what_is_not_there_yet(config, tmp_path, monkeypatch):
     """Started before the training: no folder, then checkpoint by checkpoint, then the end. It must neither end early nor hang."""
-    monkeypatch.setattr(watching, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(comparison, "POLL_SECONDS", 0.05)
     run, elsewhere = tmp_path / "runs" / "run", tmp_path / "elsewhere"
     assert gist("train", config).code == 0
     shutil.move(run, elsewhere)
     loaded = load_config(config, [])
     seen: list[int] = []
-    watcher = threading.Thread(target=lambda: seen.extend(step for step, _ in watch(loaded, run)), daemon=True)
+    watcher = threading.Thread(target=lambda: seen.extend(step for step, _ in watch(loaded, Run(run))), daemon=True)
     watcher.start()
 
     def measured(*steps):
         deadline = time.monotonic() + 60
-        while sorted(read_figures(run, WHOLE)) != [*steps]:
-            assert time.monotonic() < deadline, read_figures(run, WHOLE)
+        while sorted(read_scores(Run(run), WHOLE)) != [*steps]:
+            assert time.monotonic() < deadline, read_scores(Run(run), WHOLE)
             time.sleep(0.05)
 
-    shutil.copytree(elsewhere, run, ignore=shutil.ignore_patterns("checkpoints", ENDED))
+    shutil.copytree(elsewhere, run, ignore=shutil.ignore_patterns("checkpoints", "ended.json"))
     measured(0)
     for step in (4, 8):
-        folder = checkpoint_folder(run, step)
-        shutil.copytree(checkpoint_folder(elsewhere, step), folder.with_name(f".{folder.name}.partial"))
+        folder = Run(run).checkpoint(step)
+        shutil.copytree(Run(elsewhere).checkpoint(step), folder.with_name(f".{folder.name}.partial"))
         folder.with_name(f".{folder.name}.partial").rename(folder)
         measured(*range(0, step + 1, 4))
     assert watcher.is_alive()  # the training might go on
-    shutil.copy(elsewhere / ENDED, run / ENDED)
+    shutil.copy(elsewhere / "ended.json", run / "ended.json")
     watcher.join(60)
     assert seen == [0, 4, 8]
 
@@ -78,17 +78,17 @@ def test_a_checkpoint_that_is_gone_is_told(config, tmp_path, monkeypatch):
     """Retention may take one before its turn comes: no traceback, and the others are measured."""
     run = tmp_path / "runs" / "run"
     assert gist("train", config).code == 0
-    monkeypatch.setattr(watching, "saved_steps", lambda _: [4, 6, 8])
+    monkeypatch.setattr(Run, "saved_steps", lambda _: [4, 6, 8])
     ended = gist("evaluate", config, "--watch")
     assert ended.code == 0, ended.err
     assert "step 6: deleted before its turn came" in ended.err
-    assert sorted(read_figures(run, WHOLE)) == [0, 4, 8]
+    assert sorted(read_scores(Run(run), WHOLE)) == [0, 4, 8]
 
 
 def test_a_damaged_checkpoint_is_an_error(config, tmp_path):
     """What is there and wrong must not pass for what retention took."""
     assert gist("train", config).code == 0
-    path = checkpoint_folder(tmp_path / "runs" / "run", 8) / "model.safetensors"
+    path = Run(tmp_path / "runs" / "run").checkpoint(8) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     ended = gist("evaluate", config, "--watch")
     assert ended.code == 2
@@ -110,6 +110,6 @@ def test_training_writes_no_figure_of_a_step_twice(config, tmp_path):
     before = (run / "evaluations.jsonl").read_text()
     assert gist("evaluate", config, "--steps", "all").code == 0
     assert (run / "evaluations.jsonl").read_text() == before
-    add_figures(run, 4, {"pairs/spearman": 0.5}, content="another file")
+    add_scores(run, 4, {"pairs/spearman": 0.5}, content="another file")
     assert gist("evaluate", config, "--steps", "4").code == 0
     assert (run / "evaluations.jsonl").read_text().startswith(before)

@@ -25,18 +25,18 @@ from torch import Tensor, nn
 
 from gist_train import cli
 from gist_train.config.schema import Config
+from gist_train.evaluation.metrics import Score
+from gist_train.evaluation.score_file import Terms, append_scores
 from gist_train.model.pretrained import Pretrained
-from gist_train.results.evaluation import Figure
-from gist_train.results.figures import Terms, append_figures
-from gist_train.train import open_job
-from gist_train.training.checkpoint import STATE, checkpoint_folder
-from gist_train.training.clock import PARTS
+from gist_train.run_folder import TRAINING_STATE, Run
 from gist_train.training.distributed import make_accelerator
-from gist_train.training.parts import Training
+from gist_train.training.step_context import Training
+from gist_train.training.throughput import PARTS
+from gist_train.training_run import open_job
 
 QUIET = Console(quiet=True)
 WHOLE = Terms(None, None)
-"""Figures of embeddings as they are."""
+"""Scores of embeddings as they are."""
 SECONDS = (f"{part}_seconds" for part in PARTS)
 MEASURED = {
     "time",
@@ -51,7 +51,9 @@ MEASURED = {
 """Columns of metrics.jsonl that the clock decides; all others are a function of the config and the data."""
 _SERVER = multiprocessing.get_context("forkserver")
 # The server's children have these imported when they begin. It does not know this folder, so that `running` can't stand here.
-_SERVER.set_forkserver_preload(["gist_train.cli", "gist_train.train", "gist_train.results.export", "torch._dynamo", "pytest"])
+_SERVER.set_forkserver_preload(
+    ["gist_train.cli", "gist_train.training_run", "gist_train.results.export", "torch._dynamo", "pytest"]
+)
 PATIENCE = 120.0
 """Seconds after which a process counts as hanging."""
 
@@ -86,8 +88,8 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 def tensors(run: Path, step: int) -> dict[str, Tensor]:
     """Weights and moments of a checkpoint."""
-    folder = checkpoint_folder(run, step)
-    return {**load_file(folder / "model.safetensors"), **load_file(folder / STATE)}
+    folder = Run(run).checkpoint(step)
+    return {**load_file(folder / "model.safetensors"), **load_file(folder / TRAINING_STATE)}
 
 
 def assert_same_run(found: Path, expected: Path, step: int) -> None:
@@ -99,11 +101,11 @@ def assert_same_run(found: Path, expected: Path, step: int) -> None:
     assert metrics(found) == metrics(expected)
 
 
-def add_figures(run: Path, step: int, values: Mapping[str, float], *, terms: Terms = WHOLE, content: str = "content") -> None:
-    """Appends figures of two items each, which are the value."""
-    figures = {key: Figure(value, np.array([value, value])) for key, value in values.items()}
+def add_scores(run: Path, step: int, values: Mapping[str, float], *, terms: Terms = WHOLE, content: str = "content") -> None:
+    """Appends scores of two items each, which are the value."""
+    scores = {key: Score(value, np.array([value, value])) for key, value in values.items()}
     contents = {key.split("/")[0]: content for key in values}
-    append_figures(run, step, figures, terms=terms, normalized=True, length=64, contents=contents)
+    append_scores(Run(run), step, scores, terms=terms, normalized=True, length=64, contents=contents)
 
 
 def training_of(config: Config) -> tuple[Training, Pretrained, torch.optim.AdamW]:

@@ -12,22 +12,22 @@ from support.running import gist, metrics
 from gist_train.config.errors import UserError
 from gist_train.config.models import ModelConfig
 from gist_train.config.schema import OptimizerConfig
+from gist_train.data import manifests
+from gist_train.data.manifests import verified_manifest
 from gist_train.model.pretrained import load_finished, load_student
+from gist_train.run_folder import Run
 from gist_train.training import checkpoint as checkpoints
 from gist_train.training.checkpoint import (
-    Progress,
-    checkpoint_folder,
+    LogSums,
     checkpoint_to_resume,
     load_checkpoint,
     moments_of,
     retire_checkpoints,
     save_checkpoint,
-    saved_steps,
     set_aside_later,
     sweep,
-    verified_manifest,
 )
-from gist_train.training.opening import _optimizer
+from gist_train.training.setup import _optimizer
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -50,7 +50,7 @@ def updated(model, seed=0, steps=2, **config):
 
 def saved(run, model, step=4, seed=0, **config):
     student, adamw = updated(model, seed, **config)
-    folder = save_checkpoint(run, student, moments_of(student, adamw), Progress(step, 1.5, 3, 100, 120), FACTS)
+    folder = save_checkpoint(Run(run), student, moments_of(student, adamw), LogSums(step, 1.5, 3, 100, 120), FACTS)
     return folder, student, adamw
 
 
@@ -157,7 +157,7 @@ def test_any_damage_to_any_file_is_found(make_model, tmp_path, damage):
         message = str(raised.value)
         assert str(copy) in message
         assert name in message
-        assert "training goes on from the checkpoint before it" in message
+        assert "training resumes from the checkpoint before it" in message
         shutil.rmtree(copy)
 
 
@@ -174,22 +174,22 @@ def test_an_altered_manifest_is_found(make_model, tmp_path):
         verified_manifest(folder)
 
 
-@pytest.mark.parametrize("broken", ["save_file", "write_json"])
-def test_a_save_that_fails_leaves_the_older_ones(make_model, tmp_path, monkeypatch, broken):
+@pytest.mark.parametrize(("module", "broken"), [(checkpoints, "save_file"), (manifests, "write_json")])
+def test_a_save_that_fails_leaves_the_older_ones(make_model, tmp_path, monkeypatch, module, broken):
     """A full disk in the middle of a save: what was whole stays, and nothing half made looks like a checkpoint."""
     folder, _, _ = saved(tmp_path, make_model(), step=4)
 
     def fail(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoints, broken, fail)
+    monkeypatch.setattr(module, broken, fail)
     student, adamw = updated(make_model(), seed=1)
     with pytest.raises(OSError, match="no space left"):
-        save_checkpoint(tmp_path, student, moments_of(student, adamw), Progress(8, 0.0, 0, 0, 0), FACTS)
+        save_checkpoint(Run(tmp_path), student, moments_of(student, adamw), LogSums(8), FACTS)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [folder.name]
-    assert saved_steps(tmp_path) == [4]
+    assert Run(tmp_path).saved_steps() == [4]
     assert verified_manifest(folder)["loss_sum"] == 1.5
-    assert checkpoint_to_resume(tmp_path, None) == folder
+    assert checkpoint_to_resume(Run(tmp_path), None) == folder
 
 
 def test_what_a_killed_process_left_is_swept_away(make_model, tmp_path):
@@ -197,7 +197,7 @@ def test_what_a_killed_process_left_is_swept_away(make_model, tmp_path):
     folder, _, _ = saved(tmp_path, make_model(), step=4)
     for name in (".step-000000005.partial", ".step-000000003.going"):
         shutil.copytree(folder, folder.with_name(name))
-    sweep(tmp_path)
+    sweep(Run(tmp_path))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [folder.name]
 
 
@@ -206,7 +206,7 @@ def test_a_checkpoint_of_another_format_is_refused(make_model, tmp_path):
     folder, _, _ = saved(tmp_path, make_model())
     manifest = json.loads((folder / "manifest.json").read_text())
     other = {**manifest, "format": 99}
-    (folder / "manifest.json").write_text(json.dumps({**other, "sha256": checkpoints._own_hash(other)}))
+    (folder / "manifest.json").write_text(json.dumps({**other, "sha256": manifests._own_hash(other)}))
     with pytest.raises(UserError, match="format 99"):
         verified_manifest(folder)
 
@@ -215,11 +215,11 @@ def test_going_back_sets_the_later_ones_aside(make_model, tmp_path):
     """Left in place, they would be taken for the newest of a run that has parted from them; deleted, hours would be lost."""
     for step in (4, 8, 12):
         saved(tmp_path, make_model(), step=step)
-    aside = set_aside_later(tmp_path, 4)
-    assert saved_steps(tmp_path) == [4]
+    aside = set_aside_later(Run(tmp_path), 4)
+    assert Run(tmp_path).saved_steps() == [4]
     assert sorted(path.name for path in aside.iterdir()) == ["step-000000008", "step-000000012"]
     verified_manifest(aside / "step-000000012")
-    assert set_aside_later(tmp_path, 4) is None
+    assert set_aside_later(Run(tmp_path), 4) is None
 
 
 @pytest.mark.parametrize(
@@ -237,11 +237,11 @@ def test_retention_keeps_what_the_config_names(tmp_path, keep_last, keep_every, 
     """The newest, every n-th, the window and what was selected: a checkpoint that is deleted can't be had again."""
     steps = [10, 20, 30, 40, 50, 60]
     for step in steps:
-        checkpoint_folder(tmp_path, step).mkdir(parents=True)
+        Run(tmp_path).checkpoint(step).mkdir(parents=True)
     (tmp_path / "checkpoints" / ".step-000000070.partial").mkdir()
     (tmp_path / "checkpoints" / "step-notes").mkdir()
-    retired = retire_checkpoints(tmp_path, keep_last=keep_last, keep_every=keep_every, kept=lambda step: step in kept)
-    assert saved_steps(tmp_path) == stay
+    retired = retire_checkpoints(Run(tmp_path), keep_last=keep_last, keep_every=keep_every, kept=lambda step: step in kept)
+    assert Run(tmp_path).saved_steps() == stay
     assert retired == [step for step in steps if step not in stay]
     assert (tmp_path / "checkpoints" / "step-notes").exists()
 
@@ -260,9 +260,9 @@ def test_a_run_keeps_newest_nth_window_and_selected(write_config, tmp_path):
         training={"batch_size": 8, "max_steps": 12, "precision": "float32"},
     )
     assert gist("train", path).code == 0
-    assert saved_steps(run) == [2, 5, 7, 8, 9, 10, 11, 12]
-    for step in saved_steps(run):
-        verified_manifest(checkpoint_folder(run, step))
+    assert Run(run).saved_steps() == [2, 5, 7, 8, 9, 10, 11, 12]
+    for step in Run(run).saved_steps():
+        verified_manifest(Run(run).checkpoint(step))
 
 
 def test_old_checkpoints_go_only_after_the_new_one_is_whole(write_config, tmp_path, monkeypatch):
@@ -271,7 +271,7 @@ def test_old_checkpoints_go_only_after_the_new_one_is_whole(write_config, tmp_pa
     save = checkpoints.save_file
 
     def fail_at_step_8(moments, path):
-        assert saved_steps(run) == ([] if "000000004" in str(path) else [4])
+        assert Run(run).saved_steps() == ([] if "000000004" in str(path) else [4])
         if "000000008" in str(path):
             raise OSError("no space left on device")
         save(moments, path)
@@ -281,16 +281,16 @@ def test_old_checkpoints_go_only_after_the_new_one_is_whole(write_config, tmp_pa
     ended = gist("train", path)
     assert ended.code == 1
     assert "no space left on device" in ended.err
-    assert saved_steps(run) == [4]
-    verified_manifest(checkpoint_folder(run, 4))
+    assert Run(run).saved_steps() == [4]
+    verified_manifest(Run(run).checkpoint(4))
     monkeypatch.setattr(checkpoints, "save_file", save)
     assert gist("train", path).code == 0
-    assert saved_steps(run) == [12]
+    assert Run(run).saved_steps() == [12]
     assert [row["step"] for row in metrics(run)] == list(range(1, 13))
 
 
 def test_a_run_without_a_checkpoint_has_none_to_resume(tmp_path):
     """A fresh run starts at step 0; a named step that is not there is an error."""
-    assert checkpoint_to_resume(tmp_path, None) is None
+    assert checkpoint_to_resume(Run(tmp_path), None) is None
     with pytest.raises(UserError, match="the run has no checkpoint"):
-        checkpoint_to_resume(tmp_path, 5)
+        checkpoint_to_resume(Run(tmp_path), 5)

@@ -19,7 +19,7 @@ from gist_train.config.training import TrainingConfig
 from gist_train.model.attention import WIDEST_HEAD
 from gist_train.model.compiled import CompiledEncoder
 from gist_train.training.loop import steps
-from gist_train.training.opening import check_graphs
+from gist_train.training.setup import check_graphs
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -64,7 +64,7 @@ def trained(path, limit=None, *, bucket_bytes=None):
             "gist_train.model.attention._flash": flash_stand_in,
             "gist_train.model.dropout.dropout": torch_dropout,
             "gist_train.checks.check_graphs": lambda *_: None,
-            "gist_train.training.opening.CompiledEncoder": partial(CompiledEncoder, backend=counting),
+            "gist_train.training.setup.CompiledEncoder": partial(CompiledEncoder, backend=counting),
         }.items():
             stack.enter_context(mock.patch(name, stand_in))
         if bucket_bytes is not None:

@@ -14,12 +14,12 @@ import torch.distributed as dist
 from support.running import QUIET, gist, in_processes, metrics, training_of
 
 from gist_train.config.loading import load_config
-from gist_train.results import measuring
-from gist_train.train import train
-from gist_train.training.checkpoint import saved_steps
+from gist_train.evaluation import measuring
+from gist_train.run_folder import Run
 from gist_train.training.distributed import gather_with_gradient, make_accelerator, share
 from gist_train.training.loop import steps
 from gist_train.training.runlog import RunLog
+from gist_train.training_run import train
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -207,12 +207,12 @@ def test_ranks_stop_at_the_same_step(write_config, tmp_path):
     found = in_processes(2, stopped, path)
     assert [code for _, code in found] == [143, 143]
     assert json.loads((tmp_path / "runs" / "run" / "run.json").read_text())["processes"] == 2
-    assert saved_steps(tmp_path / "runs" / "run") == [4, 5]
+    assert Run(tmp_path / "runs" / "run").saved_steps() == [4, 5]
 
 
 def failing(path):
     """Trains while the evaluation of step 4 fails on the first process; returns what each process is told."""
-    real = measuring.evaluate
+    real = measuring.measure
     calls = []
 
     def fail(*args):
@@ -221,7 +221,7 @@ def failing(path):
             raise OSError("no route to host")
         return real(*args)
 
-    with mock.patch.object(measuring, "evaluate", fail):
+    with mock.patch.object(measuring, "measure", fail):
         try:
             train(load_config(path), resume="auto", timeout=60, console=QUIET)
         except OSError as error:
@@ -239,7 +239,7 @@ def test_an_evaluation_that_fails_ends_all_ranks(write_config, tmp_path, triplet
     path = write_config(training=training, evaluation={"every": 4, "tasks": tasks}, checkpoint={"every": 100})
     found = in_processes(2, failing, path)
     assert [told for _, told in found] == ["no route to host", "the evaluation failed on the first process, which says why"]
-    assert saved_steps(tmp_path / "runs" / "run") == [4]
+    assert Run(tmp_path / "runs" / "run").saved_steps() == [4]
 
 
 ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]

@@ -8,7 +8,8 @@ from support.running import gist, training_of
 from torch import nn
 
 from gist_train.config.loading import load_config
-from gist_train.training.checkpoint import Progress, load_checkpoint, moments_of, save_checkpoint
+from gist_train.run_folder import Run
+from gist_train.training.checkpoint import LogSums, load_checkpoint, moments_of, save_checkpoint
 from gist_train.training.loop import losses, steps
 from gist_train.training.update import LossScale
 
@@ -65,9 +66,8 @@ def test_a_run_that_is_cut_after_an_overflow_is_the_whole_one(config, tmp_path):
         return training, student, adamw, running
 
     training, student, adamw, running = first_steps()
-    folder = save_checkpoint(
-        tmp_path, student, moments_of(student, adamw, training.loss_scale), Progress(2, 0.0, 0, 0, 0), {"mathematics": {}}
-    )
+    moments = moments_of(student, adamw, training.loss_scale)
+    folder = save_checkpoint(Run(tmp_path), student, moments, LogSums(2), {"mathematics": {}})
     expected = list(running)
     assert [expected[0].loss_scale, training.loss_scale.skipped.item()] == [2.0**15, 1.0]
 

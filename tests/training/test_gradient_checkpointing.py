@@ -11,7 +11,7 @@ from support.running import assert_same_run, gist, kept_at_once, training_of
 
 from gist_train.config.loading import load_config
 from gist_train.model.encoder import Encoder, pack
-from gist_train.training.checkpoint import checkpoint_folder
+from gist_train.run_folder import Run
 from gist_train.training.loop import steps
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -76,7 +76,7 @@ def test_a_run_may_switch_on_its_way(write_config, tmp_path):
     assert "resuming from step 4" in ended.err
     switched, whole = tmp_path / "runs" / "switched", tmp_path / "runs" / "whole"
     assert_same_run(switched, whole, 8)
-    ours, theirs = (json.loads((checkpoint_folder(run, 8) / "config.json").read_text()) for run in (switched, whole))
+    ours, theirs = (json.loads((Run(run).checkpoint(8) / "config.json").read_text()) for run in (switched, whole))
     assert ours == theirs
 
 

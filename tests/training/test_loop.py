@@ -11,9 +11,9 @@ from sentence_transformers import SentenceTransformer
 from support.running import gist, metrics, tensors, training_of
 
 from gist_train.config.loading import load_config
-from gist_train.training.checkpoint import saved_steps
-from gist_train.training.clock import PARTS
+from gist_train.run_folder import Run
 from gist_train.training.loop import NonFiniteError, dropout_seed, losses, steps
+from gist_train.training.throughput import PARTS
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -304,6 +304,6 @@ def test_a_run_that_blows_up_ends_with_1_and_keeps_its_checkpoint(write_config, 
     assert ended.code == 1
     assert "step 3: loss nan" in ended.err
     assert "Traceback" not in ended.err
-    assert saved_steps(run) == [1, 2]
+    assert Run(run).saved_steps() == [1, 2]
     assert [row["step"] for row in metrics(run)] == [1, 2]
     assert tensors(run, 1)

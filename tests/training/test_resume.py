@@ -13,12 +13,12 @@ from support.running import PATIENCE, QUIET, assert_same_run, copied, exit_code_
 
 from gist_train.config.errors import UserError
 from gist_train.config.loading import load_config
-from gist_train.config.schema import run_folder
 from gist_train.data.files import held
-from gist_train.train import train
+from gist_train.data.manifests import _own_hash, seal, verified_manifest
+from gist_train.run_folder import MANIFEST, Run
 from gist_train.training import checkpoint as checkpoints
-from gist_train.training.checkpoint import checkpoint_folder, saved_steps
 from gist_train.training.runlog import RunLog
+from gist_train.training_run import train
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -26,11 +26,11 @@ pytestmark = pytest.mark.usefixtures("on_cpu")
 def killed(path, moment, step, found=None, resume="auto"):
     """Trains until `kill -9` at a moment of `step`: after its row of metrics (once the thread has written the checkpoint of step
     `found`), in the middle of its checkpoint, after it, or while the thread is stuck in the middle of the last one."""
-    run = run_folder(load_config(path))
+    run = Run.of(load_config(path)).folder
 
     def kill(*_):
         ends = time.monotonic() + PATIENCE / 2
-        while moment == "after its row" and found is not None and found not in saved_steps(run) and time.monotonic() < ends:
+        while moment == "after its row" and found is not None and found not in Run(run).saved_steps() and time.monotonic() < ends:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -94,11 +94,11 @@ def test_kill_minus_9_changes_nothing(write_config, tmp_path, log_every, moments
         path = write_config(f"cut{index}", **sections)
         run = tmp_path / "runs" / f"cut{index}"
         assert exit_code_of(killed, path, moment, step, found) == -signal.SIGKILL, moment
-        assert (saved_steps(run) or [None])[-1] == found, moment
+        assert (Run(run).saved_steps() or [None])[-1] == found, moment
         ended = gist("train", path)
         assert ended.code == 0, ended.err
         assert ("resuming from step" in ended.err) == (found is not None)
-        assert saved_steps(run) == [4, 8, 12]
+        assert Run(run).saved_steps() == [4, 8, 12]
         assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
             f"step-{step:09d}" for step in (4, 8, 12)
         ]  # nothing half made
@@ -111,7 +111,7 @@ def begun(write_config, tmp_path):
     first = write_config(training={"batch_size": 8, "max_steps": 12, "precision": "float32", "stop_at_step": 8})
     assert gist("train", first).code == 0
     run = tmp_path / "runs" / "run"
-    assert saved_steps(run) == [4, 8]
+    assert Run(run).saved_steps() == [4, 8]
 
     def again(**sections):
         return write_config(**{"training": {"batch_size": 8, "max_steps": 12, "precision": "float32"}, **sections})
@@ -176,7 +176,7 @@ def test_other_mathematics_is_refused(begun, tmp_path, field):
     assert ended.code == 2
     assert field in ended.err
     assert "fix" in ended.err
-    assert saved_steps(run) == [4, 8]
+    assert Run(run).saved_steps() == [4, 8]
     assert metrics(run) == before
 
 
@@ -184,16 +184,16 @@ def test_a_run_from_before_a_field_goes_on(begun):
     """Its checkpoints say nothing of a switch that was not there: that is no change, unless the switch is turned now."""
     again, run = begun
     for step in (4, 8):
-        folder = checkpoint_folder(run, step)
-        manifest = checkpoints.verified_manifest(folder)
+        folder = Run(run).checkpoint(step)
+        manifest = verified_manifest(folder)
         assert manifest["mathematics"].pop("training.cuda_graph") is False
-        (folder / checkpoints.MANIFEST).unlink()
-        checkpoints.seal(folder, manifest)
+        (folder / MANIFEST).unlink()
+        seal(folder, manifest)
     options = {"batch_size": 8, "max_steps": 12, "precision": "float32"}
     turned = gist("train", again(training={**options, "cuda_graph": True}))
     assert (turned.code, "training.cuda_graph" in turned.err) == (2, True)
     assert gist("train", again()).code == 0
-    assert saved_steps(run) == [4, 8, 12]
+    assert Run(run).saved_steps() == [4, 8, 12]
 
 
 def test_all_changed_fields_are_named_at_once(begun):
@@ -220,7 +220,7 @@ def test_another_guide_of_the_same_name_is_refused(begun, make_model, tmp_path):
     ended = gist("train", again(guide={"name": str(guide), "dtype": "float32"}))
     assert ended.code == 2
     assert "guide.name" in ended.err
-    assert saved_steps(run) == [4, 8]
+    assert Run(run).saved_steps() == [4, 8]
 
 
 def test_what_changes_no_number_may_change(begun, write_config, tmp_path):
@@ -240,7 +240,7 @@ def test_what_changes_no_number_may_change(begun, write_config, tmp_path):
     )
     ended = gist("train", path)
     assert ended.code == 0, ended.err
-    assert saved_steps(run) == [4, 9, 12]  # 4 for the selection, the newest two
+    assert Run(run).saved_steps() == [4, 9, 12]  # 4 for the selection, the newest two
     assert [row["step"] for row in metrics(run)] == [*range(1, 9), 10, 12]
     ours, theirs = tensors(run, 12), tensors(tmp_path / "runs" / "whole", 12)
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) < 1e-3  # blocks round otherwise
@@ -254,13 +254,13 @@ def test_a_named_step_goes_back(begun, write_config, tmp_path):
     again, run = begun
     assert gist("train", write_config("whole")).code == 0
     assert exit_code_of(killed, again(), "after its row", 6, 4, "4") == -signal.SIGKILL
-    assert saved_steps(run) == [4]
+    assert Run(run).saved_steps() == [4]
     (aside,) = (run / "checkpoints").glob("set-aside-*")
     assert [path.name for path in aside.iterdir()] == ["step-000000008"]
     ended = gist("train", again())
     assert ended.code == 0
     assert "resuming from step 4" in ended.err
-    assert saved_steps(run) == [4, 8, 12]
+    assert Run(run).saved_steps() == [4, 8, 12]
     assert_same_run(run, tmp_path / "runs" / "whole", 12)
 
 
@@ -282,7 +282,7 @@ def test_resume_never_refuses_a_folder_with_a_run_in_it(begun, write_config):
     ended = gist("train", again(), "--resume", "never")
     assert ended.code == 2
     assert "--resume never" in ended.err
-    assert saved_steps(run) == [4, 8]
+    assert Run(run).saved_steps() == [4, 8]
     assert gist("train", write_config("fresh"), "--resume", "never", "--set", "training.max_steps=2").code == 0
 
 
@@ -290,14 +290,14 @@ def test_a_damaged_newest_checkpoint_is_told_and_can_be_moved_away(begun, write_
     """safetensors loads a flipped bit without a word; the run would go on from other weights."""
     again, run = begun
     spared = copied(run, "spared")
-    weights = checkpoint_folder(run, 8) / "training_state.safetensors"
+    weights = Run(run).checkpoint(8) / "training_state.safetensors"
     data = bytearray(weights.read_bytes())
     data[-5] ^= 1
     weights.write_bytes(data)
     ended = gist("train", again())
     assert ended.code == 2
     assert "training_state.safetensors" in ended.err
-    shutil.rmtree(checkpoint_folder(run, 8))
+    shutil.rmtree(Run(run).checkpoint(8))
     assert gist("train", again()).code == 0
     assert gist("train", write_config("spared")).code == 0
     assert_same_run(run, tmp_path / "runs" / "spared", 12)
@@ -319,10 +319,10 @@ def test_a_run_has_one_writer(write_config, tmp_path):
 def test_another_tokenizer_under_the_same_name_is_refused(begun):
     """The checkpoint's weights were trained on other token ids; the config's fields alone would not show it."""
     again, run = begun
-    manifest = checkpoint_folder(run, 8) / "manifest.json"
+    manifest = Run(run).checkpoint(8) / "manifest.json"
     facts = json.loads(manifest.read_text())
     facts["student"][0] = "0" * 32
-    facts["sha256"] = checkpoints._own_hash(facts)
+    facts["sha256"] = _own_hash(facts)
     manifest.write_text(json.dumps(facts))
     ended = gist("train", again())
     assert ended.code == 2

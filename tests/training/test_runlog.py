@@ -12,12 +12,13 @@ import torch
 from support.running import gist
 
 from gist_train.config.schema import TrackingConfig
-from gist_train.training.checkpoint import Progress
-from gist_train.training.clock import PARTS, StepClock
+from gist_train.run_folder import Run
+from gist_train.training.checkpoint import LogSums
 from gist_train.training.loop import NonFiniteError, StepRecord
 from gist_train.training.runlog import RunLog
+from gist_train.training.throughput import PARTS, StepClock
 
-START = Progress(0, 0.0, 0, 0, 0)
+START = LogSums(0, 0.0, 0, 0, 0)
 ROW = [
     *("step", "time", "epoch", "loss", "loss_mean", "lr", "grad_norm"),
     *("masked_ap", "masked_an", "masked_aa", "masked_pp", "triplets_per_second", "tokens_per_second", "padding_share", "mfu"),
@@ -46,13 +47,13 @@ def record(step, loss=None, frozen=0.0, scale=0.0):
         groups=((2, 5),),
         clock=Clock(torch.device("cpu")),
         seconds=0.5,
-        figures=torch.tensor([step * step if loss is None else loss, 2.0, 1, 2, 3, 4, 10, 10, 10, 10, scale, frozen]),
+        metrics=torch.tensor([step * step if loss is None else loss, 2.0, 1, 2, 3, 4, 10, 10, 10, 10, scale, frozen]),
     )
 
 
-def log_of(run, progress=START, last=100, **tracking):
+def log_of(run, sums=START, last=100, **tracking):
     corpus = SimpleNamespace(tasks=["t"], task=np.zeros(8, int), folder=run)
-    return RunLog(run, "run", TrackingConfig(**tracking), {"name": "run"}, progress, corpus, last)
+    return RunLog(None if run is None else Run(run), "run", TrackingConfig(**tracking), {"name": "run"}, sums, corpus, last)
 
 
 def written(run):
@@ -103,9 +104,9 @@ def test_a_resumed_log_goes_on_with_its_sums(tmp_path):
     with log_of(tmp_path, log_every=3) as log:
         for step in range(1, 5):
             log.add(record(step), 10, 40.0)
-        progress = log.progress()
-    assert progress == Progress(4, 16.0, 1, 400, 800)
-    with log_of(tmp_path, progress, log_every=3) as log:
+        sums = log.sums()
+    assert sums == LogSums(4, 16.0, 1, 400, 800)
+    with log_of(tmp_path, sums, log_every=3) as log:
         for step in (5, 6):
             log.add(record(step), 10, 40.0)
     assert [row["step"] for row in written(tmp_path)] == [3, 6]
@@ -126,7 +127,7 @@ def test_nothing_is_told_of_steps_that_were_not_finite(tmp_path):
         log.add(record(1), 10, 40.0)
         log.add(record(2, frozen=1.0), 10, 40.0)
         with pytest.raises(NonFiniteError, match="step 2"):
-            log.progress()
+            log.sums()
 
 
 def test_a_row_tells_the_loss_scale_under_fp16(tmp_path):
@@ -144,7 +145,7 @@ def test_rows_after_the_checkpoint_are_cut(tmp_path, torn):
             log.add(record(step), 10, 40.0)
     lines = (tmp_path / "metrics.jsonl").read_text()
     (tmp_path / "metrics.jsonl").write_text(lines + torn)
-    with log_of(tmp_path, Progress(6, 0.0, 0, 0, 0), log_every=1) as log:
+    with log_of(tmp_path, LogSums(6, 0.0, 0, 0, 0), log_every=1) as log:
         assert [row["step"] for row in written(tmp_path)] == [1, 2, 3, 4, 5, 6]
         log.add(record(7), 10, 40.0)
     assert [row["step"] for row in written(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
@@ -185,7 +186,7 @@ def test_wandb_gets_every_row_and_the_same_run_after_a_resume(tmp_path, wandb):
             log.add(record(step), 10, 40.0)
 
     def fail():
-        with log_of(tmp_path, Progress(4, 0.0, 0, 0, 0), **tracking):
+        with log_of(tmp_path, LogSums(4, 0.0, 0, 0, 0), **tracking):
             raise ArithmeticError
 
     with pytest.raises(ArithmeticError):

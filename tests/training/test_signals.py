@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.running import PATIENCE, assert_same_run, gist, metrics
 
-from gist_train.training.checkpoint import saved_steps
+from gist_train.run_folder import Run
 from gist_train.training.signals import StopSignal
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -70,7 +70,7 @@ def test_a_signal_stops_a_run_that_goes_on_as_if_nothing_was(config_of, tmp_path
         assert process.wait(PATIENCE) == code, log.read_text()
     finally:
         process.kill()
-    (step,) = saved_steps(run)
+    (step,) = Run(run).saved_steps()
     assert 5 <= step < STEPS
     assert metrics(run)[-1]["step"] == step
     assert "Run the same command to resume" in log.read_text()
@@ -109,7 +109,7 @@ def test_a_process_whose_launcher_has_gone_stops(config_of, tmp_path):
         began = time.monotonic()
         assert wait_until(lambda: has_ended(child)), log.read_text()
         assert time.monotonic() - began < 30
-        (step,) = saved_steps(run)
+        (step,) = Run(run).saved_steps()
         assert metrics(run)[-1]["step"] == step
         assert "Traceback" not in log.read_text()
     finally:
@@ -143,7 +143,7 @@ def test_ctrl_c_before_the_loop_ends_with_130(config_of, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gist_train.train.train", interrupted)
+    monkeypatch.setattr("gist_train.training_run.train", interrupted)
     ended = gist("train", config_of("run"))
     assert ended.code == 130
     assert "Traceback" not in ended.err

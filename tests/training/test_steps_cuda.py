@@ -15,10 +15,10 @@ from support.families import FAMILIES, texts_of, transformer_of
 from support.running import QUIET, gist, metrics, training_of
 
 from gist_train.config.loading import load_config
+from gist_train.model.device import this_device
 from gist_train.model.encoder import Encoder, pack
-from gist_train.prepare import prepare_corpus, prepare_guide
-from gist_train.training.checkpoint import saved_steps
-from gist_train.training.distributed import this_device
+from gist_train.preparation import prepare_corpus, prepare_guide
+from gist_train.run_folder import Run
 from gist_train.training.loop import losses, steps
 
 DEVICE = torch.device("cuda")
@@ -219,7 +219,7 @@ def test_a_run_goes_on_from_its_checkpoint(write_config, tmp_path, training):
     assert gist("train", path, "--set", "training.stop_at_step=4").code == 0
     assert "resuming from step 4" in gist("train", path).err
     whole, cut = (metrics(tmp_path / "runs" / name) for name in ("whole", "cut"))
-    assert saved_steps(tmp_path / "runs" / "cut") == saved_steps(tmp_path / "runs" / "whole")
+    assert Run(tmp_path / "runs" / "cut").saved_steps() == Run(tmp_path / "runs" / "whole").saved_steps()
     # Flash attention adds up its gradients in no fixed order.
     assert [row["loss"] for row in cut] == pytest.approx([row["loss"] for row in whole], rel=2e-2)
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from support.running import gist
 
-from gist_train.training.distributed import make_accelerator, this_device
+from gist_train.model.device import this_device
+from gist_train.training.distributed import make_accelerator
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 

@@ -1,0 +1,75 @@
+"""A model folder's manifest: size and SHA-256 of every file in it and of itself, written last.
+
+A folder whose manifest is right is whole: safetensors loads a flipped bit without a word.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from gist_train.config.errors import Fault, UserError
+from gist_train.data.files import read_json, write_json
+from gist_train.run_folder import MANIFEST
+
+FORMAT = 1
+
+
+def seal(folder: Path, facts: dict[str, Any]) -> None:
+    """Writes manifest.json with `facts` and the size and SHA-256 of every file that is in the folder now, and of itself.
+
+    Sizes and hashes that `facts` may bring from another manifest are replaced.
+    """
+    files = {
+        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {**facts, "format": FORMAT, "files": files}
+    write_json(folder / MANIFEST, {**manifest, "sha256": _own_hash(manifest)})
+
+
+def _own_hash(manifest: dict[str, Any]) -> str:
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verified_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, every file of which has been read and compared with it.
+
+    Raises:
+        UserError: a file is missing, longer, shorter or altered.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise _damaged(folder, "no manifest.json", "one, written last")
+    try:
+        manifest = read_json(path)
+        own, files = manifest["sha256"], manifest["files"]
+    except (ValueError, KeyError, TypeError):
+        raise _damaged(folder, "a manifest.json that can't be read", "the one that was written") from None
+    if own != _own_hash(manifest):
+        raise _damaged(folder, "a manifest.json that was altered", "the one that was written")
+    if manifest["format"] != FORMAT:
+        fix = "use the version of gist-train that wrote it"
+        raise UserError(Fault(f"checkpoint {folder}", f"format {manifest['format']}", f"format {FORMAT}", fix))
+    for name, expected in files.items():
+        file = folder / name
+        if not file.is_file():
+            raise _damaged(folder, f"no {name}", f"the file, of {expected['size']:,} bytes")
+        if file.stat().st_size != expected["size"] or _sha256(file) != expected["sha256"]:
+            raise _damaged(
+                folder, f"{name} of {file.stat().st_size:,} bytes with another SHA-256", f"{expected['size']:,} bytes, unaltered"
+            )
+    return manifest  # type: ignore[no-any-return]
+
+
+def _damaged(folder: Path, found: str, expected: str) -> UserError:
+    return UserError(
+        Fault(f"checkpoint {folder}", found, expected, "move this folder away: training resumes from the checkpoint before it")
+    )

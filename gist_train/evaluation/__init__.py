@@ -1,0 +1,1 @@
+"""What a model is worth: tasks, what they measure, and the scores on disk."""

@@ -1,0 +1,193 @@
+"""A model, or a step of a run, on the tasks of a config: what is there is not computed again."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from gist_train.config.errors import Fault, UserError
+from gist_train.config.evaluation import EvaluationConfig, MtebTask
+from gist_train.config.models import ModelConfig
+from gist_train.config.schema import Config, cache_folder
+from gist_train.data.files import read_json
+from gist_train.data.manifests import verified_manifest
+from gist_train.evaluation.metrics import Items, Score, task_of
+from gist_train.evaluation.mteb_tasks import LoadedMteb, measure_mteb
+from gist_train.evaluation.score_file import Terms, append_scores, read_items, read_scores
+from gist_train.evaluation.tasks import LoadedTask, content_hash, load_tasks, measure
+from gist_train.model.device import this_device
+from gist_train.model.pretrained import Pretrained, load_finished, load_student
+from gist_train.run_folder import MANIFEST, Run
+
+Scores = dict[str, float]
+"""<task>/<metric> -> value, a fraction."""
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """The tasks of a config, read, and the terms that models are measured under."""
+
+    config: EvaluationConfig
+    tasks: list[LoadedTask]
+    mteb_cache: Path
+    """Folder of mteb's own results."""
+
+    @classmethod
+    def of(cls, config: Config) -> "Measuring":
+        """Raises UserError with all faults of the tasks' files."""
+        return cls(config.evaluation, load_tasks(config.evaluation.tasks), cache_folder(config) / "mteb")
+
+    @classmethod
+    def of_some(cls, config: Config) -> "Measuring":
+        """The same, of one task or more.
+
+        Raises:
+            UserError: there is none, or their files have faults.
+        """
+        if not config.evaluation.tasks:
+            fix = "add one, e.g. {type: sts, name: stsb, path: stsb_dev.tsv}"
+            raise UserError(Fault("evaluation.tasks", "no task", "one task at least", fix))
+        return cls.of(config)
+
+    @cached_property
+    def contents(self) -> Mapping[str, str]:
+        """Task -> hash over what it asks."""
+        return {task.name: content_hash(task) for task in self.tasks}
+
+    @property
+    def terms(self) -> Terms:
+        """What the scores are measured under."""
+        return Terms.of(self.config)
+
+    def only(self, names: Collection[str]) -> "Measuring":
+        """Those tasks alone."""
+        config = self.config.model_copy(update={"tasks": [task for task in self.config.tasks if task.name in names]})
+        return replace(self, config=config, tasks=[task for task in self.tasks if task.name in names])
+
+    def cut_to(self, truncate_dim: int) -> "Measuring":
+        """The same tasks, of embeddings cut to `truncate_dim` dimensions."""
+        return replace(self, config=self.config.model_copy(update={"truncate_dim": truncate_dim}))
+
+    def metrics(self, task: LoadedTask) -> list[str]:
+        """Names of the task's scores, "<task>/<metric>"."""
+        if isinstance(task, LoadedMteb):
+            return [f"{task.name}/{metric}" for metric in task.metrics()]
+        (named,) = [named for named in self.config.tasks if named.name == task.name and not isinstance(named, MtebTask)]
+        return [f"{task.name}/{metric}" for metric in named.METRICS]
+
+    def in_order(self, scores: Mapping[str, float]) -> Scores:
+        """The scores of all tasks, in the order of the config."""
+        return {name: scores[name] for task in self.tasks for name in self.metrics(task)}
+
+    def require(self, metric: Collection[str]) -> None:
+        """Raises UserError where a metric is asked for that no task gives: mteb's names are known only once it was asked."""
+        known = [name for task in self.tasks for name in self.metrics(task)]
+        if unknown := [name for name in metric if name not in known]:
+            raise UserError(Fault("the metric to go by", ", ".join(unknown), ", ".join(known), "name one of these"))
+
+    def of_model(self, model: Pretrained) -> dict[str, Score]:
+        """Scores of a model that is no step of a run; kept nowhere.
+
+        Raises:
+            UserError: it has fewer positions than evaluation.max_length, or fewer dimensions than evaluation.truncate_dim.
+        """
+        return self._evaluate(model, self.tasks)
+
+    def of_step(self, run: Run, step: int, model: Pretrained) -> Scores:
+        """Scores of a step: those that evaluations.jsonl has, and those of the other tasks, which are added to it.
+
+        Args:
+            model: the step's; at step 0 the student before training.
+        """
+        base = model.fingerprint() if step == 0 else None
+        known = read_scores(run, self.terms, self.contents, base).get(step, {})
+        if missing := self._missing(known):
+            measured = self._evaluate(model, missing)
+            self._keep(run, step, measured, model, base)
+            known |= values(measured)
+        return self.in_order(known)
+
+    def of_base(self, run: Run, model: ModelConfig) -> Scores:
+        """Scores of the student before training, which are step 0 of the run."""
+        return self.of_step(run, 0, on_this_device(load_student(model)))
+
+    def of_checkpoint(self, run: Run, step: int) -> Scores | None:
+        """Scores of the step's checkpoint; None where it is gone: a run that trains meanwhile deletes those it need not keep.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        known = self.known(run).get(step, {})
+        folder = run.checkpoint(step)
+        if missing := self._missing(known):
+            try:
+                sealed = verified_manifest(folder)["sha256"]
+                model = on_this_device(load_finished(str(folder)))
+            except (UserError, OSError):
+                if folder.exists():
+                    raise
+                return None
+            measured = self._evaluate(model, missing)
+            # A run that went back meanwhile has moved it away: these are no scores of the step as it will be.
+            if not folder.exists() or read_json(folder / MANIFEST)["sha256"] != sealed:
+                return None
+            self._keep(run, step, measured, model, None)
+            known |= values(measured)
+        return self.in_order(known)
+
+    def known(self, run: Run) -> dict[int, Scores]:
+        """By step, what evaluations.jsonl has of these tasks under these terms."""
+        return read_scores(run, self.terms, self.contents)
+
+    def items(self, run: Run, step: int, key: str) -> Items | None:
+        """The items of a score of a step, where they are on disk."""
+        return read_items(run, step, key, self.terms, self.contents[task_of(key)])
+
+    def _missing(self, known: Mapping[str, float]) -> list[LoadedTask]:
+        return [task for task in self.tasks if not known.keys() >= set(self.metrics(task))]
+
+    def _keep(self, run: Run, step: int, measured: Mapping[str, Score], model: Pretrained, base: str | None) -> None:
+        append_scores(
+            run,
+            step,
+            measured,
+            terms=self.terms,
+            normalized=model.encoder.normalized,
+            length=model.with_max_length(self.config.max_length).max_length,
+            contents=self.contents,
+            base=base,
+        )
+
+    def _evaluate(self, model: Pretrained, tasks: Sequence[LoadedTask]) -> dict[str, Score]:
+        model = model.with_max_length(self.config.max_length).with_truncation(self.config.truncate_dim)
+        scores: dict[str, Score] = {}
+        for task in tasks:
+            if not isinstance(task, LoadedMteb):
+                scores |= measure(model, [task])
+                continue
+            measured = measure_mteb(
+                model,
+                task,
+                identity=model.fingerprint(),
+                normalized=model.encoder.normalized,
+                prompts={name: prompt or "" for name, prompt in model.sentence_transformer.prompts.items()},
+                cache=self.mteb_cache,
+            )
+            scores |= {f"{task.name}/{metric}": Score(value, None) for metric, value in measured.items()}
+        return scores
+
+
+def on_this_device(model: Pretrained) -> Pretrained:
+    """The same model, moved to where this process would train."""
+    model.encoder.to(this_device())
+    return model
+
+
+def scores_line(name: str, scores: Mapping[str, float]) -> str:
+    """A line with the scores of one model."""
+    return f"{name}: " + "  ".join(f"{key} {100 * value:.1f}" for key, value in scores.items())
+
+
+def values(scores: Mapping[str, Score]) -> Scores:
+    """The values alone."""
+    return {key: score.value for key, score in scores.items()}

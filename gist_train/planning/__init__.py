@@ -1,0 +1,1 @@
+"""A config -> what training will do, without training."""

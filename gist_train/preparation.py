@@ -1,0 +1,313 @@
+"""A config -> student, corpus, batch plan, tokens and guide: what every command needs of this, each part made once.
+
+Any number of processes may call these functions at the same time. They share what a guide embeds; of all else one holds the lock
+and works, the others wait for it and find the work done. None waits in a collective operation, however long the guide takes.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from gist_train.checks import check_device, check_student, tell_of_device
+from gist_train.config.errors import Fault, UserError
+from gist_train.config.models import GuideConfig
+from gist_train.config.schema import Config, DataConfig, cache_folder
+from gist_train.config.sources import ClassificationSource
+from gist_train.data.batches import BatchPlan
+from gist_train.data.building import SHOWN_FAULTS, build_corpus, labelled_texts, refuse_bad
+from gist_train.data.corpus import Corpus, TokenTable, text_hashes
+from gist_train.data.files import locked
+from gist_train.data.fingerprints import ContentHashes, corpus_fingerprint
+from gist_train.data.overlap import Exclusion, normalized_hash
+from gist_train.model.guide import GuideStore, store_folder
+from gist_train.model.pretrained import Pretrained, load_guide, load_student
+from gist_train.progress import follow
+from gist_train.training.setup import Prepared
+from gist_train.training.step_context import Guide, SelfGuide, StoredGuide
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """The processes of one run, which embed together."""
+
+    count: int = 1
+    shown: bool = True
+    """Whether this one shows how far all of them are: one on each machine does."""
+
+
+ALONE = Processes()
+
+
+def prepare(
+    config: Config,
+    device: torch.device,
+    console: Console,
+    processes: Processes = ALONE,
+    *,
+    trains_here: bool = False,
+    fill_store: bool = True,
+) -> Prepared:
+    """All that a run reads, made where no run has made it yet.
+
+    Args:
+        device: of this process; labelled texts and the guide's are embedded on it.
+        processes: of this run. All of them call this, each with a device of its own.
+        trains_here: whether steps are taken on this device: what it can't do is then refused, and said else.
+        fill_store: whether the guide embeds what its store lacks. If not, the guide is None where it lacks something.
+
+    Raises:
+        UserError: data or models are not what the config says.
+    """
+    student = load_student(config.model)
+    check_student(config, student)
+    if trains_here:
+        check_device(config, student, device, processes.count)
+    else:
+        tell_of_device(config, student, device, console)
+    corpus = prepare_corpus(config, device, console, processes)
+    plan = batch_plan(config, corpus)  # refuses too few rows, before the guide is put to work
+    tokens = prepare_tokens(corpus, student, console)
+    guide = prepare_guide(config, corpus, device, console, processes) if fill_store else guide_as_stored(config, corpus)
+    return Prepared(student, corpus, plan, tokens, guide)
+
+
+def prepare_corpus(config: Config, device: torch.device, console: Console, processes: Processes = ALONE) -> Corpus:
+    """The corpus of `config.data`, built if no other run has; texts that triplets are mined of are embedded on `device`.
+
+    Args:
+        processes: of this run. All of them call this, each with a device of its own.
+
+    Raises:
+        UserError: the sources can't be read, a row is bad, or the model for mining can't be loaded; or evaluation tasks, whose
+            texts are to be left out, can't be read.
+    """
+    excluded = _evaluation_texts(config) if config.data.exclude_evaluation_texts else frozenset()
+    stores = _mining_stores(config)
+    fingerprint, files = _fingerprint(config, stores, excluded)
+    corpora = cache_folder(config) / "corpora"
+    folder = corpora / fingerprint
+
+    def embeddings(index: int, texts: Sequence[str]) -> NDArray[np.float32]:
+        store = GuideStore(stores[index].folder)
+        positions = store.positions(text_hashes(texts))
+        if (positions < 0).any():
+            raise _changed(config)
+        return store.read(positions)
+
+    def settled() -> None:
+        # Times too: a file that was cut and written again while it was read has its old content now.
+        if _fingerprint(config, stores, excluded) != (fingerprint, files):
+            raise _changed(config)
+
+    if not folder.exists():
+        _embed_labelled(config.data, stores, excluded, device, console, processes)
+        with locked(corpora, f".{fingerprint}.lock"):
+            if not folder.exists():
+                counts = build_corpus(folder, config.data, fingerprint, embeddings, settled, excluded)
+                follow(counts, "reading rows", None, console)
+    corpus = Corpus(folder)
+    if skipped := corpus.meta["skipped_rows"]:
+        console.print(f"{skipped:,} rows were skipped: {folder / 'skipped.jsonl'} says which and why")
+    if corpus.excluded_texts:
+        rows, texts = corpus.excluded_rows, corpus.excluded_texts
+        console.print(f"left out: {texts:,} texts that are in an evaluation set, and with them {rows:,} rows", highlight=False)
+    return corpus
+
+
+def _evaluation_texts(config: Config) -> frozenset[bytes]:
+    """Normalised hashes of all texts that the config's tasks are judged on."""
+    # Here, since it brings scikit-learn along, which nothing else of the preparation needs.
+    from gist_train.evaluation.tasks import load_tasks
+
+    parts = [texts for task in load_tasks(config.evaluation.tasks) for texts in task.judged_texts().values()]
+    return frozenset(normalized_hash(text) for texts in parts for text in texts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Embedder:
+    """A model and the store of what it has embedded: the guide, or what triplets of labelled texts are mined with."""
+
+    model: GuideConfig
+    where: str
+    """The model's key in the YAML."""
+    folder: Path
+    """Of its store."""
+
+    def embed(
+        self,
+        hashes: NDArray[np.uint8],
+        lengths: NDArray[np.int64],
+        text: Callable[[int], str],
+        device: torch.device,
+        console: Console,
+        processes: Processes,
+    ) -> tuple[GuideStore, NDArray[np.int64]]:
+        """The store, and (N,) where it has each of N texts; those that no run has embedded yet are embedded."""
+
+        def load() -> Pretrained:
+            loaded = load_guide(self.model, self.where)
+            loaded.encoder.to(device)
+            return loaded
+
+        store = GuideStore(self.folder)
+        positions = store.positions(hashes)
+        if missing := int((positions < 0).sum()):
+            counts = store.fill_together(load, self.model, hashes, lengths, text, processes.count)
+            what = "embedding with the guide" if self.where == "guide" else f"embedding with {self.model.name}"
+            follow(counts, what, missing, console, shown=processes.shown)
+            positions = store.positions(hashes)
+        return store, positions
+
+
+def _mining_stores(config: Config) -> dict[int, _Embedder]:
+    """By source of labelled texts."""
+    folders: dict[GuideConfig, Path] = {}  # a model's identity is a hash over all of its weights: asked once
+    stores: dict[int, _Embedder] = {}
+    for index, source in enumerate(config.data.train):
+        if isinstance(source, ClassificationSource):
+            named = source.mining.model
+            model = config.guide if named is None else named
+            assert isinstance(model, GuideConfig)  # the schema refuses a source without a model
+            where = "guide" if named is None else f"data.train[{index}].mining.model"
+            if model not in folders:
+                folders[model] = store_folder(cache_folder(config), model, where)
+            stores[index] = _Embedder(model, where, folders[model])
+    return stores
+
+
+def _fingerprint(
+    config: Config, stores: Mapping[int, _Embedder], excluded: Collection[bytes]
+) -> tuple[str, dict[str, list[object]]]:
+    """The corpus' fingerprint, and size, times and inode of the files that it was made of."""
+    hashes = ContentHashes(cache_folder(config) / "content-hashes.json")
+    mined_with = {index: store.folder.name for index, store in stores.items()}
+    fingerprint = corpus_fingerprint(config.data, hashes, mined_with, excluded)
+    return fingerprint, hashes.seen
+
+
+def _changed(config: Config) -> UserError:
+    changed = f"content that changed while it was read: {', '.join(source.path for source in config.data.train)}"
+    return UserError(Fault("data.train", changed, "files that stay as they are", "wait until they are written, and start again"))
+
+
+def _embed_labelled(
+    data: DataConfig,
+    stores: Mapping[int, _Embedder],
+    excluded: Collection[bytes],
+    device: torch.device,
+    console: Console,
+    processes: Processes,
+) -> None:
+    """Has all labelled texts in their stores; refuses bad rows of all sources before a model is put to work."""
+    texts: dict[Path, dict[str, None]] = {}  # by store, each text once
+    faults: list[Fault] = []
+    rows = left_out = 0
+    exclusion = Exclusion(excluded)
+    for index, store in stores.items():
+        source = data.train[index]
+        assert isinstance(source, ClassificationSource)
+        good, bad, out = labelled_texts(source, f"data.train[{index}]", exclusion)
+        texts.setdefault(store.folder, {}).update(dict.fromkeys(row.text for row in good))
+        faults += bad
+        rows += len(good)
+        left_out += out
+    if stores:
+        others = len(data.train) - len(stores)  # which may have usable rows where these have none
+        read = rows + len(faults) + left_out
+        refuse_bad(data, faults[:SHOWN_FAULTS], read, len(faults), rows + others, left_out)
+    for store in {store.folder: store for store in stores.values()}.values():
+        of_store = list(texts[store.folder])
+        lengths = np.array([len(text.encode()) for text in of_store])
+        store.embed(text_hashes(of_store), lengths, of_store.__getitem__, device, console, processes)
+
+
+def prepare_tokens(corpus: Corpus, student: Pretrained, console: Console) -> TokenTable:
+    """The student's token ids of every view of the corpus, made if no other run has."""
+    fingerprint = student.tokenizer_fingerprint()
+    if not corpus.has_tokens(fingerprint):
+        with locked(corpus.folder):
+            if not corpus.has_tokens(fingerprint):
+                counts = corpus.add_tokens(student.tokens, student.vocabulary_size(), fingerprint)
+                follow(counts, "tokenising texts", corpus.view_count, console)
+    return corpus.tokens(fingerprint)
+
+
+def prepare_guide(config: Config, corpus: Corpus, device: torch.device, console: Console, processes: Processes = ALONE) -> Guide:
+    """The guide's embeddings of the corpus' texts; those that no run has embedded yet are embedded on `device`.
+
+    Args:
+        processes: of this run. All of them call this, each with a device of its own, and each embeds its share.
+
+    Raises:
+        UserError: the guide can't be loaded, or its store is damaged.
+    """
+    if not isinstance(config.guide, GuideConfig):
+        return None if config.guide is None else SelfGuide()
+    embedder = _Embedder(config.guide, "guide", store_folder(cache_folder(config), config.guide, "guide"))
+    store, positions = embedder.embed(corpus.hashes, corpus.text_lengths(), corpus.text, device, console, processes)
+    return StoredGuide(store, positions)
+
+
+def guide_as_stored(config: Config, corpus: Corpus) -> Guide:
+    """The guide where nothing is left to embed; None where its store lacks a text."""
+    if not isinstance(config.guide, GuideConfig):
+        return None if config.guide is None else SelfGuide()
+    store = GuideStore(store_folder(cache_folder(config), config.guide, "guide"))
+    positions = store.positions(corpus.hashes)
+    return None if (positions < 0).any() else StoredGuide(store, positions)
+
+
+def batch_plan(config: Config, corpus: Corpus) -> BatchPlan:
+    """The batch plan of `config` over `corpus`.
+
+    Raises:
+        UserError: the rows give no whole batch.
+    """
+    _refuse_rows_without_candidates(config, corpus)
+    try:
+        return BatchPlan(
+            task=corpus.task,
+            anchor=corpus.anchor,
+            positive=corpus.positive,
+            positive_offsets=corpus.positive_offsets,
+            batching=config.data.batching,
+            batch_size=config.training.batch_size,
+            seed=config.training.seed,
+            source=corpus.source,
+            weights=[source.weight for source in config.data.train],
+        )
+    except ValueError as error:
+        if config.data.batching == "reference" and corpus.row_count >= config.training.batch_size:
+            fix = "put the rows of a task together in the file, or set data.batching: task"
+            setting = f"reference; no {config.training.batch_size} neighbouring rows, counted from the first, are of one task"
+            raise UserError(Fault("data.batching", setting, "windows of rows of one task", fix)) from None
+        raise UserError(
+            Fault(
+                "training.batch_size",
+                f"{config.training.batch_size}; {error} from {', '.join(source.path for source in config.data.train)}",
+                "a size of which the data has one whole batch at least",
+                "lower training.batch_size or add rows",
+            )
+        ) from None
+
+
+def _refuse_rows_without_candidates(config: Config, corpus: Corpus) -> None:
+    """UserError where rows that keep to their own negatives have none: they would contrast with nothing, and teach nothing."""
+    bare = np.bincount(corpus.source[np.diff(corpus.negative_offsets) == 0], minlength=len(config.data.train))
+    faults = [
+        Fault(
+            f"data.train[{index}].in_batch_negatives",
+            f"false, and {count:,} rows of {source.path} without a negative",
+            "false where every row has a negative of its own",
+            "set it to true, or give these rows negatives",
+        )
+        for index, (source, count) in enumerate(zip(config.data.train, bare.tolist(), strict=True))
+        if count and not source.in_batch_negatives
+    ]
+    if faults:
+        raise UserError(*faults)

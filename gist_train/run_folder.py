@@ -1,0 +1,117 @@
+"""A run's folder. The names of all files in it are here and nowhere else."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gist_train.config.schema import Config
+
+MANIFEST = "manifest.json"
+"""In a checkpoint's folder and in an averaged model's: size and SHA-256 of each file in it, written last."""
+TRAINING_STATE = "training_state.safetensors"
+"""In a checkpoint's folder: the optimizer's moments."""
+SELECT_LOCK = ".select.lock"
+"""Held by who selects; the folder's own lock, `data.files.locked`, is held for a write."""
+_CHECKPOINT = re.compile(r"step-(\d{9})")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run folder, there or not yet."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, config: Config) -> "Run":
+        """That of a config: output_dir/name."""
+        return cls(Path(config.output_dir) / config.name)
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.folder / "config.yaml"
+
+    @property
+    def description(self) -> Path:
+        """Versions, hardware and fingerprints."""
+        return self.folder / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        """A row every `tracking.log_every` steps."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        """A row a step, task and metric."""
+        return self.folder / "evaluations.jsonl"
+
+    def items(self, step: int, task: str, max_length: int | None, truncate_dim: int | None) -> Path:
+        """What the scores of a step on a task are made of, under these terms."""
+        terms = f"length-{max_length or 'whole'}-dimension-{truncate_dim or 'whole'}"
+        return self.folder / "evaluation-items" / terms / f"step-{step:09d}-{task}.safetensors"
+
+    @property
+    def selected(self) -> Path:
+        """Which model was selected, and why."""
+        return self.folder / "selected.json"
+
+    @property
+    def early_stop(self) -> Path:
+        """At which step patience ran out, where it did."""
+        return self.folder / "early-stop.json"
+
+    @property
+    def ended(self) -> Path:
+        """There while a training has come to its end; not where it was interrupted, and may be resumed."""
+        return self.folder / "ended.json"
+
+    @property
+    def wandb_id(self) -> Path:
+        """The run's id at Weights & Biases."""
+        return self.folder / "wandb-id.txt"
+
+    @property
+    def export(self) -> Path:
+        """Where the model is exported to by default."""
+        return self.folder / "export"
+
+    @property
+    def writer_lock(self) -> Path:
+        """Held by the only training that writes to the folder. Beside it: a folder with a file in it is a run."""
+        return self.folder.parent / f".{self.folder.name}.lock"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of all checkpoints."""
+        return self.folder / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint of `step`."""
+        return self.checkpoints / f"step-{step:09d}"
+
+    def saved_steps(self) -> list[int]:
+        """Steps that have a checkpoint, ascending."""
+        folders = self.checkpoints.glob("step-*")
+        return sorted(int(match[1]) for folder in folders if (match := _CHECKPOINT.fullmatch(folder.name)))
+
+    def unfinished_checkpoints(self) -> Iterator[Path]:
+        """What killed processes left half written or half deleted."""
+        return self.checkpoints.glob(".step-*")
+
+    def set_aside(self, number: int) -> Path:
+        """The folder of checkpoints that a run that went back to an earlier step parted from."""
+        return self.checkpoints / f"set-aside-{number}"
+
+    def averaged(self, steps: Sequence[int], base_weight: float) -> Path:
+        """The folder of the mean of these steps: each mean has one of its own, so that a new choice harms no earlier one."""
+        return self.folder / f"averaged-{hashlib.blake2b(repr((list(steps), base_weight)).encode(), digest_size=4).hexdigest()}"
+
+    def all_averaged(self) -> Iterator[Path]:
+        """The folders of all means."""
+        return self.folder.glob("averaged-*")

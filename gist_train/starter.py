@@ -1,0 +1,240 @@
+"""The user's own files -> a commented starter YAML: what each is good for is guessed, and the YAML says so."""
+
+import math
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from gist_train.config.errors import Fault, UserError, shown
+from gist_train.data.files import write_text
+from gist_train.data.guessing import SOURCES, GuessedFile, judged
+from gist_train.data.tables import TableFile, encodable
+
+GUIDE_POOLING = {"WhereIsAI/UAE-Large-V1": "mean"}
+"""Of a guide whose folder is not to decide it."""
+BATCH_SIZE = 32
+ENDINGS = ".jsonl, .csv, .tsv or .json (MEDI's array), each also with .gz, or .parquet"
+HELD_OUT = re.compile(r"(?:^|[._ -])(test|dev|eval|val|valid|validation)$", re.IGNORECASE)
+"""Names of files that a model is likely to be judged by."""
+SPLIT = re.compile(rf"{HELD_OUT.pattern}|(?:^|[._ -])train(?:ing)?$", re.IGNORECASE)
+SHARD = re.compile(r"[._ -]?\d{4,}(?:-of-\d+)?$")
+SAYS_NOTHING = {"", "data", "dataset", "default", "part"}
+"""Names, beside those of splits, that files of any content have."""
+NOT_IN_YAML = yaml.reader.Reader.NON_PRINTABLE
+
+
+@dataclass(frozen=True, slots=True)
+class Uses:
+    """What is done with each of the files."""
+
+    train: list[GuessedFile]
+    tasks: dict[str, tuple[GuessedFile, GuessedFile | None]]
+    """Name -> the file that judges and, for labelled texts, the file that the classifier is fitted on."""
+    left_out: list[tuple[GuessedFile, str]]
+    """Files, and why they do nothing."""
+
+
+def starter_yaml(files: Sequence[Path], *, model: str, guide: str | None, to: Path) -> str:
+    """A commented YAML that trains `model` on `files`, as `load_config` accepts it; a folder stands for its data files.
+
+    Args:
+        model: hub id or local folder of the student.
+        guide: hub id or local folder, "self" for the student's own similarities, None for no guide.
+        to: where the YAML will be: the commands in it name that file, and the run is called like it.
+
+    Raises:
+        UserError: all files that are missing, empty, of an unknown kind, or without columns that could be trained on.
+    """
+    faults: list[Fault] = []
+    guessed: list[GuessedFile] = []
+    for path in _data_files(files, faults):
+        try:
+            guessed.append(judged(path))
+        except UserError as error:
+            faults += error.faults
+    uses = _uses(guessed)
+    faults += [fault for one in uses.train if one.use == "labelled" for fault in _labelled_faults(one, guide)]
+    if not uses.train and not faults:
+        scored, expected = (
+            "pairs with a score: they judge a model and train none",
+            "a file beside it, of pairs that belong together",
+        )
+        fix = "name such a file too, or keep the pairs of a high score"
+        faults += [Fault(one.sample.path, scored, expected, fix) for one in guessed]
+    if faults:
+        raise UserError(*faults)
+    loader = PackageLoader("gist_train", "")
+    environment = Environment(
+        loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= {"yaml": _written, "comment": _comment}
+    return environment.get_template("init.yaml.jinja").render(
+        name=run_name(to),
+        here=_comment(shlex.quote(str(to)), 1000),
+        model=model,
+        guide=guide,
+        pooling=GUIDE_POOLING.get(guide or ""),
+        uses=uses,
+        task_of=_task_of,
+        says_nothing=_says_nothing,
+        held_out=_held_out,
+        on_bad_row="skip" if any(one.unusable for one in uses.train) else "fail",
+        # A power of 2 of which the rows give one whole batch.
+        batch_size=min(BATCH_SIZE, 1 << int(math.log2(max(1, sum(one.usable for one in uses.train))))),
+    )
+
+
+def run_name(to: Path) -> str:
+    """The name of the run that the YAML `to` describes: a plain folder name."""
+    return _folder_name(to.stem) or "my-model"
+
+
+def write_starter(to: Path, text: str) -> None:
+    """Writes `text` to `to`, whole or not at all; UserError where something is there, or there is no such folder."""
+    if os.path.lexists(to):
+        raise UserError(Fault("--to", f"{shown(str(to))}, which exists", "a new file", "name another file, or remove that one"))
+    if not to.parent.is_dir():
+        raise UserError(Fault("--to", f"{shown(str(to))}, in no folder", "a file in a folder that exists", "make the folder"))
+    write_text(to, text)
+
+
+def _data_files(given: Iterable[Path], faults: list[Fault]) -> list[Path]:
+    """The files given and those of the folders given, each once; adds a fault for each that can't be one."""
+    files: list[Path] = []
+    for path in given:
+        there, name = Path(os.path.expanduser(path)), str(path).encode("utf-8", "backslashreplace").decode()
+        if not encodable(str(path)):
+            faults.append(Fault(name, "a name that is not UTF-8", "a name that a YAML file can hold", "rename it"))
+        elif there.is_dir():
+            inside = sorted(path / file.name for file in there.iterdir() if file.is_file() and _suffix(file) in SOURCES)
+            files += inside
+            if not inside:
+                faults.append(Fault(name, "a folder without data files", f"files that end in {ENDINGS}", "name the files"))
+        elif not there.exists():
+            fix = f"correct the path: it starts from {Path.cwd()}"
+            faults.append(Fault(name, "no such file", "a file or a folder that exists", fix))
+        elif _suffix(there) not in SOURCES:
+            faults.append(Fault(name, f"the ending {shown(_suffix(there))}", ENDINGS, "write it in one of these formats"))
+        else:
+            files.append(path)
+    return list(dict.fromkeys(files))
+
+
+def _uses(guessed: Sequence[GuessedFile]) -> Uses:
+    """Files whose names say test train nothing, unless there are no others; a labelled one judges beside its training file."""
+    given = [one for one in guessed if one.use != "scored"]
+    train = [one for one in given if not _held_out(one)] or given
+    tasks: dict[str, tuple[GuessedFile, GuessedFile | None]] = {}
+    for one in guessed:
+        if one.use == "scored":
+            tasks[_free_name(_task_of(one), tasks)] = (one, None)
+    left_out: list[tuple[GuessedFile, str]] = []
+    held_out = [(one, _fitted_on(one, train)) for one in given if one not in train]
+    for one, fitted in sorted(held_out, key=_judging_order):  # so the best judge of a training file comes first
+        judge = next((judge for judge, its in tasks.values() if its is fitted), None)
+        if one.use != "labelled":
+            left_out.append((one, "pairs without scores judge nothing, unless made a retrieval task"))
+        elif fitted is None:
+            left_out.append((one, "no file above has its columns and labels"))
+        elif judge is not None:
+            left_out.append((one, f"{Path(judge.sample.path).name} judges in its place"))
+        else:
+            tasks[_free_name(_set_of(one), tasks)] = (one, fitted)
+    return Uses(train, tasks, left_out)
+
+
+def _fitted_on(one: GuessedFile, train: Iterable[GuessedFile]) -> GuessedFile | None:
+    """The training file that a classifier judged by `one` is fitted on: of its columns, with labels that it has too."""
+    fit = [other for other in train if other.use == one.use == "labelled" and other.roles == one.roles]
+    fit = [other for other in fit if _labels(other) & _labels(one)]
+    return max(fit, key=lambda other: (_set_of(other) == _set_of(one), _folders(other)[0] == _folders(one)[0]), default=None)
+
+
+def _judging_order(judge: tuple[GuessedFile, GuessedFile | None]) -> tuple[bool, bool]:
+    """False, which is first: of a file called like its training file, and of a test file before dev and the like."""
+    one, fitted = judge
+    return fitted is None or _set_of(fitted) != _set_of(one), _held_out(one) != "test"
+
+
+def _labels(one: GuessedFile) -> set[str]:
+    return set(map(str, one.sample.values(one.roles["label"])))
+
+
+def _labelled_faults(one: GuessedFile, guide: str | None) -> Iterator[Fault]:
+    """Why triplets can't be mined from the labelled texts of a file."""
+    if guide in (None, "self"):
+        unmined = "labelled texts, and no guide that triplets could be mined with"
+        yield Fault(one.sample.path, unmined, "a guide model beside labelled texts", "name one: --guide")
+    labels = sorted(_labels(one))
+    if one.sample.whole and len(labels) == 1:
+        found = f"only {shown(labels[0])} under {shown(one.roles['label'])}"
+        yield Fault(one.sample.path, found, "two labels or more", "add rows of another class: negatives are of these")
+
+
+def _suffix(path: Path) -> str:
+    return TableFile(path, "").suffix
+
+
+def _folder_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+
+
+def _folders(one: GuessedFile) -> list[Path]:
+    """The folders that the file is in, the nearest first."""
+    return list(Path(os.path.expanduser(one.sample.path)).absolute().parents)
+
+
+def _stem(one: GuessedFile) -> str:
+    """The file's name without endings and the number of a part; of a file that is called by its number, its folder's."""
+    return SHARD.sub("", one.sample.name) or _folders(one)[0].name
+
+
+def _held_out(one: GuessedFile) -> str:
+    """The word in the file's name that says so: test, dev, ...; "" where none does."""
+    split = HELD_OUT.search(_stem(one))
+    return split[1].lower() if split else ""
+
+
+def _set_of(one: GuessedFile) -> str:
+    """What a training file and its test file are both called: banking77 of banking77_test.jsonl and of banking77/test.jsonl."""
+    names = [SPLIT.sub("", name) for name in (_stem(one), *(folder.name for folder in _folders(one))) if encodable(name)]
+    return next((name for name in names if name.lower() not in SAYS_NOTHING), one.sample.name)
+
+
+def _says_nothing(one: GuessedFile) -> bool:
+    """Whether files of any content have that name."""
+    return SPLIT.sub("", SHARD.sub("", one.sample.name)).lower() in SAYS_NOTHING
+
+
+def _task_of(one: GuessedFile) -> str:
+    """The file's own name, or that of a folder above it, where its own says nothing."""
+    return _set_of(one) if _says_nothing(one) else one.sample.name
+
+
+def _free_name(name: str, taken: Iterable[str]) -> str:
+    """A plain folder name that is not taken yet."""
+    plain = _folder_name(name) or "texts"
+    return next(free for free in chain([plain], (f"{plain}-{number}" for number in count(2))) if free not in taken)
+
+
+def _written(text: str) -> str:
+    """`text` as a YAML scalar for any place: bare where that is safe, else in double quotes with escapes."""
+    bare = re.fullmatch(r"(?:\.{0,2}/)?[A-Za-z_][A-Za-z0-9_./-]*", text)
+    if bare and text.lower() not in ("true", "false", "null", "yes", "no", "on", "off", "y", "n", "self"):
+        return text
+    return yaml.safe_dump(text, default_style='"', allow_unicode=True, width=math.inf).rstrip("\n")
+
+
+def _comment(value: object, characters: int = 60) -> str:
+    """A cell's text, or the first of its texts, as it may stand in a YAML comment."""
+    first, more = (value[0], len(value) - 1) if isinstance(value, list) else (value, 0)
+    line = " ".join(str(first).split())
+    line = line if len(line) <= characters else line[: characters - 1] + "…"
+    return NOT_IN_YAML.sub("\ufffd", line) + (f" (and {more} more)" if more else "")

@@ -1,0 +1,62 @@
+"""A run described in its own folder: config.yaml and run.json."""
+
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from gist_train import __version__
+from gist_train.config.loading import resolved_yaml
+from gist_train.config.schema import Config
+from gist_train.data.files import write_json, write_text
+from gist_train.evaluation.leakage import Leak
+from gist_train.run_folder import Run
+from gist_train.training.distributed import precision_of
+from gist_train.training.setup import Job
+
+PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
+
+
+def describe(run: Run, config: Config, accelerator: Accelerator, job: Job, leakage: Sequence[Leak]) -> None:
+    """Writes config.yaml and run.json of a run folder, which is made where there is none.
+
+    Args:
+        leakage: what the training rows share with evaluation tasks.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_text(run.config, resolved_yaml(config))
+    described = {
+        "gist_train": __version__,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type,
+        "threads": torch.get_num_threads(),
+        "processes": accelerator.num_processes,
+        "precision": precision_of(accelerator),
+        "corpus": job.facts["corpus"],
+        "data": _sources(job.training.corpus.meta),
+        "excluded": {"rows": job.training.corpus.excluded_rows, "texts": job.training.corpus.excluded_texts},
+        "leakage": [asdict(leak) for leak in leakage],
+        "guide": job.facts["guide"],
+        "total_steps": job.training.schedule.total_steps,
+        "stop": job.stop,
+        "started": time.time(),
+        "command": sys.argv,
+    }
+    write_json(run.description, described)
+
+
+def _sources(meta: dict[str, Any]) -> list[dict[str, Any]]:
+    """`name`, `commit` and `rows` of each source; rows are those that were left to train on."""
+    left_out = ("bad", "alone", "same_text", "not_drawn", "excluded")
+    # A corpus that was built before texts could be excluded counts none.
+    rows = [count["read"] - sum(count.get(key, 0) for key in left_out) for count in meta["sources"]]
+    return [{**origin, "rows": left} for origin, left in zip(meta["origins"], rows, strict=True)]

@@ -1,0 +1,290 @@
+"""Joins loop, checkpoints, run log and evaluation: what happens when the loop yields."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+
+from gist_train import __version__
+from gist_train.checks import check, check_folders
+from gist_train.config.errors import Fault, UserError
+from gist_train.config.models import GuideConfig
+from gist_train.config.schema import Config
+from gist_train.data.files import held, write_json
+from gist_train.evaluation.leakage import count_leaks, leakage_line
+from gist_train.evaluation.measuring import Measuring, scores_line
+from gist_train.evaluation.score_file import cut_scores
+from gist_train.preparation import Processes, prepare
+from gist_train.progress import terminal
+from gist_train.results.early_stopping import best_saved, forget_later_end, no_rise, out_of_patience, remember_end, stays_ended
+from gist_train.results.selected import selected_steps
+from gist_train.run_folder import Run
+from gist_train.training import checkpoint as checkpoints
+from gist_train.training.checkpoint import LogSums
+from gist_train.training.checkpoint_writer import CheckpointWriter
+from gist_train.training.display import Display
+from gist_train.training.distributed import (
+    DTYPES,
+    HOST_TIMEOUT,
+    largest_over_ranks,
+    make_accelerator,
+    precision_of,
+    raise_on_all_ranks,
+    same_on_all_ranks,
+)
+from gist_train.training.loop import steps
+from gist_train.training.resume import checkpoint_to_start_from, refuse_other_content, verified_for
+from gist_train.training.run_description import describe
+from gist_train.training.runlog import RunLog
+from gist_train.training.setup import Job, last_step, open_training
+from gist_train.training.signals import StopSignal
+from gist_train.training.throughput import TrainingCost, matmul_rate
+
+NOT_WRITTEN = 1000
+"""What ranks tell each other at a step's end where a checkpoint could not be written: more than any signal's number."""
+
+
+def train(config: Config, *, resume: str = "auto", timeout: float | None = None, console: Console | None = None) -> int:
+    """Trains from where the run folder is to the end, and returns the exit code: 0, or 128 + the signal that stopped it.
+
+    Args:
+        resume: "auto" (from the newest checkpoint, if any), "never" (refuse a folder with a run in it) or a step.
+        timeout: seconds that a rank waits for the others; None for the backend's own.
+        console: where a person reads what is going on; None for stderr.
+
+    Raises:
+        UserError: the data, the models or the run folder are not what the config says.
+        NonFiniteError: loss or gradient is not finite.
+    """
+    signals = StopSignal()  # before the guide's pass: a launcher may go while it runs
+    if timeout is None and config.evaluation.every and config.evaluation.tasks:
+        timeout = HOST_TIMEOUT.total_seconds()
+    accelerator, note = make_accelerator(config.training.precision, timeout)
+    console = console or terminal()
+    console.quiet = console.quiet or not accelerator.is_main_process
+    console.print(_first_line(accelerator))
+    if note:
+        console.print(note)
+    run = Run.of(config)
+    check_folders(config)
+    with _only_writer(run) if accelerator.is_main_process else nullcontext():
+        signal_number = _train_alone(config, accelerator, run, resume, signals, console)
+    accelerator.end_training()
+    return 128 + signal_number if signal_number else 0
+
+
+def _train_alone(config: Config, accelerator: Accelerator, run: Run, resume: str, signals: StopSignal, console: Console) -> int:
+    """`train`, in a run folder that nobody else writes to. Returns the signal that stopped it, or 0."""
+    measuring = check(config)
+    origin = checkpoint_to_start_from(run, resume)
+    selected_steps(run)  # refuses a selected.json that can't be read, before retention goes by it
+    if accelerator.is_main_process:
+        run.ended.unlink(missing_ok=True)
+    else:
+        measuring = replace(measuring, tasks=[])  # read for their faults; the first process measures
+    manifest = verified_for(origin, config) if origin is not None else None  # before the guide is put to work
+    job = open_job(config, accelerator, console)
+    sums = LogSums(step=0)
+    if origin is not None and manifest is not None:
+        refuse_other_content(origin, manifest, job.facts, excluding=config.data.exclude_evaluation_texts)
+        checkpoints.load_checkpoint(origin, job.student, job.training.optimizer, job.training.loss_scale)
+        sums = checkpoints.sums_of(manifest)
+    _refuse_unlike_ranks(sums.step, job.facts)
+    stays = stays_ended(config, run, sums.step)
+    if stays:
+        job = replace(job, stop=sums.step)
+    console.print(_plan_lines(config, job, sums.step), soft_wrap=True)
+    if accelerator.is_main_process:
+        _go_back_to(run, sums.step, console)
+        leaks = count_leaks(job.training.corpus, measuring.tasks)
+        if line := leakage_line(leaks):
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
+        describe(run, config, accelerator, job, leaks)
+    signal_number, step = _drive(config, job, run, sums, measuring, signals, console)
+    if signal_number:
+        console.print("Stopped; checkpoint saved. Run the same command to resume.")
+        return signal_number
+    if accelerator.is_main_process:
+        early = step < last_step(config, job.training.schedule)
+        if early and not stays:
+            remember_end(config, run, step)
+        write_json(run.ended, {"step": step})
+        _tell_end(config, job, run, step, measuring, console, early=early)
+    return 0
+
+
+def open_job(config: Config, accelerator: Accelerator, console: Console) -> Job:
+    """The config's run at step 0, prepared where no run has prepared it yet.
+
+    Raises:
+        UserError: data or models are not what the config says.
+    """
+    processes = Processes(accelerator.num_processes, accelerator.is_local_main_process)
+    prepared = prepare(config, accelerator.device, console, processes, trains_here=True)
+    return open_training(config, accelerator, prepared)
+
+
+def _go_back_to(run: Run, step: int, console: Console) -> None:
+    """Cleans the run folder of what is left half done, and sets aside what is after `step`."""
+    checkpoints.sweep(run)
+    if aside := checkpoints.set_aside_later(run, step):
+        console.print(f"going back to step {step:,}: the checkpoints after it are now in {aside}", soft_wrap=True)
+        if max(selected_steps(run), default=0) > step:
+            console.print(f"what was selected is among them: gist-train select {run}, once there is another", soft_wrap=True)
+    cut_scores(run, step, aside)
+    forget_later_end(run, step)
+
+
+def _drive(
+    config: Config, job: Job, run: Run, sums: LogSums, measuring: Measuring, signals: StopSignal, console: Console
+) -> tuple[int, int]:
+    """Takes the steps that are left; logs, saves and evaluates when they are due.
+
+    Returns the signal that stopped it, or 0, and the step at which it ended.
+    """
+    training, student = job.training, job.student
+    accelerator, total = training.accelerator, training.schedule.total_steps
+    own, processes = run if accelerator.is_main_process else None, accelerator.num_processes
+    cost = TrainingCost.of(student.encoder)
+    rate = matmul_rate(student.encoder, 2048, DTYPES[precision_of(accelerator)])
+    with (
+        RunLog(own, config.name, config.tracking, config.model_dump(mode="json"), sums, training.corpus, total) as log,
+        signals,
+        CheckpointWriter(own, student, training.optimizer, job.facts, training.loss_scale) as writer,
+        Display(console, sums.step, job.stop) as display,
+    ):
+        milestones = _Milestones(config, run, job, measuring, log, writer, console)
+        step, signal_number, every = sums.step, 0, config.evaluation.every
+        # The base model; after an interruption, what it left out.
+        if every and (step % every == 0 or step >= job.stop) and milestones.measure(step):
+            return 0, step
+        for record in steps(training, step, job.stop):
+            step, last = record.step, record.step == job.stop
+            flops = cost.flops(record.groups) * processes
+            display.show(record, log.add(record, flops, rate * processes))
+            signal_number = largest_over_ranks(NOT_WRITTEN if writer.failed else signals.received())
+            if signal_number == NOT_WRITTEN:
+                milestones.settle()  # raises
+            evaluated = every and (step % every == 0 or last)
+            if step % config.checkpoint.every == 0 or last or evaluated or signal_number:
+                milestones.save()
+            # Before it is evaluated: a score is of use only where there is a checkpoint, and nothing is lost if measuring fails.
+            if last or evaluated or signal_number:
+                milestones.settle()
+            if signal_number or (evaluated and milestones.measure(step)):
+                break
+        if writer.count:
+            console.print(f"checkpoints: {writer.count:,}, {log.checkpoint_share:.1%} of the time", highlight=False)
+    return signal_number, step
+
+
+@dataclass(frozen=True, slots=True)
+class _Milestones:
+    """What is done at some steps besides the step: checkpoints, which another thread writes, and evaluations."""
+
+    config: Config
+    run: Run
+    job: Job
+    measuring: Measuring
+    log: RunLog
+    writer: CheckpointWriter
+    console: Console
+
+    def save(self) -> None:
+        """Copies what a checkpoint holds. It is whole after the next `settle`, and so are the metrics up to it."""
+        self.settle()
+        with self.log.standing_still():
+            after = partial(_retire, self.run, self.config, self.measuring)
+            self.writer.save(self.log.sums(), before=self.log.sync, after=after)
+
+    def settle(self) -> None:
+        """Waits for the checkpoint under way. Where it could not be written, all ranks end."""
+        with self.log.standing_still():
+            raise_on_all_ranks(self.writer.wait(), "a checkpoint failed on the first process, which says why")
+
+    def measure(self, step: int) -> bool:
+        """Whether the run ends here, for want of a rise: the first process measures, the others hear of it."""
+        ends, failure = False, None
+        if self.job.training.accelerator.is_main_process and self.measuring.tasks:
+            try:
+                scores = self.measuring.of_step(self.run, step, self.job.student)
+                self.log.add_scores(step, scores)
+                name = f"step {step:,}" if step else "base"
+                self.console.print(scores_line(name, scores), soft_wrap=True, highlight=False)
+                ends = out_of_patience(self.config, self.run, self.measuring, step)
+            except Exception as error:  # whatever it is, the others must not wait for it
+                failure = error
+        raise_on_all_ranks(failure, "the evaluation failed on the first process, which says why")
+        return bool(largest_over_ranks(ends))
+
+
+@contextmanager
+def _only_writer(run: Run) -> Iterator[None]:
+    """Raises UserError where another process trains in the run folder: two writers would tear each other's checkpoints."""
+    with held(run.writer_lock) as alone:
+        if not alone:
+            fix = "wait for it, stop it, or give this training a name of its own"
+            raise UserError(Fault(f"run folder {run}", "another process that trains in it", "one at a time", fix))
+        yield
+
+
+def _refuse_unlike_ranks(step: int, facts: dict[str, Any]) -> None:
+    """Raises UserError on all ranks where they would not start from one checkpoint over one corpus."""
+    corpus = int(facts["corpus"][:15], 16)
+    # Both are asked on every rank: a question that one rank leaves out would keep the others waiting.
+    alike = [same_on_all_ranks(value) for value in (step, corpus)]
+    if not all(alike):
+        unlike = "checkpoints of different steps" if not alike[0] else "data of different content"
+        fix = "put output_dir and data on a shared disk"
+        raise UserError(Fault("the processes of this run", unlike, "one run folder and one corpus", fix))
+
+
+def _first_line(accelerator: Accelerator) -> str:
+    count = accelerator.num_processes
+    processes = f"{count} process{'es' if count > 1 else ''}"
+    where = f"{accelerator.device.type}, {torch.get_num_threads()} threads each, {precision_of(accelerator)}"
+    return f"gist-train {__version__}: {processes} on {where}"
+
+
+def _plan_lines(config: Config, job: Job, done: int) -> str:
+    counts = job.training.plan.counts(job.training.plan.epoch_of(done + 1))
+    total = job.training.schedule.total_steps
+    guide = config.guide.name if isinstance(config.guide, GuideConfig) else config.guide or "none"
+    shared = f", {counts.shared_text:,} beside a row with the same text" if counts.shared_text else ""
+    resuming = f", resuming from step {done:,}" if done else ""
+    ends = f", stopping at {job.stop:,}" if job.stop < total else ""
+    return (
+        f"{counts.rows:,} rows, {counts.left_out:,} of them in no batch of this epoch{shared}; guide: {guide}\n"
+        f"{total:,} steps of {config.training.batch_size} triplets{resuming}{ends}"
+    )
+
+
+def _tell_end(config: Config, job: Job, run: Run, step: int, measuring: Measuring, console: Console, *, early: bool) -> None:
+    """Says where the run ended, and what a person may want to do next."""
+    if early:
+        why = f"ended early: {no_rise(config, run, measuring)}"
+        fix = "Raise evaluation.stop_after or training.stop_at_step to train further"
+        console.print(f"{why}. {fix}", soft_wrap=True, highlight=False)
+    console.print(f"done: step {step:,} of {job.training.schedule.total_steps:,}: {run}", soft_wrap=True)
+    following = [f"gist-train export {run}"]
+    if measuring.tasks:
+        following = [f"gist-train evaluate {run}", f"gist-train select {run}", *following]
+    console.print(f"next: {', '.join(following)}", soft_wrap=True, highlight=False)
+
+
+def _retire(run: Run, config: Config, measuring: Measuring) -> None:
+    try:
+        kept = {*selected_steps(run), best_saved(config, run, measuring)}
+    except UserError:  # selected.json was spoilt meanwhile: training continues, and deletes nothing
+        return
+    checkpoints.retire_checkpoints(
+        run,
+        keep_last=config.checkpoint.keep_last,
+        keep_every=config.checkpoint.keep_every,
+        kept=lambda step: step in kept or checkpoints.in_window(config.selection, step),
+    )
