@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gist_train.model.masks import BLOCKS, SIDES, Options, Side, look, rows_between, similarity_tolerance
+from gist_train.model.masks import BLOCKS, SIDES, Options, Side, rows_between, similarity_tolerance, tile_of
 
 _GATHER = 0x0102040810204080
 """Times 8 bytes of 0 or 1, read as one number, this has them all in its highest byte; what is higher is lost, as it should be."""
@@ -30,8 +30,8 @@ def blockwise_losses(
         RuntimeError: in backward, with create_graph: there is no second derivative.
     """
     students = [student for side in sides for student in side.students]
-    found: tuple[Tensor, Tensor, Tensor] = _Blockwise.apply(sides, (start, stop, block_size), options, *students)  # type: ignore[no-untyped-call]
-    return found
+    out: tuple[Tensor, Tensor, Tensor] = _Blockwise.apply(sides, (start, stop, block_size), options, *students)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _Blockwise(torch.autograd.Function):
@@ -49,28 +49,28 @@ class _Blockwise(torch.autograd.Function):
         for first, last in _parts(start, stop, size):
             rows = rows_between(sides, first, last, options)
             here = slice(first - start, last - start)
-            for at, (anchors, positives) in enumerate(zip(rows.anchors.students, rows.positives.students, strict=True)):
+            for d, (anchors, positives) in enumerate(zip(rows.anchors.students, rows.positives.students, strict=True)):
                 # A row's own pair is in its sum from the beginning, and in no tile.
-                own[at, here] = (anchors * positives).sum(dim=1) / options.temperature
+                own[d, here] = (anchors * positives).sum(dim=1) / options.temperature
             peak[:, here], total[:, here] = own[:, here], 1.0
             for block, left, right in _columns(lengths, size, options):
-                seen = look(block, sides, rows, left, right)
+                tile = tile_of(block, sides, rows, left, right)
                 if block == "ap":
-                    seen.leaves.diagonal(first - left).fill_(True)
+                    tile.mask.diagonal(first - left).fill_(True)
                 index = BLOCKS.index(block)
-                candidates[index] += seen.candidates
-                masked[index] += seen.candidates
-                for at in range(len(options.weights)):
-                    logits = _logits(seen.from_side.students[at], seen.to_side.students[at], options.temperature)
-                    leaves = seen.leaves
+                candidates[index] += tile.count
+                masked[index] += tile.count
+                for d in range(len(options.weights)):
+                    logits = _logits(tile.queries.students[d], tile.candidates.students[d], options.temperature)
+                    mask = tile.mask
                     if options.hard_only:
-                        border = own[at, here] - similarity_tolerance(own) / options.temperature
-                        leaves = leaves | (logits < border[:, None])
-                    if at == 0:
-                        masked[index] -= leaves.numel() - leaves.count_nonzero()
-                    if at == 0 or options.hard_only:
-                        bits.write(leaves)
-                    _add(logits.masked_fill_(leaves, -torch.inf), peak[at, here], total[at, here])
+                        border = own[d, here] - similarity_tolerance(own) / options.temperature
+                        mask = mask | (logits < border[:, None])
+                    if d == 0:
+                        masked[index] -= mask.numel() - mask.count_nonzero()
+                    if d == 0 or options.hard_only:
+                        bits.write(mask)
+                    _add(logits.masked_fill_(mask, -torch.inf), peak[d, here], total[d, here])
         ctx.save_for_backward(*students, own, peak, total, bits.packed)
         ctx.span, ctx.options = span, options
         ctx.mark_non_differentiable(masked, candidates)
@@ -85,7 +85,7 @@ class _Blockwise(torch.autograd.Function):
         count = 3 * dimensions
         students, (own, peak, total, packed) = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         bits = _Bits(packed)
-        # Number `at` of a side is what it is over that dimension.
+        # Number d of a side is what it is over that dimension.
         sides = [students[n : n + dimensions] for n in range(0, count, dimensions)]
         gradients = [[torch.zeros_like(student) for student in side] for side in sides]
         # Of a candidate's logit: its share of the row's sum, times the row's gradient and the loss's weight.
@@ -94,19 +94,19 @@ class _Blockwise(torch.autograd.Function):
             for first, last in _parts(start, stop, size):
                 here = slice(first - start, last - start)
                 for block, left, right in _columns([len(side[0]) for side in sides], size, options):
-                    from_side, to_side = SIDES[block]
-                    for at in range(dimensions):
-                        if at == 0 or options.hard_only:
-                            leaves = bits.read(last - first, right - left)
-                        x, y = sides[from_side][at][first:last], sides[to_side][at][left:right]
-                        slopes = _logits(x, y, options.temperature).sub_(peak[at, here, None]).exp_()
-                        slopes.masked_fill_(leaves, 0.0).mul_(scale[at, here, None])
-                        gradients[from_side][at][first:last].addmm_(slopes, y)
-                        gradients[to_side][at][left:right].addmm_(slopes.T, x)
+                    query, candidate = SIDES[block]
+                    for d in range(dimensions):
+                        if d == 0 or options.hard_only:
+                            mask = bits.read(last - first, right - left)
+                        x, y = sides[query][d][first:last], sides[candidate][d][left:right]
+                        slopes = _logits(x, y, options.temperature).sub_(peak[d, here, None]).exp_()
+                        slopes.masked_fill_(mask, 0.0).mul_(scale[d, here, None])
+                        gradients[query][d][first:last].addmm_(slopes, y)
+                        gradients[candidate][d][left:right].addmm_(slopes.T, x)
         own_slopes = scale * ((own - peak).exp() - total)
-        for at in range(dimensions):
+        for d in range(dimensions):
             for side, other in ((0, 1), (1, 0)):
-                gradients[side][at][start:stop].addcmul_(own_slopes[at, :, None], sides[other][at][start:stop])
+                gradients[side][d][start:stop].addcmul_(own_slopes[d, :, None], sides[other][d][start:stop])
         return None, None, None, *(of_student for of_side in gradients for of_student in of_side)
 
 

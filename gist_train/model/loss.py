@@ -5,10 +5,10 @@ flat pool, D width of the student, G width of the guide. Every row contrasts wit
 
     ap  s(anchor_i, positive_j)    an  s(anchor_i, negative_k)    aa  s(anchor_i, anchor_j)    pp  s(positive_i, positive_j)
 
-A candidate leaves the partition function where the guide finds it more similar than the row's own pair.
+A candidate is masked, that is, left out of the sum, where the guide finds it more similar than the row's own pair.
 
-With dimensions given, the loss is a weighted sum of losses over the first numbers of the embeddings alone (Matryoshka
-representation learning, Kusupati et al. 2022, arXiv 2205.13147). What leaves by the guide is the same for all of them.
+With dimensions given, the loss is a weighted sum of losses over the first dimensions of the embeddings alone (Matryoshka
+representation learning, Kusupati et al. 2022, arXiv 2205.13147). What the guide masks is the same for all of them.
 """
 
 from collections.abc import Sequence
@@ -21,19 +21,19 @@ from torch.nn.functional import cross_entropy, normalize
 
 from gist_train.model.blockwise import blockwise_losses
 from gist_train.model.masks import BLOCKS as BLOCKS
-from gist_train.model.masks import SIDES, Look, Options, Rows, Side, look, rows_between, similarity_tolerance
+from gist_train.model.masks import SIDES, Options, Rows, Side, Tile, rows_between, similarity_tolerance, tile_of
 
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """What a call of `guided_contrastive_loss` found."""
+    """What a call of `guided_contrastive_loss` gives."""
 
     loss: Tensor
     """Scalar: sum(row_losses) / B, so that ranks' losses add up to the batch mean."""
     row_losses: Tensor
     """(R,) cross entropy of each row computed here, detached; with dimensions their weighted sum."""
     masked: Tensor
-    """(4,) int64: candidates of each of `BLOCKS` that left the partition function: too similar, a duplicate, or not hard (which
+    """(4,) int64: candidates of each of `BLOCKS` that were masked: too similar, a duplicate, or not hard (which
     is counted for the largest of the dimensions)."""
     candidates: Tensor
     """(4,) int64: candidates of each of `BLOCKS` before masking, a row's own column not counted; the same for all dimensions."""
@@ -65,28 +65,28 @@ def guided_contrastive_loss(
     negative_rows: Tensor | None = None,
     rows: tuple[int, int] | None = None,
 ) -> LossOutput:
-    """Cross entropy of s / temperature against each row's own positive, over the candidates that the guide lets stand.
+    """Cross entropy of s / temperature against each row's own positive, over the candidates that the guide does not mask.
 
     Args:
         anchor, positive: (B, D) embeddings of the student, of any length: they are normalised here.
         negative: (M, D), a pool that all rows share, or None.
         guide_anchor, guide_positive, guide_negative: (B, G), (B, G), (M, G), or all None for no guide.
         temperature: divides the similarities (the inverse of sentence-transformers' `scale`).
-        margin, margin_strategy: a candidate of row i leaves where the guide's similarity is greater than
+        margin, margin_strategy: a candidate of row i is masked where the guide's similarity is greater than
             g_i - margin ("absolute") or g_i - |g_i| margin ("relative"), g_i the guide's similarity of the row's own pair.
         contrast_anchors, contrast_positives: whether the blocks aa and pp take part.
-        negatives: "hard" also drops candidates that the student already finds less similar than the row's own positive.
+        negatives: "hard" also masks candidates that the student already finds less similar than the row's own positive.
             With dimensions each has negatives of its own: which are hard depends on the similarities at hand.
         block_size: the similarities of so many rows with so many candidates are in memory at a time, forward and backward, and
             a bit for every candidate in between; None for all at once. Small blocks are slow: 2,048 is a good number on a CPU.
-        dimensions: given, the loss is the sum over d of its weight times the loss over the first d numbers of each of the
+        dimensions: given, the loss is the sum over d of its weight times the loss over the first d dimensions of the
             student's embeddings, normalised anew, as in sentence-transformers' MatryoshkaLoss around its GISTEmbedLoss. Their
             order is of no account. The guide's embeddings are not cut: its masks are made once and serve all dimensions.
         dimension_weights: one for each of the dimensions; None for 1 each.
         anchor_ids, positive_ids, negative_ids: (B,), (B,), (M,) text ids; given, candidates that are the same text as the
-            row's anchor or positive leave.
-        labels, negative_labels: (B,) of anchor and positive, (M,), -1 for none; given, candidates with the anchor's label leave,
-            guide or no guide.
+            row's anchor or positive are masked.
+        labels, negative_labels: (B,) of anchor and positive, (M,), -1 for none; given, candidates with the anchor's label are
+            masked, guide or no guide.
         own_negatives_only: (B,) bool: rows that keep their own positive and negatives as candidates and nothing else of the
             batch (FlagEmbedding's `no_in_batch_neg`, by row); `negative_rows` (M,), the row of each negative, comes with it.
         rows: (start, stop) of the rows to compute where several processes share the batch; None for all B. The sum of
@@ -98,8 +98,9 @@ def guided_contrastive_loss(
     Raises:
         ValueError: shapes, dimensions or weights that do not fit, or a guide or ids given for some of the texts only.
 
-    The row's own positive never leaves; the diagonals of aa and pp always do. In the authors' code (avsolatorio/GISTEmbed)
-    these diagonals leave only because guide(x, x) is the largest similarity there is, which rounding or a negative margin undoes.
+    The row's own positive is never masked; the diagonals of aa and pp always are. In the authors' code (avsolatorio/GISTEmbed)
+    these diagonals are masked only because guide(x, x) is the largest similarity there is, which rounding or a negative margin
+    undoes.
     """
     _check_options(temperature, margin_strategy, negatives, block_size)
     widths, weights = _weighted_dimensions(dimensions, dimension_weights, anchor.shape[-1])
@@ -167,20 +168,19 @@ def _sides(dimensions: Sequence[int], **given: tuple[Tensor | None, Tensor | Non
     """Anchors, positives and negatives, checked against one another; absent negatives become a pool of none.
 
     Args:
-        dimensions: how many of the student's numbers, counted from the first, are taken.
+        dimensions: how many of the student's dimensions, counted from the first, are taken.
         given: by field of `Side`, what is given of anchors, positives and negatives.
     """
     anchor, _, negative = given["student"]
     assert anchor is not None
-    for field, of in given.items():
-        if of[0] is None and any(value is not None for value in of):
+    for field, triple in given.items():
+        if triple[0] is None and any(value is not None for value in triple):
             raise ValueError(f"{field} must be given for anchor, positive and negative, or for none: anchor differs")
     sides = []
-    for at, name in enumerate(("anchor", "positive", "negative")):
-        # For absent negatives, an empty part of what the anchors have.
-        values = {
-            field: None if of[0] is None else of[0][:0] if at == 2 and negative is None else of[at] for field, of in given.items()
-        }
+    for side, name in enumerate(("anchor", "positive", "negative")):
+        values = {field: triple[side] for field, triple in given.items()}
+        if name == "negative" and negative is None:  # an empty part of what the anchors have
+            values = {field: None if of_anchors is None else of_anchors[:0] for field, (of_anchors, _, _) in given.items()}
         student = values["student"]
         assert student is not None
         if student.ndim != 2 or student.shape[1] != anchor.shape[1] or (name == "positive" and len(student) != len(anchor)):
@@ -201,33 +201,33 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _whole_losses(sides: Sequence[Side], start: int, stop: int, options: Options) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses (R,), masked (4,) and candidates (4,) of rows start to stop, all at once: the slow, obvious twin of the blocks."""
+    """Losses (R,), masked (4,) and candidates (4,) of rows start to stop, all at once: the slow, obvious twin of the tiles."""
     rows = rows_between(sides, start, stop, options)
-    looks = [look(block, sides, rows, 0, len(sides[SIDES[block][1]])) for block in options.blocks]
-    losses, stay = _over_dimension(0, looks, rows, options)
-    for at in range(1, len(options.weights)):
-        losses = losses + _over_dimension(at, looks, rows, options)[0]
+    tiles = [tile_of(block, sides, rows, 0, len(sides[SIDES[block][1]])) for block in options.blocks]
+    losses, kept = _over_dimension(0, tiles, rows, options)
+    for d in range(1, len(options.weights)):
+        losses = losses + _over_dimension(d, tiles, rows, options)[0]
     masked, candidates = torch.zeros(2, 4, dtype=torch.int64, device=losses.device)
-    for seen, staying in zip(looks, stay, strict=True):
-        index = BLOCKS.index(seen.block)
-        candidates[index], masked[index] = seen.candidates, seen.candidates - staying
+    for tile, kept_in_tile in zip(tiles, kept, strict=True):
+        index = BLOCKS.index(tile.block)
+        candidates[index], masked[index] = tile.count, tile.count - kept_in_tile
     return losses, masked, candidates
 
 
-def _over_dimension(at: int, looks: Sequence[Look], rows: Rows, options: Options) -> tuple[Tensor, list[Tensor]]:
-    """Over the dimension of number `at`: cross entropies (R,) times its weight, and how many candidates stay in each look."""
-    own_score = (rows.anchors.students[at] * rows.positives.students[at]).sum(dim=1).detach()
-    scores, stay = [], []
-    for seen in looks:
-        score = seen.from_side.students[at] @ seen.to_side.students[at].T
-        leaves = seen.leaves
+def _over_dimension(d: int, tiles: Sequence[Tile], rows: Rows, options: Options) -> tuple[Tensor, list[Tensor]]:
+    """Over dimension number `d`: cross entropies (R,) times its weight, and how many candidates of each tile are not masked."""
+    own_score = (rows.anchors.students[d] * rows.positives.students[d]).sum(dim=1).detach()
+    scores, kept = [], []
+    for tile in tiles:
+        score = tile.queries.students[d] @ tile.candidates.students[d].T
+        mask = tile.mask
         if options.hard_only:
-            leaves = leaves | (score.detach() < own_score[:, None] - similarity_tolerance(own_score))
-            if seen.block == "ap":
-                leaves.diagonal(rows.first).fill_(False)
-        # A row's own positive stands, and is no candidate.
-        stay.append((~leaves).sum() - (len(own_score) if seen.block == "ap" else 0))
-        scores.append(score.masked_fill(leaves, -torch.inf))
+            mask = mask | (score.detach() < own_score[:, None] - similarity_tolerance(own_score))
+            if tile.block == "ap":
+                mask.diagonal(rows.first).fill_(False)
+        # A row's own positive is in the sum, and is no candidate.
+        kept.append((~mask).sum() - (len(own_score) if tile.block == "ap" else 0))
+        scores.append(score.masked_fill(mask, -torch.inf))
     logits = torch.cat(scores, dim=1) / options.temperature
     own = torch.arange(rows.first, rows.first + len(own_score), device=own_score.device)
-    return options.weights[at] * cross_entropy(logits, own, reduction="none"), stay
+    return options.weights[d] * cross_entropy(logits, own, reduction="none"), kept

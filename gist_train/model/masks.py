@@ -1,4 +1,4 @@
-"""Which candidates of the guided contrastive loss leave the partition function whatever the student says.
+"""Which candidates of the guided contrastive loss are masked, that is, left out of its sums, whatever the student says.
 
 Pure torch, with the legend of `loss.py`: R rows that are computed together, N candidates of a block, G width of the guide.
 """
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 SIDES = {"ap": (0, 1), "an": (0, 2), "aa": (0, 0), "pp": (1, 1)}
-"""By block, the side that looks and the one that it looks at: 0 for anchors, 1 for positives, 2 for negatives."""
+"""By block, the sides of its queries and of its candidates: 0 for anchors, 1 for positives, 2 for negatives."""
 BLOCKS = tuple(SIDES)
 
 
@@ -70,24 +70,24 @@ class Rows:
     anchors: Side
     positives: Side
     threshold: Tensor | None
-    """(R, 1) the guide's similarity above which a candidate leaves; None without a guide."""
+    """(R, 1) the guide's similarity above which a candidate is masked; None without a guide."""
     alone: Tensor | None
     """(R,) bool: those that contrast with their own negatives alone."""
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """One block of candidates, or some of its columns, as R rows see it."""
+class Tile:
+    """R rows of a block, and all or some of its columns."""
 
     block: str
-    from_side: Side
-    """Those that look, R of them."""
-    to_side: Side
-    """Those that they look at, N of them."""
-    leaves: Tensor
-    """(R, N) bool: no candidates, and those that leave."""
-    candidates: Tensor
-    """Scalar int64: pairs that were candidates before any left."""
+    queries: Side
+    """R of them."""
+    candidates: Side
+    """N of them."""
+    mask: Tensor
+    """(R, N) bool: True where a pair is masked or never was a candidate."""
+    count: Tensor
+    """Scalar int64: pairs that are candidates, masked ones included."""
 
 
 def rows_between(sides: Sequence[Side], first: int, last: int, options: Options) -> Rows:
@@ -99,58 +99,58 @@ def rows_between(sides: Sequence[Side], first: int, last: int, options: Options)
     return Rows(first, a, p, limit, None if options.own_only is None else options.own_only[first:last])
 
 
-def look(block: str, sides: Sequence[Side], rows: Rows, left: int, right: int) -> Look:
-    """The masks of columns left to right of a block. A row's own positive stays, and is not counted; the diagonals of aa and pp
-    are no candidates."""
-    from_side, to_side = (rows.anchors, rows.positives)[SIDES[block][0]], sides[SIDES[block][1]].between(left, right)
+def tile_of(block: str, sides: Sequence[Side], rows: Rows, left: int, right: int) -> Tile:
+    """Columns left to right of a block. A row's own positive is not masked and not counted; the diagonals of aa and pp are no
+    candidates."""
+    query_side, candidate_side = SIDES[block]
+    queries, candidates = (rows.anchors, rows.positives)[query_side], sides[candidate_side].between(left, right)
     own = rows.first - left  # the column of the first row's own positive, anchor or itself, here or not
-    leaves = _leaves(from_side, to_side, rows)
-    stands = _stands(to_side, rows)
-    if stands is None:
-        count = leaves.numel() - (0 if block == "an" else leaves.diagonal(own).numel())
-        candidates = torch.full((), count, dtype=torch.int64, device=leaves.device)
+    mask = _masked(queries, candidates, rows)
+    eligible = _eligible(candidates, rows)
+    if eligible is None:
+        count = torch.full((), mask.numel() - (0 if block == "an" else mask.diagonal(own).numel()), device=mask.device)
     else:  # what is no candidate at all counts neither as one nor as masked
         if block != "an":
-            stands.diagonal(own).fill_(False)
-        candidates = stands.sum()
-        leaves |= ~stands
+            eligible.diagonal(own).fill_(False)
+        count = eligible.sum()
+        mask |= ~eligible
     if block != "an":  # column i belongs to row i itself
-        leaves.diagonal(own).fill_(block != "ap")
-    return Look(block, from_side, to_side, leaves, candidates)
+        mask.diagonal(own).fill_(block != "ap")
+    return Tile(block, queries, candidates, mask, count)
 
 
 def threshold(own: Tensor, margin: float, strategy: str) -> Tensor:
-    """(R, 1): the guide's similarity above which a candidate leaves, from that of the row's own pair, (R,)."""
+    """(R, 1): the guide's similarity above which a candidate is masked, from that of the row's own pair, (R,)."""
     lowered_by = margin if strategy == "absolute" else own.abs() * margin
     return (own - lowered_by + similarity_tolerance(own))[:, None]
 
 
 def similarity_tolerance(similarities: Tensor) -> float:
-    """How far two roundings of one similarity may lie apart.
+    """How far two roundings of one similarity may be apart.
 
-    An exact duplicate of the positive has the similarity of the threshold, and stays (where ids are given, its id removes it).
-    Without this tolerance the last bit would decide, which differs from one block size or number of processes to the next.
+    An exact duplicate of the positive has the similarity of the threshold, and is not masked (where ids are given, its id masks
+    it). Without this tolerance the last bit would decide, which differs from one block size or number of processes to the next.
     """
     return 8 * torch.finfo(similarities.dtype).eps
 
 
-def _stands(to_side: Side, rows: Rows) -> Tensor | None:
-    """(R, N) bool: what is a candidate at all, before anything leaves; None where everything is."""
-    if rows.alone is None or rows.anchors.rows is None or to_side.rows is None:
+def _eligible(candidates: Side, rows: Rows) -> Tensor | None:
+    """(R, N) bool: what is a candidate at all, masked or not; None where everything is."""
+    if rows.alone is None or rows.anchors.rows is None or candidates.rows is None:
         return None
-    return ~rows.alone[:, None] | (to_side.rows[None, :] == rows.anchors.rows[:, None])
+    return ~rows.alone[:, None] | (candidates.rows[None, :] == rows.anchors.rows[:, None])
 
 
-def _leaves(from_side: Side, to_side: Side, rows: Rows) -> Tensor:
-    """(R, N) bool: candidates that the guide, their text id or their label removes."""
+def _masked(queries: Side, candidates: Side, rows: Rows) -> Tensor:
+    """(R, N) bool: candidates that the guide, their text id or their label masks."""
     anchors, positives = rows.anchors, rows.positives
-    if rows.threshold is not None and from_side.guide is not None and to_side.guide is not None:
-        leaves = from_side.guide @ to_side.guide.T > rows.threshold
+    if rows.threshold is not None and queries.guide is not None and candidates.guide is not None:
+        masked = queries.guide @ candidates.guide.T > rows.threshold
     else:
-        leaves = torch.zeros(len(from_side), len(to_side), dtype=torch.bool, device=to_side.students[0].device)
-    if to_side.ids is not None and anchors.ids is not None and positives.ids is not None:
-        leaves |= to_side.ids[None, :] == anchors.ids[:, None]
-        leaves |= to_side.ids[None, :] == positives.ids[:, None]
-    if to_side.labels is not None and anchors.labels is not None:
-        leaves |= (to_side.labels[None, :] == anchors.labels[:, None]) & (anchors.labels >= 0)[:, None]
-    return leaves
+        masked = torch.zeros(len(queries), len(candidates), dtype=torch.bool, device=candidates.students[0].device)
+    if candidates.ids is not None and anchors.ids is not None and positives.ids is not None:
+        masked |= candidates.ids[None, :] == anchors.ids[:, None]
+        masked |= candidates.ids[None, :] == positives.ids[:, None]
+    if candidates.labels is not None and anchors.labels is not None:
+        masked |= (candidates.labels[None, :] == anchors.labels[:, None]) & (anchors.labels >= 0)[:, None]
+    return masked
