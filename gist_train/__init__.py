@@ -28,7 +28,7 @@ __all__ = [
     "plan",
     "train",
 ]
-# No module beside this file may have one of these names: once imported, it would stand in the function's place.
+# No module beside this file may have one of these names: once imported, it would take the function's place.
 _HOMES = {
     "Config": "config.schema",
     "LossOutput": "model.loss",

@@ -1,6 +1,6 @@
 """What `prepare`, `plan` and `train` refuse before any work is done: what one of them refuses, all do, in the same words.
 
-What only this machine can't do, `train` refuses and the others tell.
+What only this machine can't do, `train` refuses and the others report.
 """
 
 import os
@@ -73,7 +73,7 @@ def check_device(config: Config, student: Pretrained, device: torch.device, proc
     check_graphs(config.training, student, device, precision_on(config.training.precision, device), processes)
 
 
-def tell_of_device(config: Config, student: Pretrained, device: torch.device, console: Console) -> None:
+def report_device(config: Config, student: Pretrained, device: torch.device, console: Console) -> None:
     """Says what training would refuse on this device: who plans or prepares often does so on another machine."""
     try:
         check_device(config, student, device)

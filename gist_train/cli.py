@@ -88,7 +88,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Say what training will do, without training: steps, warm-up, dropped rows, tokens, memory, disk."""
-    loaded = load_config(config, set_ or [])  # before anything slow is imported: a typo is told at once
+    loaded = load_config(config, set_ or [])  # before anything slow is imported: a typo is reported at once
     from gist_train.planning.page import plan_page
     from gist_train.planning.plan import plan as make_plan
 
@@ -236,7 +236,7 @@ def export(
 
 
 def _config_and_run(path: Path, overrides: list[str]) -> tuple[Config, Run]:
-    """The config and the run folder that a run folder or a YAML stands for."""
+    """The config and the run folder that a run folder or a YAML names."""
     if not path.exists():
         raise UserError(Fault(str(path), "no such file or folder", "a run folder, or the YAML that made it", "correct the path"))
     if path.is_dir():
@@ -246,7 +246,7 @@ def _config_and_run(path: Path, overrides: list[str]) -> tuple[Config, Run]:
     return config, Run.of(config)
 
 
-def _tell(error: Exception) -> None:
+def _report(error: Exception) -> None:
     """Says what went wrong: whole on the first process, in a line on the others, which mostly meet the same."""
     rank, message = os.environ.get("RANK", "0"), str(error)
     if rank != "0":
@@ -278,10 +278,10 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        _tell(error)
+        _report(error)
         sys.exit(2)
     except (ArithmeticError, OSError, SafetensorError) as error:
-        _tell(error)
+        _report(error)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from gist_train.checks import check_device, check_student, tell_of_device
+from gist_train.checks import check_device, check_student, report_device
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.models import GuideConfig
 from gist_train.config.schema import Config, DataConfig, cache_folder
@@ -68,7 +68,7 @@ def prepare(
     if trains_here:
         check_device(config, student, device, processes.count)
     else:
-        tell_of_device(config, student, device, console)
+        report_device(config, student, device, console)
     corpus = prepare_corpus(config, device, console, processes)
     plan = batch_plan(config, corpus)  # refuses too few rows, before the guide is put to work
     tokens = prepare_tokens(corpus, student, console)

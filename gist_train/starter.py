@@ -42,7 +42,7 @@ class Uses:
 
 
 def starter_yaml(files: Sequence[Path], *, model: str, guide: str | None, to: Path) -> str:
-    """A commented YAML that trains `model` on `files`, as `load_config` accepts it; a folder stands for its data files.
+    """A commented YAML that trains `model` on `files`, as `load_config` accepts it; a folder means its data files.
 
     Args:
         model: hub id or local folder of the student.
@@ -233,7 +233,7 @@ def _written(text: str) -> str:
 
 
 def _comment(value: object, characters: int = 60) -> str:
-    """A cell's text, or the first of its texts, as it may stand in a YAML comment."""
+    """A cell's text, or the first of its texts, as it may be in a YAML comment."""
     first, more = (value[0], len(value) - 1) if isinstance(value, list) else (value, 0)
     line = " ".join(str(first).split())
     line = line if len(line) <= characters else line[: characters - 1] + "…"

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -25,7 +24,7 @@ from gist_train.results.early_stopping import best_saved, forget_later_end, no_r
 from gist_train.results.selected import selected_steps
 from gist_train.run_folder import Run
 from gist_train.training import checkpoint as checkpoints
-from gist_train.training.checkpoint import LogSums
+from gist_train.training.checkpoint import Facts, LogSums
 from gist_train.training.checkpoint_writer import CheckpointWriter
 from gist_train.training.display import Display
 from gist_train.training.distributed import (
@@ -153,7 +152,7 @@ def _drive(
     cost = TrainingCost.of(student.encoder)
     rate = matmul_rate(student.encoder, 2048, DTYPES[precision_of(accelerator)])
     with (
-        RunLog(own, config.name, config.tracking, config.model_dump(mode="json"), sums, training.corpus, total) as log,
+        RunLog(own, config, sums, training.corpus, total) as log,
         signals,
         CheckpointWriter(own, student, training.optimizer, job.facts, training.loss_scale) as writer,
         Display(console, sums.step, job.stop) as display,
@@ -198,13 +197,13 @@ class _Milestones:
     def save(self) -> None:
         """Copies what a checkpoint holds. It is whole after the next `settle`, and so are the metrics up to it."""
         self.settle()
-        with self.log.standing_still():
+        with self.log.waiting():
             after = partial(_retire, self.run, self.config, self.measuring)
             self.writer.save(self.log.sums(), before=self.log.sync, after=after)
 
     def settle(self) -> None:
         """Waits for the checkpoint under way. Where it could not be written, all ranks end."""
-        with self.log.standing_still():
+        with self.log.waiting():
             raise_on_all_ranks(self.writer.wait(), "a checkpoint failed on the first process, which says why")
 
     def measure(self, step: int) -> bool:
@@ -233,9 +232,9 @@ def _only_writer(run: Run) -> Iterator[None]:
         yield
 
 
-def _refuse_unlike_ranks(step: int, facts: dict[str, Any]) -> None:
+def _refuse_unlike_ranks(step: int, facts: Facts) -> None:
     """Raises UserError on all ranks where they would not start from one checkpoint over one corpus."""
-    corpus = int(facts["corpus"][:15], 16)
+    corpus = int(facts.corpus[:15], 16)
     # Both are asked on every rank: a question that one rank leaves out would keep the others waiting.
     alike = [same_on_all_ranks(value) for value in (step, corpus)]
     if not all(alike):

@@ -43,7 +43,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("command", ["train", "plan", "prepare"])
-def test_a_dimension_that_the_student_does_not_have_is_told_before_any_work(write_config, tmp_path, command):
+def test_dimensions_that_the_student_lacks_are_refused_early(write_config, tmp_path, command):
     """The loss would find out at the first step, after the guide's pass of hours."""
     ended = gist(command, write_config(loss={"dimensions": [8, 33]}))
     assert ended.code == 2

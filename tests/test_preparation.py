@@ -260,7 +260,7 @@ def test_labelled_texts_of_a_test_set_are_not_mined(write_config, intents, write
     assert not {text for row in rows_of(corpus) for text in row} & set(quickstart_texts[:9])
 
 
-def test_a_broken_evaluation_file_is_told_before_anything_is_read(write_config, write_rows, triplets):
+def test_a_broken_evaluation_file_is_refused_first(write_config, write_rows, triplets):
     """It decides which rows there are."""
     section = {"tasks": [{"type": "sts", "name": "s", "path": "nowhere.tsv"}]}
     ended = gist("prepare", write_config(data=excluding(write_rows("rows.jsonl", triplets)), evaluation=section))

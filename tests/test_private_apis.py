@@ -114,7 +114,7 @@ def test_transformers_report_weights_that_are_missing(make_model, tmp_path):
     assert logging.getLogger("transformers.modeling_utils").handlers == []
 
 
-def test_sentence_transformers_evaluator_takes_relevant_documents_anew():
+def test_the_retrieval_evaluator_takes_new_relevant_documents():
     """evaluation/retrieval.py: if it keeps what it was made with, make an evaluator for each query."""
     evaluator = InformationRetrievalEvaluator(
         {"q": ""}, {}, {"q": {"d"}}, mrr_at_k=[10], precision_recall_at_k=[10], ndcg_at_k=[], accuracy_at_k=[], map_at_k=[]

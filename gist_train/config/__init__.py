@@ -1,1 +1,1 @@
-"""The YAML of a run: what may stand in it (`schema`), and reading it (`loading`)."""
+"""The YAML of a run: what may be in it (`schema`), and reading it (`loading`)."""

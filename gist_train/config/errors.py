@@ -10,9 +10,9 @@ class Fault:
     where: str
     """File, row and field, or the path of the key: `data.train[2]: tickets.jsonl, row 1,204: "positive" is empty`."""
     found: str
-    """What stands there now."""
+    """What is there now."""
     expected: str
-    """What may stand there."""
+    """What may be there."""
     fix: str
     """What to do about it."""
 
@@ -32,7 +32,7 @@ class UserError(Exception):
 
 
 def shown(value: object, limit: int = 80) -> str:
-    """`value` as it may stand behind "found": quoted, on one line, cut to `limit` characters."""
+    """`value` as it may follow "found": quoted, on one line, cut to `limit` characters."""
     text = repr(value) if not isinstance(value, str) else f'"{value}"'
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"

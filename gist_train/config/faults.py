@@ -108,7 +108,7 @@ def models_in(hint: Any) -> list[type[BaseModel]]:
 
 
 def tag_field(model: type[BaseModel]) -> str:
-    """The field that tells the models of a union apart: it stands first."""
+    """The field that tells the models of a union apart: it comes first."""
     return next(iter(model.model_fields))
 
 

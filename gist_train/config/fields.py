@@ -16,7 +16,7 @@ LARGEST_WEIGHT = 1_000_000
 
 def _plain_folder_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in (".", ".."):
-        raise ValueError("write a name that can stand as one folder: no spaces, slashes or other signs")
+        raise ValueError("write a name that can be one folder: no spaces, slashes or other signs")
     return name
 
 
@@ -92,8 +92,8 @@ class MisplacedError(ValueError):
     Args:
         fix: what to do about it.
         path: from the key that the check belongs to down to the one to fix; or from the top of the YAML.
-        found: what stands there.
-        expected: what may stand there.
+        found: what is there.
+        expected: what may be there.
         from_top: whether the path begins at the top.
     """
 

@@ -28,7 +28,7 @@ _SCALARS = {
 
 
 class _Refused(yaml.MarkedYAMLError):
-    """YAML that is valid but not taken here: the problem says what stands there, the note how to fix it."""
+    """YAML that is valid but not taken here: the problem says what is there, the note how to fix it."""
 
 
 class _Loader(yaml.SafeLoader):

@@ -27,7 +27,7 @@ class ModelConfig(Section):
 
 
 class GuideConfig(Section):
-    """A frozen model whose embeddings stand in a store: the guide, or the model that triplets are mined with."""
+    """A frozen model whose embeddings are kept in a store: the guide, or the model that triplets are mined with."""
 
     name: Text
     """Hub id or local folder of the model."""

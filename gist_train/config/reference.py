@@ -57,7 +57,7 @@ def _table(rows: list[str]) -> list[str]:
 
 def _row(path: str, model: type[BaseModel], name: str) -> str:
     field = model.model_fields[name]
-    # Which keys a mapping has stands under its own heading.
+    # Which keys a mapping has is under its own heading.
     allowed = [word.split(" (keys:")[0] for word in allowed_words(hints_of(model)[name])]
     cells = [f"`{path}`", _shown(field.get_default()), joined(list(dict.fromkeys(allowed))), field.description or ""]
     return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"

@@ -91,7 +91,7 @@ class ParquetSource(TableSource):
 
 
 class DataSetSource(AnySource):
-    """What sources share that may stand on the Hugging Face hub."""
+    """What sources share that may be on the Hugging Face hub."""
 
     revision: Text | None = None
     """Commit, tag or branch on the hub; null = the newest."""

@@ -1,4 +1,4 @@
-"""How long a run trains, in what steps, and in what numbers."""
+"""How long a run trains, in what steps, and in what precision."""
 
 from typing import Annotated, Literal
 
@@ -45,7 +45,7 @@ class TrainingConfig(Section):
             return {**given, "epochs": None}
         return given
 
-    # Checks of one field against another stand on the later field: so they have a path, and run beside other fields' faults.
+    # Checks of one field against another are on the later field: so they have a path, and run beside other fields' faults.
     @field_validator("max_steps")
     @classmethod
     def _one_length(cls, max_steps: int | None, info: ValidationInfo) -> int | None:

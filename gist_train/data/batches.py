@@ -28,7 +28,7 @@ class EpochCounts:
     rows: int
     """Rows in the corpus."""
     left_out: int
-    """Rows that stand in no batch of this epoch."""
+    """Rows that are in no batch of this epoch."""
     shared_text: int
     """Rows that share an anchor or positive text with an earlier row of their batch and could not be parted from it."""
 
@@ -47,7 +47,7 @@ class BatchPlan:
         batch_size: rows per step over all processes.
         seed: of every draw.
         source: (R,) source of each row, ascending; None for one source.
-        weights: of each source, times that a row of it stands in an epoch; what is left of a whole number is a share of the
+        weights: of each source, times that a row of it is in an epoch; what is left of a whole number is a share of the
             rows, others each epoch, until all have had their turn. Not for "reference". None for 1 each.
 
     Raises:
@@ -154,7 +154,7 @@ class BatchPlan:
 
 
 def _share(rows: int, weight: float) -> tuple[int, int, int]:
-    """(rows of a source, times that all of them stand in an epoch, further rows that stand there once more)."""
+    """(rows of a source, times that all of them are in an epoch, further rows that are in it once more)."""
     part = weight - int(weight)
     # At least one row, or a small source of little weight would never have its turn.
     return rows, int(weight), max(1, round(part * rows)) if rows and part else 0

@@ -25,7 +25,7 @@ Tokenize = Callable[[Sequence[str]], Sequence[NDArray[np.integer[Any]]]]
 
 
 def text_hash(text: str) -> bytes:
-    """16 bytes that stand for a text in corpora and guide stores (BLAKE2b-128 of its UTF-8 bytes)."""
+    """16 bytes for a text in corpora and guide stores (BLAKE2b-128 of its UTF-8 bytes)."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
@@ -217,6 +217,6 @@ class Corpus:
 
 
 def view_key(prompts: NDArray[Any], texts: NDArray[Any]) -> Int64:
-    """What stands for a view of a prompt and a text, in whose order views are numbered."""
+    """What identifies a view of a prompt and a text, in whose order views are numbered."""
     keys: Int64 = (prompts.astype(np.int64) << 32) | texts
     return keys

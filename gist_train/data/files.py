@@ -70,7 +70,7 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """A folder to fill that becomes `target` when the block ends well, all its bytes on the disk; else nothing is left.
 
     Args:
-        replace: whether a folder that stands at `target` gives way, once the new one is whole.
+        replace: whether a folder at `target` gives way, once the new one is whole.
 
     Raises:
         FileExistsError: `target` exists already, and is not to be replaced.

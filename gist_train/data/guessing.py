@@ -237,7 +237,7 @@ def _labelled(sample: Sample, text: str, label: str) -> GuessedFile | None:
     texts, labels = Counter(map(str, sample.values(text))), Counter(map(str, sample.values(label)))
     if 4 * len(labels) > 3 * len(sample.values(label)) or 2 * len(texts) < len(sample.values(text)):
         return None
-    # A text that stands there once is not mined as its own positive or negative.
+    # A text that is there once is not mined as its own positive or negative.
     once = Counter(str(row[label]) for row in sample.rows if label in row and texts[str(row.get(text))] == 1)
     roles, usual = {"text": text, "label": label}, LabelColumns().model_dump()
     columns = {role: column for role, column in roles.items() if column != usual[role]}

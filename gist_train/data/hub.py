@@ -64,7 +64,7 @@ def hub_cells(table: Table, source: HubSource | ClassificationSource, where: str
 
 @cache
 def commit_of(path: str, revision: str | None, where: str) -> str:
-    """The commit (40 hex digits) of the hub's data set that `revision` stands for, asked once a process.
+    """The commit (40 hex digits) of the hub's data set that `revision` names, asked once a process.
 
     Raises:
         UserError: there is no such data set or revision, or no network to ask.

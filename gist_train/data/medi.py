@@ -12,7 +12,7 @@ MEDI_TEXT = "[instruction, text], or a non-empty string"
 MEDI_FILE = 'an array of objects: [{"query": [instruction, text], "pos": ..., "neg": ..., "task_name": ...}, ...]'
 
 Pairs = tuple[list[tuple[str, str]], object]
-"""(instruction, text) of query, pos and, where the row has one, neg; and what stands under task_name."""
+"""(instruction, text) of query, pos and, where the row has one, neg; and what is under task_name."""
 
 
 def medi_pairs(file: TableFile) -> Iterator[Pairs | BadRow]:
@@ -22,7 +22,7 @@ def medi_pairs(file: TableFile) -> Iterator[Pairs | BadRow]:
         body = head.lstrip(b"\xef\xbb\xbf \t\r\n")  # a byte-order mark, which ijson refuses, and white space
         if not body:
             return
-        if not body.startswith(b"["):  # of an object ijson would read what stands under a key "item"
+        if not body.startswith(b"["):  # of an object ijson would read what is under a key "item"
             begin = shown(body[:40].decode(errors="replace"))
             raise file.broken(f"it begins with {begin}", MEDI_FILE, "write it as one array, or as lines under source: jsonl")
         stream.read(len(head) - len(body))

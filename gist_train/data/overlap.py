@@ -49,7 +49,7 @@ def normalized(text: str) -> str:
 
 
 def normalized_hash(text: str) -> bytes:
-    """16 bytes that stand for all texts that are the same when normalised."""
+    """16 bytes for all texts that are the same when normalised."""
     return text_hash(normalized(text))
 
 

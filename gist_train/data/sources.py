@@ -192,7 +192,7 @@ def _reader(source: Source, file: TableFile) -> Reader:
 
 def _checked(table: Table, rows: Iterable[T | BadRow]) -> Iterator[T | Fault]:
     """`rows`, a bad one as a Fault; what a broken file raises, and a table without rows, as UserError."""
-    # What `datasets` raises is told where it is called.
+    # What `datasets` raises is handled where it is called.
     with read_errors(table) if isinstance(table, TableFile) else nullcontext():
         for row in rows:
             yield table.fault(row) if isinstance(row, BadRow) else row
@@ -213,7 +213,7 @@ def _row_fields(source: TableSource, keep_instructions: bool) -> list[Field]:
 def _row(
     table: Table, fields: Sequence[Field], task: str | None, prompts: tuple[str, str, str], cells: Cells | BadRow
 ) -> Row | BadRow:
-    """The row of anchor, positive, negative and task as they stand in the table; no negative is None or []."""
+    """The row of anchor, positive, negative and task as they are in the table; no negative is None or []."""
     if isinstance(cells, BadRow):
         return cells
     columns, (anchor, positive, negative, named_task, *instructions) = cells

@@ -125,7 +125,7 @@ def read_errors(table: Table) -> Iterator[None]:
 
 
 def either(names: tuple[str, ...]) -> str:
-    """Names as they may stand behind "expected"."""
+    """Names as they may follow "expected"."""
     return " or ".join(f'"{name}"' for name in names)
 
 
@@ -162,7 +162,7 @@ def texts(value: object, column: str) -> tuple[str, ...]:
 
 
 Cells = tuple[Columns, Sequence[Any]]
-"""By field, the column it was found in and what stands there; None where the row has no such cell."""
+"""By field, the column it was found in and its content; None where the row has no such cell."""
 Reader = Callable[[TableFile, Sequence[Field]], Iterator[Cells | BadRow]]
 
 

@@ -175,7 +175,7 @@ def _attention_backward(
     real = rows < tokens
     starts = tl.load(begin + rows, mask=real, other=0)
     stops = tl.load(end + rows, mask=real, other=0)
-    of_head = head * WIDTH + numbers[None, :]  # in the numbers of a token
+    of_head = head * WIDTH + numbers[None, :]  # among the dimensions of a token
     at_row = of_head + rows[:, None].to(tl.int64) * stride
     out_at_row = of_head + rows[:, None].to(tl.int64) * out_stride
     at_bias = bias + of_head

@@ -128,8 +128,8 @@ def _columns(lengths: Sequence[int], size: int, options: Options) -> Iterator[tu
 
 
 class _Bits:
-    """Flags of tile after tile, written or read in order. One tensor: one for each tile would stand in the holes that tiles leave
-    when they are freed, the next tile would not fit in there, and the heap would grow to many times of what it holds."""
+    """Flags of tile after tile, written or read in order. One tensor: one for each tile would fall into the holes that tiles
+    leave when they are freed, the next tile would not fit in there, and the heap would grow to many times of what it holds."""
 
     def __init__(self, packed: Tensor):
         self.packed, self._at = packed, 0

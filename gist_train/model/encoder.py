@@ -46,7 +46,7 @@ class Pack:
     def filled_to(self, tokens: int) -> "Pack":
         """The same with one more text, which fills the sequence up to `tokens`: nothing is pooled from it, and no loss sees it.
 
-        Only the borders tell of it. `lengths.groups` are those of the real texts.
+        Only the borders say so. `lengths.groups` are those of the real texts.
         """
         more = tokens - self.input_ids.shape[1]
         lengths = PackedLengths(self.lengths.groups, pad(self.lengths.cumulative, (0, 1), value=tokens))
@@ -122,13 +122,13 @@ class Encoder(nn.Module):
 
     @property
     def head_width(self) -> int:
-        """Numbers in the query of one head of attention."""
+        """Dimensions of the query of one head of attention."""
         config = self.transformer.config
         return int(config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads)
 
     @property
     def attention_width(self) -> int:
-        """Numbers in a token's queries, all heads of a layer together: in some decoders other than in its hidden state."""
+        """Dimensions of a token's queries, all heads of a layer together: in some decoders other than in its hidden state."""
         return int(self.transformer.config.num_attention_heads * self.head_width)
 
     @property
@@ -175,11 +175,11 @@ class Encoder(nn.Module):
         self, input_ids: Tensor, position_ids: Tensor, lengths: PackedLengths | Borders, spans: Spans | None = None
     ) -> Tensor:
         """(T, D) last hidden states from (1, T) token ids and positions, as `position_ids` counts them; not of MPNet."""
-        # On a CPU our own layers go through the groups of lengths, which borders alone don't tell.
+        # On a CPU our own layers go through the groups of lengths, which borders alone don't say.
         known = input_ids.device.type != "cpu" or isinstance(lengths, PackedLengths)
         if known and self._own_layers:
             return bert_hidden(self.transformer, input_ids, position_ids, lengths, spans)
-        # Decoders keep keys and values for a next token unless told otherwise.
+        # Decoders keep keys and values for a next token unless set otherwise.
         uncached = {"use_cache": False} if self._family is not None and self._family.causal else {}
         out = self.transformer(input_ids=input_ids, position_ids=position_ids, packed=lengths, **uncached)
         return out.last_hidden_state[0]  # type: ignore[no-any-return]

@@ -37,7 +37,7 @@ class Family:
     own_forward: bool = False
     """Whether its forward is ours (`mpnet.py`): attention adds what depends on distances, so flash attention can't run it."""
     first_layer_stays: bool = False
-    """Whether no other layer can stand where its first one does."""
+    """Whether no other layer can be its first."""
     norms_queries: bool = False
     """Whether queries and keys are normed, which keeps them twice for the backward pass."""
 

@@ -102,7 +102,7 @@ class GuideStore:
             self._embeddings = np.memmap(embeddings, meta["dtype"], "r", shape=(count, meta["width"]))
 
     def positions(self, hashes: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """(N,) where each of the texts with these hashes (N, 16) stands in the store, -1 where it does not."""
+        """(N,) the place in the store of each of the texts with these hashes (N, 16), -1 where it is not there."""
         return _Index(self._hashes).positions(hashes)
 
     def read(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -174,7 +174,7 @@ class GuideStore:
 
 
 class _Index:
-    """Where hashes stand among `hashes` (n, 16)."""
+    """Finds hashes among `hashes` (n, 16)."""
 
     def __init__(self, hashes: NDArray[np.uint8]):
         self._hashes = np.ascontiguousarray(hashes).view("<u8")

@@ -208,7 +208,7 @@ def _norm_backward(
 
 @triton.jit(do_not_specialize=["tokens"])
 def _gelu_forward(x, bias, out, tokens, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Some tokens, some of their numbers."""
+    """Some tokens, some of their dimensions."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     there = columns < WIDTH
@@ -223,7 +223,7 @@ def _gelu_forward(x, bias, out, tokens, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 def _gelu_backward(
     gradient, x, bias, of_x, parts, tokens, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
-    """Every so many tokens, some of their numbers; what it adds up over them is one part of the bias' gradient."""
+    """Every so many tokens, some of their dimensions; what it adds up over them is one part of the bias' gradient."""
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     there = columns < WIDTH
     shift = tl.load(bias + columns, mask=there, other=0.0)[None, :]

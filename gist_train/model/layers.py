@@ -27,7 +27,7 @@ def keep_layers(transformer: Any, keep: Sequence[int]) -> None:
     family = kin_of(transformer)
     if family is not None and family.first_layer_stays and keep[0] != 0:
         # ModernBERT's layer 0 alone has no norm before attention, and a saved model is built so again.
-        raise UserError(Fault("model.layers", shown(list(keep)), "layer 0 first: no other can stand there", "add 0"))
+        raise UserError(Fault("model.layers", shown(list(keep)), "layer 0 first: no other can be the first", "add 0"))
     setattr(holder, name, nn.ModuleList(layers[i] for i in keep))
     config = transformer.config
     types = config.to_dict().get("layer_types")

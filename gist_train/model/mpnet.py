@@ -1,6 +1,6 @@
 """MPNet on a packed sequence, with the model's own layers.
 
-Its forward adds to every score of attention a bias that depends on how far apart two tokens stand, in one matrix for all tokens
+Its forward adds to every score of attention a bias that depends on how far apart two tokens are, in one matrix for all tokens
 at hand: of a packed sequence that would be a (T, T) matrix a head, which counts distances across texts. So what its forward does
 is done here, layer by layer, with a matrix for each length that occurs. Nothing in the model is changed.
 """

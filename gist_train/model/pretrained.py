@@ -50,11 +50,11 @@ class Pretrained:
     positions: int
     """The most tokens that the model can read."""
     truncate_dim: int | None = None
-    """How many of an embedding's numbers `encode` gives, counted from the first; None for all."""
+    """How many of an embedding's dimensions `encode` gives, counted from the first; None for all."""
 
     @property
     def width(self) -> int:
-        """D, numbers in an embedding, before any are cut off."""
+        """D, dimensions of an embedding, before any are cut off."""
         return int(self.encoder.transformer.config.hidden_size)
 
     def tokens(self, texts: Sequence[str]) -> list[Tokens]:
@@ -72,13 +72,13 @@ class Pretrained:
 
     @property
     def _nothing(self) -> int:
-        """The token that stands for an empty text where the tokenizer adds none of its own, as many a decoder's does not."""
+        """The token for an empty text where the tokenizer adds none of its own, as many a decoder's does not."""
         return next(id_ for id_ in (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id, 0) if id_ is not None)
 
     def encode(self, texts: Sequence[str], batch_tokens: int = 16_384) -> NDArray[np.float32]:
         """(N, D) embeddings of `texts` in eval mode, `batch_tokens` tokens at a time, texts of one length together.
 
-        With `truncate_dim` d they are (N, d): the first d numbers, of length 1 again where the model normalises.
+        With `truncate_dim` d they are (N, d): the first d dimensions, of length 1 again where the model normalises.
         """
         training = self.encoder.training
         self.encoder.eval()
@@ -92,7 +92,7 @@ class Pretrained:
         return out
 
     def with_max_length(self, max_length: int | None) -> "Pretrained":
-        """The same model, cutting texts at `max_length` tokens; None for as it stands.
+        """The same model, cutting texts at `max_length` tokens; None for as it is.
 
         Raises:
             UserError: the model has fewer positions.
@@ -105,7 +105,7 @@ class Pretrained:
         return replace(self, max_length=max_length)
 
     def with_truncation(self, truncate_dim: int | None) -> "Pretrained":
-        """The same model, whose embeddings are their first `truncate_dim` numbers; None for as it stands.
+        """The same model, whose embeddings are cut to `truncate_dim` dimensions; None for as it is.
 
         Where the model ends in a Normalize module, what is left is normalised anew: such a model promises vectors of length 1,
         and a loss over `dimensions` was taken over these. sentence-transformers' `truncate_dim` alone cuts after that module and
@@ -113,12 +113,12 @@ class Pretrained:
         two apart, a logistic regression can. What is saved and trained stays whole.
 
         Raises:
-            UserError: the model's embeddings have fewer numbers.
+            UserError: the model's embeddings have fewer dimensions.
         """
         if truncate_dim is None:
             return self
         if not 1 <= truncate_dim <= self.width:
-            expected = f"from 1 to {self.width}, the numbers in an embedding of {self.encoder.transformer.name_or_path}"
+            expected = f"from 1 to {self.width}, the dimensions of an embedding of {self.encoder.transformer.name_or_path}"
             raise UserError(Fault("evaluation.truncate_dim, or --truncate-dim", shown(truncate_dim), expected, "lower it"))
         return replace(self, truncate_dim=truncate_dim)
 
@@ -190,7 +190,7 @@ def load_guide(config: GuideConfig, where: str = "guide") -> Pretrained:
 
 
 def load_finished(folder_or_id: str) -> Pretrained:
-    """A model to evaluate, as it stands: a checkpoint, an export or any model of the hub, in eval mode."""
+    """A model to evaluate, as it is: a checkpoint, an export or any model of the hub, in eval mode."""
     model = _load("--model", ModelConfig(name=folder_or_id))
     model.encoder.eval().requires_grad_(False)
     return model
@@ -217,7 +217,7 @@ def identity(name: str, revision: str | None, where: str, hash_of: Callable[[Pat
 
 
 def _commit(where: str, name: str, revision: str | None) -> str:
-    """The commit of a model of the hub that `revision` stands for now.
+    """The commit of a model of the hub that `revision` names now.
 
     Raises:
         UserError: there is no such model, or no network and no copy of it in the cache.

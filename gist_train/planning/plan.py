@@ -48,7 +48,7 @@ from gist_train.training.step_context import SelfGuide
 from gist_train.training.throughput import training_flops
 
 EXACT_TEXTS = 4096
-"""Texts that the guide's tokenizer reads at most: where more are missing, the tokens of so many drawn ones stand for all."""
+"""Texts that the guide's tokenizer reads at most: where more are missing, the total is estimated from so many drawn ones."""
 MEASURED_STEPS = 5
 MEASURED_GUIDE_TEXTS = 64
 DAY = 86_400

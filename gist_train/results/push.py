@@ -1,4 +1,4 @@
-"""An exported folder -> a repository of the hub. The token comes from HF_TOKEN or the login, and stands in no message of ours."""
+"""An exported folder -> a repository of the hub. The token comes from HF_TOKEN or the login, and is in no message of ours."""
 
 import re
 from collections.abc import Iterator

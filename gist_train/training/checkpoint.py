@@ -39,26 +39,44 @@ class LogSums:
     """Tokens that the student computed in these steps, padding included."""
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What tells whether a resume is the same mathematics over the same content, as JSON in the manifest."""
+
+    config_sha256: str
+    """Of the resolved YAML."""
+    mathematics: dict[str, object]
+    """Dotted key -> value of each field that alters the mathematics: `config.schema.mathematics`."""
+    corpus: str
+    """Fingerprint of its content."""
+    guide: str | None
+    """Fingerprint of its store; "self"; None for no guide."""
+    precision: str
+    """float32, bf16 or fp16."""
+    student: tuple[str, str, bool]
+    """Its tokenizer's fingerprint, its pooling, and whether its embeddings have length 1."""
+    processes: int
+    """Of the run; no resume compares it."""
+
+
 def sums_of(manifest: dict[str, Any]) -> LogSums:
     """The sums that a checkpoint's manifest holds."""
     return LogSums(**{field.name: manifest[field.name] for field in fields(LogSums)})
 
 
-def save_checkpoint(
-    run: Run, student: Pretrained, moments: dict[str, torch.Tensor], sums: LogSums, facts: dict[str, Any]
-) -> Path:
+def save_checkpoint(run: Run, student: Pretrained, moments: dict[str, torch.Tensor], sums: LogSums, facts: Facts) -> Path:
     """Writes the checkpoint of `sums.step`.
 
     Args:
         student: the weights of that step, the live ones or a copy.
         moments: what `moments_of` gave at that step, or a copy.
-        facts: what a resume compares (`mathematics`, fingerprints), kept in the manifest.
+        facts: what a resume compares, kept in the manifest.
     """
     folder = run.checkpoint(sums.step)
     with whole_folder(folder) as partial:
         student.save(partial)
         save_file(moments, partial / TRAINING_STATE)
-        seal(partial, {**asdict(sums), **facts})
+        seal(partial, {**asdict(sums), **asdict(facts)})
     return folder
 
 
@@ -144,7 +162,7 @@ def steps_to_keep(steps: Sequence[int], *, keep_last: int, keep_every: int | Non
 
 
 def in_window(selection: SelectionConfig, step: int) -> bool:
-    """Whether a checkpoint of this step stands near enough to the step to choose around."""
+    """Whether a checkpoint of this step is near enough to the step to choose around."""
     return selection.around is not None and abs(step - selection.around) <= selection.window
 
 
@@ -158,7 +176,7 @@ def set_aside_later(run: Run, step: int) -> Path | None:
     """Moves the checkpoints after `step`, from which a run that goes back to it parts, to a folder beside them.
 
     Returns that folder, or None where there is no later one. The newest goes first: whatever has moved when this is interrupted,
-    the run stands at its newest checkpoint.
+    the run is at its newest checkpoint.
     """
     later = [s for s in run.saved_steps() if s > step]
     if not later:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gist_train.model.pretrained import Pretrained
 from gist_train.run_folder import Run
 from gist_train.training import checkpoint as checkpoints
-from gist_train.training.checkpoint import LogSums, moments_of
+from gist_train.training.checkpoint import Facts, LogSums, moments_of
 from gist_train.training.update import LossScale
 
 
@@ -27,7 +27,7 @@ class HostCopy:
         self._live, self._optimizer, self._scale = student, optimizer, scale
         weights: list[Tensor] = [*student.encoder.parameters(), *student.encoder.buffers()]
         self._weights = [(weight, _host_memory_for(weight)) for weight in weights]
-        # A model of its own, in which our memory stands for the weights: it is saved the way that the live one would be.
+        # A model of its own, in which our memory takes the place of the weights: it is saved the way that the live one would be.
         # The tokenizer is the live one: it is large, and nothing is tokenised while a checkpoint is written.
         memo: dict[int, Any] = {id(student.tokenizer): student.tokenizer}
         for weight, host in self._weights:
@@ -67,7 +67,7 @@ class CheckpointWriter:
         run: Run | None,
         student: Pretrained,
         optimizer: torch.optim.Optimizer,
-        facts: dict[str, Any],
+        facts: Facts,
         scale: LossScale | None = None,
     ):
         self._run, self._facts = run, facts

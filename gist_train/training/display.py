@@ -1,6 +1,6 @@
 """What a person sees of a training: step, loss, speed, memory and time left."""
 
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -31,7 +31,7 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def show(self, record: StepRecord, row: dict[str, Any] | None) -> None:
+    def show(self, record: StepRecord, row: dict[str, float] | None) -> None:
         """Takes a step in, and the row of metrics that was due after it."""
         # To read a loss waits for the device: on a CPU that is nothing, elsewhere it is left to the rows.
         if row is not None or record.metrics.device.type == "cpu":
@@ -46,7 +46,7 @@ class Display:
         return f"step {record.step:,}/{self._stop:,}"
 
 
-def row_line(row: dict[str, Any]) -> str:
+def row_line(row: dict[str, float]) -> str:
     """A row of metrics in a line."""
     speed = f"{row['triplets_per_second']:,.1f} triplets/s  {row['tokens_per_second']:,.0f} tokens/s  mfu {row['mfu']:.0%}"
     used = f"padding {row['padding_share']:.0%}  peak {row['peak_memory_bytes'] / 2**30:.1f} GiB"

@@ -43,7 +43,7 @@ def make_accelerator(precision: str, timeout: float | None) -> tuple[Accelerator
         UserError: accelerate was set up to shard or compile the model, or the precision is not one of this device's.
     """
     waits = {} if timeout is None else {"timeout": timedelta(seconds=timeout)}
-    # accelerate starts gloo only where it is told that this is for CPUs: else each of torchrun's processes would train alone.
+    # accelerate starts gloo only where it is set that this is for CPUs: else each of torchrun's processes would train alone.
     cpu = on_cpu()
     device = PartialState(cpu, **waits).device  # sets this process' GPU, before anything else asks for one
     check_precision(precision, device)

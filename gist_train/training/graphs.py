@@ -1,6 +1,6 @@
 """A step of training replayed from a CUDA graph: forward, loss, backward and update without Python between their kernels.
 
-At 16 triplets a GPU takes longer to be told what to do than to do it. A graph is told at once. It holds sizes and addresses, so
+At 16 triplets it takes longer to launch a GPU's work than to do it. A graph is launched at once. It holds sizes and addresses, so
 there is one for each size of batch, and what a step reads is copied to where its graph looks for it. Sizes are few: one more
 text, which no loss sees, fills the packed sequence up to the next of some totals of tokens (`gradient_cache.filled_tokens`).
 

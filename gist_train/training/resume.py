@@ -1,5 +1,7 @@
 """Whether a run may resume from a checkpoint: it must be whole, and made by the same mathematics over the same content."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ from gist_train.config.faults import found_words
 from gist_train.config.schema import Config, mathematics
 from gist_train.data.manifests import verified_manifest
 from gist_train.run_folder import Run
-from gist_train.training.checkpoint import checkpoint_to_resume
+from gist_train.training.checkpoint import Facts, checkpoint_to_resume
 
 CONTENT = {"corpus": "data.train", "guide": "guide.name", "precision": "training.precision", "student": "model.name"}
 """What a resume compares beside the config's fields, and the field that leads to it."""
@@ -57,22 +59,23 @@ def verified_for(origin: Path, config: Config) -> dict[str, Any]:
     return manifest
 
 
-def refuse_other_content(origin: Path, manifest: dict[str, Any], facts: dict[str, Any], *, excluding: bool) -> None:
+def refuse_other_content(origin: Path, manifest: dict[str, Any], facts: Facts, *, excluding: bool) -> None:
     """Raises UserError where the same config names other data or another guide than the checkpoint was made with.
 
     Args:
         excluding: whether evaluation texts were left out of the data, so that these may be what changed.
     """
     tasks = {"corpus": ", or evaluation.tasks, whose texts data.exclude_evaluation_texts leaves out"} if excluding else {}
+    now = json.loads(json.dumps(asdict(facts)))  # as the manifest has it
     faults = [
         Fault(
             name + tasks.get(key, ""),
-            f"another {key} ({facts[key]})",
+            f"another {key} ({now[key]})",
             f"that of {origin} ({manifest[key]}); its config.yaml: {origin.parent.parent}",
             FIX_CHANGE,
         )
         for key, name in CONTENT.items()
-        if manifest[key] != facts[key]
+        if manifest[key] != now[key]
     ]
     if faults:
         raise UserError(*faults)

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from gist_train.config.schema import TrackingConfig
+from gist_train.config.schema import Config
 from gist_train.data.corpus import Corpus
 from gist_train.data.files import json_lines, sync, write_text
 from gist_train.run_folder import Run
@@ -25,21 +25,20 @@ class RunLog:
         run: None on ranks that write nothing.
         sums: of the checkpoint that is resumed: rows after its step are cut off, and its sums added to.
         corpus: names the rows of a step that was not finite.
+        last: the schedule's last step, which has a row whatever `log_every` is.
     """
 
     def __init__(
         self,
         run: Run | None,
-        name: str,
-        tracking: TrackingConfig,
-        config: dict[str, Any],
+        config: Config,
         sums: LogSums,
         corpus: Corpus,
         last: int,
     ):
         self._corpus, self._last = corpus, last
         self._path = run.metrics if run else None
-        self._every = tracking.log_every
+        self._every = config.tracking.log_every
         self._since = sums
         """Sums over the steps since the last row, those before a resume included."""
         self._unread: list[StepRecord] = []
@@ -50,14 +49,14 @@ class RunLog:
         self._fastest = 0.0
         """FLOP/s over the steps of the fastest row so far."""
         self._opened = self._row_at = time.perf_counter()
-        self._stood = self._stood_at_row = 0.0
-        """Seconds that the loop stood still for checkpoints, now and when the last row was written."""
+        self._waited = self._waited_at_row = 0.0
+        """Seconds that the loop waited for checkpoints, now and when the last row was written."""
         self._trackers: list[Tracker] = []
         if run is None or self._path is None:
             return
         _cut(self._path, sums.step)
         self._path.touch()
-        self._trackers = trackers_of(tracking, name, run, config)
+        self._trackers = trackers_of(config, run)
 
     def __enter__(self) -> Self:
         return self
@@ -66,7 +65,7 @@ class RunLog:
         for tracker in self._trackers:
             tracker.finish(0 if kind is None else 1)
 
-    def add(self, record: StepRecord, flops: int, peak_flops: float) -> dict[str, Any] | None:
+    def add(self, record: StepRecord, flops: int, peak_flops: float) -> dict[str, float] | None:
         """Takes a step in; returns the row that is due after it, if one is.
 
         Args:
@@ -88,7 +87,7 @@ class RunLog:
         now = time.perf_counter()
         # What else the machine did while its rate was measured is not there now: no share of it is more than all.
         self._fastest = max(self._fastest, self._flops / seconds)
-        row = {
+        row: dict[str, float] = {
             "step": record.step,
             "time": time.time(),
             "epoch": record.epoch,
@@ -101,7 +100,7 @@ class RunLog:
             "tokens_per_second": sum(step.tokens for step in self._timed) / seconds,
             "padding_share": 1 - self._since.tokens / self._since.computed_tokens,
             "mfu": self._flops / seconds / max(peak_flops, self._fastest),
-            "checkpoint_share": (self._stood - self._stood_at_row) / (now - self._row_at),
+            "checkpoint_share": (self._waited - self._waited_at_row) / (now - self._row_at),
             "step_seconds": seconds / count,
             **{f"{part}_seconds": sum(step[part] for step in parts) / count for part in PARTS},
             "peak_memory_bytes": peak_memory(record.metrics.device),
@@ -110,7 +109,7 @@ class RunLog:
             row["loss_scale"] = record.loss_scale
         self._timed, self._flops, self._reading = [], 0, 0.0
         self._since = LogSums(record.step)
-        self._row_at, self._stood_at_row = now, self._stood
+        self._row_at, self._waited_at_row = now, self._waited
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -124,18 +123,18 @@ class RunLog:
             tracker.log({f"evaluation/{name}": score for name, score in scores.items()}, step)
 
     @contextmanager
-    def standing_still(self) -> Iterator[None]:
-        """Counts the time of the block as time that the loop stood still for a checkpoint."""
+    def waiting(self) -> Iterator[None]:
+        """Counts the time of the block as time that the loop waited for a checkpoint."""
         began = time.perf_counter()
         try:
             yield
         finally:
-            self._stood += time.perf_counter() - began
+            self._waited += time.perf_counter() - began
 
     @property
     def checkpoint_share(self) -> float:
-        """Share of the time since this log was opened that the loop stood still for checkpoints."""
-        return self._stood / (time.perf_counter() - self._opened)
+        """Share of the time since this log was opened that the loop waited for checkpoints."""
+        return self._waited / (time.perf_counter() - self._opened)
 
     def sync(self) -> None:
         """Has the rows so far put on the disk: a checkpoint that vouches for them must not outlive them."""

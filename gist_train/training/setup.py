@@ -3,7 +3,6 @@
 import hashlib
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +17,7 @@ from gist_train.data.corpus import Corpus, TokenTable
 from gist_train.model.attention import WIDEST_HEAD, flash_runs
 from gist_train.model.compiled import BorderedEncoder, CompiledEncoder
 from gist_train.model.pretrained import Pretrained
+from gist_train.training.checkpoint import Facts
 from gist_train.training.distributed import DTYPES, precision_of
 from gist_train.training.schedule import Schedule, make_schedule
 from gist_train.training.step_context import Guide, SelfGuide, SourceRules, StoredGuide, Training
@@ -44,7 +44,7 @@ class Job:
     training: Training
     stop: int
     """Step after which the run ends."""
-    facts: dict[str, Any]
+    facts: Facts
     """What a resume compares."""
 
 
@@ -83,7 +83,7 @@ def open_training(config: Config, accelerator: Accelerator, prepared: Prepared) 
     return Job(student, training, last_step(config, schedule), facts)
 
 
-def facts_of(config: Config, prepared: Prepared, precision: str, processes: int) -> dict[str, Any]:
+def facts_of(config: Config, prepared: Prepared, precision: str, processes: int) -> Facts:
     """What a checkpoint must say so that a resume can tell whether it is the same mathematics."""
     match prepared.guide:
         case StoredGuide(store=store):
@@ -93,15 +93,15 @@ def facts_of(config: Config, prepared: Prepared, precision: str, processes: int)
         case None:
             guide = None
     encoder = prepared.student.encoder
-    return {
-        "config_sha256": hashlib.sha256(resolved_yaml(config).encode()).hexdigest(),
-        "mathematics": mathematics(config),
-        "corpus": prepared.corpus.content,
-        "guide": guide,
-        "precision": precision,
-        "student": [prepared.student.tokenizer_fingerprint(), encoder.pooling, encoder.normalized],
-        "processes": processes,
-    }
+    return Facts(
+        config_sha256=hashlib.sha256(resolved_yaml(config).encode()).hexdigest(),
+        mathematics=mathematics(config),
+        corpus=prepared.corpus.content,
+        guide=guide,
+        precision=precision,
+        student=(prepared.student.tokenizer_fingerprint(), encoder.pooling, encoder.normalized),
+        processes=processes,
+    )
 
 
 def check_dimensions(loss: LossConfig, student: Pretrained) -> None:

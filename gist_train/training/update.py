@@ -96,7 +96,7 @@ def update(
     frozen.copy_(torch.stack([frozen, stops, (~loss.isfinite()).to(frozen.dtype)]).amax())
     if limit is not None:
         divisor = divisor * (norm / limit).clamp(min=1)
-    # What torch's GradScaler sets on an optimizer that can be told so.
+    # What torch's GradScaler sets on an optimizer that takes it.
     optimizer.grad_scale, optimizer.found_inf = divisor, torch.maximum(frozen, overflow)  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

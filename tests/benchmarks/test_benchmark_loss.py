@@ -42,7 +42,7 @@ def without_children(benchmark, monkeypatch):
     return benchmark
 
 
-def test_what_does_not_fit_is_calculated_and_another_loss_is_told(without_children, capsys):
+def test_what_does_not_fit_is_calculated(without_children, capsys):
     """A machine that swaps, or a process that is killed, ends the benchmark; a way that gives another loss must not win it."""
     words = ["--sizes", "8", "16", "32", "--pairs", "1", "--memory", "0.02", "--json"]
     assert without_children.main(words) == 1

@@ -111,7 +111,7 @@ def test_reference_takes_tasks_in_the_order_of_the_file():
     assert sorted(epoch_of(plan_of(tasks, "reference"), 0)) == [list(range(8)), list(range(8, 16)), list(range(16, 24))]
 
 
-def test_reference_keeps_windows_that_share_texts_and_counts_what_it_drops():
+def test_reference_keeps_windows_and_counts_what_it_drops():
     """Parting rows there would leave the published order; dropped rows are dropped in every epoch."""
     tasks = in_runs(20, 20)
     plan = plan_of(tasks, "reference", anchors=[0] * 40)
@@ -153,7 +153,7 @@ def test_task_batches_are_of_one_task_but_for_remainders(order):
 
 @pytest.mark.parametrize("batching", SHUFFLED)
 @pytest.mark.parametrize("sizes", [SIZES, (64, 64), (9,), (8,), (3, 3, 3)])
-def test_an_epoch_has_every_row_at_most_once_and_leaves_less_than_a_batch_out(sizes, batching):
+def test_an_epoch_leaves_out_less_than_a_batch(sizes, batching):
     """A row that comes twice is its own false negative; remainders that are thrown away by task cost rare tasks most."""
     rows = sum(sizes)
     plan = plan_of(scattered(*sizes), batching)
@@ -201,7 +201,7 @@ def test_mixed_batches_cross_tasks():
 
 
 @pytest.mark.parametrize("batching", BATCHINGS)
-def test_a_step_is_the_same_for_a_fresh_plan_as_for_one_that_walked_there(batching):
+def test_a_step_does_not_depend_on_the_steps_before(batching):
     """A resume at step N opens a fresh plan: any state in the order of batches trains on other rows from there on."""
     tasks, anchors = in_runs(*SIZES), [row // 2 for row in range(sum(SIZES))]
 
@@ -315,7 +315,7 @@ def pairs_share(kind: str, rows: int) -> tuple[list[int], list[int]]:
 
 @pytest.mark.parametrize("kind", ["anchors", "positives", "anchor and positive"])
 @pytest.mark.parametrize("batching", SHUFFLED)
-def test_rows_that_share_a_text_are_parted_and_nothing_else_changes(batching, kind):
+def test_rows_that_share_a_text_are_parted(batching, kind):
     """Two rows with one text in a batch are each other's false negatives. Parting must lose no row, repeat none, and leave every
     batch the tasks that it had, or "task" batching is undone by the back door."""
     tasks = scattered(64, 128, 40)
@@ -343,7 +343,7 @@ def test_a_row_whose_anchor_is_its_positive_is_no_conflict(batching):
     assert plan.counts(0).shared_text == 0
 
 
-def test_rows_whose_anchor_is_their_positive_are_parted_from_others():
+def test_rows_of_one_text_are_parted_from_others():
     """Two equal ids in one row must not hide the row beside it that has the same text."""
     anchors = [row // 2 for row in range(64)]
     plan = plan_of([0] * 64, anchors=anchors, positives=[[text] for text in anchors])
@@ -427,7 +427,7 @@ def test_texts_that_can_not_be_parted_cost_no_time():
 
 @pytest.mark.parametrize("batching", SHUFFLED)
 @pytest.mark.parametrize(("weight", "copies"), [(1.0, {1}), (2.0, {2}), (2.5, {2, 3}), (0.25, {0, 1})])
-def test_a_row_stands_in_an_epoch_as_often_as_its_sources_weight_says(batching, weight, copies):
+def test_a_row_is_in_an_epoch_as_often_as_its_weight_says(batching, weight, copies):
     """A weight that multiplied the loss, or the wrong source's rows, would train all the same."""
     sources = [0] * 40 + [1] * 80
     plan = plan_of([0] * 120, batching, size=4, sources=sources, weights=[1.0, weight])

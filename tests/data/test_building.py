@@ -301,7 +301,7 @@ def test_a_corpus_without_texts_is_that_of_the_rows_without_them(tmp_path, write
     assert built(tmp_path / "whole", data, ["nowhere"]).content == built(tmp_path / "plain", data).content
 
 
-def test_rows_with_negatives_of_their_own_go_with_the_last_of_them(tmp_path, write_rows):
+def test_rows_with_own_negatives_go_with_the_last_of_them(tmp_path, write_rows):
     """Row 4 would contrast with nothing; row 5 never had a negative, and is refused later, as without any exclusion."""
     source = JsonlSource(path=str(write_rows("held.jsonl", HELD)), in_batch_negatives=False)
     corpus = built(tmp_path / "corpus", DataConfig(train=[source]), EVALUATED)

@@ -36,7 +36,7 @@ def test_rest_of_a_row(given, rest):
     assert excluding("z", "y").rest_of(given, in_batch_negatives=True) == rest
 
 
-def test_a_row_that_keeps_to_its_own_negatives_goes_with_the_last_of_them():
+def test_a_row_of_own_negatives_goes_with_its_last_one():
     """It would contrast with nothing, and the whole run would be refused for it; one that came without is refused as ever."""
     exclusion = excluding("z")
     assert exclusion.rest_of(row("a", "b", "zz"), in_batch_negatives=False) is None

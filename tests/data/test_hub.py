@@ -139,7 +139,7 @@ def test_the_fingerprint_of_a_folder_is_its_content(tmp_path):
     assert found(folder) != first
 
 
-def test_a_shard_that_changed_is_read_anew_whatever_its_times_say(tmp_path):
+def test_a_changed_shard_is_read_anew_whatever_its_times(tmp_path):
     """rsync and tar set times back: a copy that goes by them would put the old rows under the new fingerprint."""
     folder = folder_of(tmp_path, PUBLISHED)
     shard = folder / "data" / "train-00000-of-00001.parquet"

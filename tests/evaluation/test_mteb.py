@@ -79,7 +79,7 @@ def refused(task: MtebTask) -> str:
     return str(caught.value)
 
 
-def test_vectors_stand_in_the_order_of_the_texts_and_each_text_is_encoded_once():
+def test_vectors_are_in_text_order_and_made_once_a_text():
     """A batch a call would end packing by length; a vector at another text's place would spoil every figure."""
     from gist_train.evaluation.mteb_adapters import MtebEncoder
 
@@ -153,7 +153,7 @@ def test_the_cache_says_whether_embeddings_are_normalised(tmp_path: Path):
 
 
 @pytest.mark.parametrize("damage", ["other content", "cut short"])
-def test_a_result_of_other_content_or_a_torn_one_is_computed_anew(damage: str, tmp_path: Path):
+def test_a_stale_or_torn_result_is_computed_anew(damage: str, tmp_path: Path):
     """mteb takes a whole result for any revision of the data, and stops at a file that was cut when the power went."""
     measured(Words(), local(STS), tmp_path)
     task = STS
@@ -168,7 +168,7 @@ def test_a_result_of_other_content_or_a_torn_one_is_computed_anew(damage: str, t
     assert figures == measured(Words(), local(task), tmp_path / "empty")
 
 
-def test_a_collapsed_model_has_correlation_zero_also_from_the_cache(tmp_path: Path):
+def test_a_collapsed_model_has_cached_correlation_zero(tmp_path: Path):
     """NaN is no JSON, and mteb keeps it."""
 
     class Same:

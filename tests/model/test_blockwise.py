@@ -67,7 +67,7 @@ def test_tiles_equal_the_whole_whichever_blocks_take_part(negatives, margin, str
 
 
 @pytest.mark.parametrize("negatives", ["all", "hard"])
-def test_tiles_equal_the_whole_in_float32_at_the_recipes_temperature(negatives):
+def test_tiles_equal_the_whole_in_float32(negatives):
     """Logits near 100 leave few digits: a sum that is not taken less its largest has none, or is infinite."""
     batch = draw(160, 160, ids=True, seed=1, dim=32).to(torch.float32)
     whole, blocks = batch.loss(negatives=negatives), batch.loss(negatives=negatives, block_size=48)
@@ -93,7 +93,7 @@ def test_exact_duplicates_of_the_positive_stay_hard(block_size):
     assert_equals_whole(batch, block_size, to=1e-4, negatives="hard")
 
 
-def test_gradients_of_tiles_equal_finite_differences_over_dimensions():
+def test_gradients_over_dimensions_equal_finite_differences():
     """The weight of a dimension belongs to its gradient too, and so do the numbers that another dimension shares with it."""
     batch = with_own_negatives(labelled(draw(5, 6, ids=True, seed=2, dim=6)))
 
@@ -153,7 +153,7 @@ class LargestOfAny(Largest):
 
 
 @pytest.mark.parametrize("options", [{}, {"negatives": "hard", "dimensions": [4, 2]}], ids=["plain", "hard over dimensions"])
-def test_no_tensor_of_floats_or_flags_grows_with_the_square_of_the_batch(options):
+def test_no_tensor_grows_with_the_square_of_the_batch(options):
     """One that does is beyond any memory soon, forward or backward, be it of floats or of flags."""
     rows = 64
     batch = with_own_negatives(labelled(draw(rows, rows, ids=True)))
@@ -178,7 +178,7 @@ def saved_bytes(rows, **options):
     return total, widths, bits
 
 
-def test_what_waits_for_backward_grows_with_the_rows_but_for_a_bit_a_candidate():
+def test_backward_keeps_a_bit_a_candidate():
     """A tile's floats or flags that its graph keeps add up to the whole matrix."""
     sizes = [saved_bytes(rows, block_size=16)[0] for rows in (32, 64, 128)]
     assert all(set(size) == {torch.float64, torch.uint8} for size in sizes)
@@ -190,7 +190,7 @@ def test_what_waits_for_backward_grows_with_the_rows_but_for_a_bit_a_candidate()
     assert [size[torch.uint8] for size in sizes] == [4 * rows * rows // 8 for rows in (32, 64, 128)]
 
 
-def test_each_dimension_keeps_bits_only_where_its_negatives_are_its_own():
+def test_dimensions_keep_own_bits_only_for_hard_negatives():
     """The guide's mask is one for all dimensions: kept for each, it is the largest thing in memory."""
     rows, one = 32, 4 * 32 * 32 // 8
     dimensions = {"block_size": 16, "dimensions": [4, 3, 2]}

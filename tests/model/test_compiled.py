@@ -50,7 +50,7 @@ def encoder_of(family: str, *, pooling: str = "mean", dropout: float = 0.0, **gi
 
 
 @pytest.mark.parametrize("family", COMPILED_FAMILIES)
-def test_one_graph_serves_all_batches_and_equals_the_packed_encoder(family):
+def test_one_graph_for_all_batches_equals_the_packed_encoder(family):
     """A number of Python's that gets into the graph has it compiled for every batch, a minute each on a GPU; a break leaves most
     of the launches. With a text more, or a border amiss, it still trains, only worse."""
     encoder, backend = encoder_of(family), Counting()

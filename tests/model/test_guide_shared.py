@@ -198,7 +198,7 @@ def test_two_runs_with_other_texts(tmp_path, monkeypatch, config, texts):
     assert max(len(part) for part in read) == PART
 
 
-def test_what_a_process_that_ended_had_taken_is_taken_by_the_others(tmp_path, monkeypatch, config, texts):
+def test_others_take_over_from_a_process_that_ended(tmp_path, monkeypatch, config, texts):
     """Where the launcher kills nobody, the others finish; meanwhile they wait, without the guide in memory."""
     monkeypatch.setattr(guide_module, "POLL_SECONDS", 0.001)
     read = watched(monkeypatch)

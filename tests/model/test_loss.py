@@ -262,7 +262,7 @@ def test_labels_and_own_negatives_equal_a_double_loop(change, guide, pool, block
     assert (masked, candidates) != double_loop(plain, 0.1)[1:]
 
 
-def test_a_candidate_with_the_anchors_label_leaves_guide_or_no_guide():
+def test_candidates_with_the_anchors_label_are_masked():
     """Three rows of one class: all that is left of a row is its own pair and the negative of another class."""
     batch = draw(3, 3, guide=False)
     batch = replace(batch, labels=(torch.tensor([0, 0, 0]), torch.tensor([0, 1, 0])))
@@ -385,7 +385,7 @@ def test_gradients_equal_finite_differences(ids, negatives, block_size):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("margin", [0.0, -0.1])
-def test_a_row_is_never_its_own_negative_where_anchor_and_positive_are_one_text(margin, dtype):
+def test_a_row_is_never_its_own_negative_even_as_one_text(margin, dtype):
     """There guide(x, x) > guide(q, p) is decided by rounding: the row stays as a negative at full score (0.22 -> 4.22)."""
     rows, width = 32, 24
     drawn = draw(rows, 8, seed=5, dim=width).to(dtype)
@@ -474,7 +474,7 @@ def test_without_ids_exact_duplicates_of_the_positive_stay(dtype, block_size):
 
 @pytest.mark.parametrize("block_size", [None, 2])
 @pytest.mark.parametrize("pool", [None, 3])
-def test_rows_whose_candidates_all_leave_have_loss_and_gradient_zero(pool, block_size):
+def test_rows_without_candidates_have_loss_and_gradient_zero(pool, block_size):
     """Minus infinity against minus infinity is not a number, in the softmax or on the way back."""
     batch = draw(4, pool)
     a = torch.randn(4, 3, dtype=torch.float64)
@@ -665,7 +665,7 @@ class Products(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("block_size", "tiles"), [(None, 4), (4, 3 * (3 + 2 + 3 + 3))])
-def test_the_guides_similarities_are_computed_once_for_all_dimensions(block_size, tiles):
+def test_the_guides_masks_serve_all_dimensions(block_size, tiles):
     """A guide of 1,024 numbers costs more than the student's 384 + 256 + 128 + 64: asked for each it is most of the work."""
     batch = draw(11, 7, ids=True, dim=6)  # the guide's width is 3
     with torch.no_grad(), Products() as products:

@@ -423,7 +423,7 @@ def test_a_finished_model_is_in_eval_mode(make_model):
     assert caught.value.faults[0].where == "--model"
 
 
-def test_weights_that_are_missing_are_told_and_not_drawn_at_random(make_model, tmp_path):
+def test_missing_weights_are_refused_and_not_drawn_at_random(make_model, tmp_path):
     """transformers fills what a file lacks with random numbers and goes on: such a guide would fill the store for good."""
     folder = tmp_path / "torn"
     shutil.copytree(make_model(), folder)
@@ -485,7 +485,7 @@ def test_what_is_saved_is_whole_whatever_was_measured(make_model, tmp_path):
     assert opened_elsewhere(tmp_path / "saved").shape == (len(TEXTS), 32)
 
 
-def test_a_tokenizer_that_cannot_be_written_is_told_like_other_files(make_model, tmp_path):
+def test_a_tokenizer_that_cannot_be_written_is_an_oserror(make_model, tmp_path):
     """tokenizers raises a bare Exception where a disk is full or a name is taken, which the command line shows as a traceback."""
     (tmp_path / "model" / "tokenizer.json").mkdir(parents=True)
     with pytest.raises(OSError, match=f"{tmp_path}/model: .*irectory"):

@@ -18,6 +18,7 @@ from gist_train.model.pretrained import load_finished, load_student
 from gist_train.run_folder import Run
 from gist_train.training import checkpoint as checkpoints
 from gist_train.training.checkpoint import (
+    Facts,
     LogSums,
     checkpoint_to_resume,
     load_checkpoint,
@@ -31,7 +32,7 @@ from gist_train.training.setup import _optimizer
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
-FACTS = {"mathematics": {"training.seed": 42}, "corpus": "c0ffee", "guide": None}
+FACTS = Facts("0" * 64, {"training.seed": 42}, "c0ffee", None, "float32", ("tokenizer", "mean", True), 1)
 FILES = 9
 """In a checkpoint of the tiny model, manifest and training state included: fewer would mean that the tests looked at nothing."""
 

@@ -121,7 +121,7 @@ def test_a_copy_from_a_gpu_is_the_one_that_is_saved_at_once(make_model, tmp_path
     assert ours == twin
 
 
-def test_the_next_one_waits_for_the_last_and_closing_for_the_next(make_model, tmp_path):
+def test_the_next_save_waits_and_so_does_closing(make_model, tmp_path):
     """Two threads in one memory would tear both; a process that ends first would leave none."""
     student, adamw = updated(make_model())
     order = []

@@ -9,7 +9,7 @@ from torch import nn
 
 from gist_train.config.loading import load_config
 from gist_train.run_folder import Run
-from gist_train.training.checkpoint import LogSums, load_checkpoint, moments_of, save_checkpoint
+from gist_train.training.checkpoint import Facts, LogSums, load_checkpoint, moments_of, save_checkpoint
 from gist_train.training.loop import losses, steps
 from gist_train.training.update import LossScale
 
@@ -67,7 +67,8 @@ def test_a_run_that_is_cut_after_an_overflow_is_the_whole_one(config, tmp_path):
 
     training, student, adamw, running = first_steps()
     moments = moments_of(student, adamw, training.loss_scale)
-    folder = save_checkpoint(Run(tmp_path), student, moments, LogSums(2), {"mathematics": {}})
+    facts = Facts("0" * 64, {}, "c0ffee", None, "fp16", ("tokenizer", "mean", True), 1)
+    folder = save_checkpoint(Run(tmp_path), student, moments, LogSums(2), facts)
     expected = list(running)
     assert [expected[0].loss_scale, training.loss_scale.skipped.item()] == [2.0**15, 1.0]
 

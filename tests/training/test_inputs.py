@@ -37,7 +37,7 @@ def test_ranks_get_as_many_tokens_each(ranks):
     assert np.mean(as_they_come) > 1.1
 
 
-def test_rows_keep_their_order_within_a_rank_and_every_rank_gets_its_count():
+def test_rows_keep_their_order_and_ranks_their_counts():
     """Rows that do not divide, and fewer rows than ranks."""
     for count, ranks in ((7, 3), (1, 4), (2, 3), (5, 5)):
         order = deal(np.arange(count)[::-1] + 1, ranks)

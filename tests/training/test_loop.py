@@ -296,7 +296,7 @@ def test_the_clock_accounts_for_the_step(config_of):
         assert min(parts["forward"], parts["backward"], parts["loss"], parts["optimizer"]) > 0
 
 
-def test_a_run_that_blows_up_ends_with_1_and_keeps_its_checkpoint(write_config, tmp_path):
+def test_a_run_that_diverges_ends_with_1_and_keeps_a_checkpoint(write_config, tmp_path):
     """A rate of 1e30 spoils the weights at the second update: the third step says so, and writes nothing of it."""
     path = write_config(checkpoint={"every": 1, "keep_last": 10})
     ended = gist("train", path, "--set", "optimizer.lr=1e30")

@@ -11,14 +11,14 @@ import pytest
 import torch
 from support.running import gist
 
-from gist_train.config.schema import TrackingConfig
+from gist_train.config.schema import Config
 from gist_train.run_folder import Run
 from gist_train.training.checkpoint import LogSums
 from gist_train.training.loop import NonFiniteError, StepRecord
 from gist_train.training.runlog import RunLog
 from gist_train.training.throughput import PARTS, StepClock
 
-START = LogSums(0, 0.0, 0, 0, 0)
+START = LogSums(0)
 ROW = [
     *("step", "time", "epoch", "loss", "loss_mean", "lr", "grad_norm"),
     *("masked_ap", "masked_an", "masked_aa", "masked_pp", "triplets_per_second", "tokens_per_second", "padding_share", "mfu"),
@@ -52,8 +52,10 @@ def record(step, loss=None, frozen=0.0, scale=0.0):
 
 
 def log_of(run, sums=START, last=100, **tracking):
+    data = {"train": [{"source": "jsonl", "path": "rows.jsonl"}]}
+    config = Config.model_validate({"name": "run", "model": {"name": "m"}, "data": data, "tracking": tracking})
     corpus = SimpleNamespace(tasks=["t"], task=np.zeros(8, int), folder=run)
-    return RunLog(None if run is None else Run(run), "run", TrackingConfig(**tracking), {"name": "run"}, sums, corpus, last)
+    return RunLog(None if run is None else Run(run), config, sums, corpus, last)
 
 
 def written(run):
@@ -77,7 +79,7 @@ def test_no_share_of_the_machine_is_more_than_all(tmp_path):
     assert max(row["mfu"] for row in rows) <= 1
 
 
-def test_a_row_holds_its_own_loss_and_the_mean_since_the_row_before(tmp_path):
+def test_a_row_has_its_own_loss_and_the_mean_since_the_last(tmp_path):
     """A mean over the steps since the start hides what happens now; the last step's loss alone is noise."""
     with log_of(tmp_path, log_every=3) as log:
         rows = [log.add(record(step), flops=10, peak_flops=40.0) for step in range(1, 9)]
@@ -145,7 +147,7 @@ def test_rows_after_the_checkpoint_are_cut(tmp_path, torn):
             log.add(record(step), 10, 40.0)
     lines = (tmp_path / "metrics.jsonl").read_text()
     (tmp_path / "metrics.jsonl").write_text(lines + torn)
-    with log_of(tmp_path, LogSums(6, 0.0, 0, 0, 0), log_every=1) as log:
+    with log_of(tmp_path, LogSums(6), log_every=1) as log:
         assert [row["step"] for row in written(tmp_path)] == [1, 2, 3, 4, 5, 6]
         log.add(record(7), 10, 40.0)
     assert [row["step"] for row in written(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
@@ -186,7 +188,7 @@ def test_wandb_gets_every_row_and_the_same_run_after_a_resume(tmp_path, wandb):
             log.add(record(step), 10, 40.0)
 
     def fail():
-        with log_of(tmp_path, LogSums(4, 0.0, 0, 0, 0), **tracking):
+        with log_of(tmp_path, LogSums(4), **tracking):
             raise ArithmeticError
 
     with pytest.raises(ArithmeticError):
@@ -194,7 +196,7 @@ def test_wandb_gets_every_row_and_the_same_run_after_a_resume(tmp_path, wandb):
     assert [call[0] for call in wandb] == ["init", "log", "log", "finish", "init", "finish"]
     first, again = wandb[0][1], wandb[4][1]
     assert (first["project"], first["mode"], first["entity"], first["name"]) == ("gist", "offline", "us", "run")
-    assert (first["resume"], first["dir"], first["config"]) == ("allow", str(tmp_path), {"name": "run"})
+    assert (first["resume"], first["dir"], first["config"]["model"]["name"]) == ("allow", str(tmp_path), "m")
     assert first["id"] == again["id"] == (tmp_path / "wandb-id.txt").read_text().strip()
     assert [call[1] for call in wandb if call[0] == "log"] == [2, 4]
     assert [call[2] for call in wandb if call[0] == "log"] == written(tmp_path)

@@ -38,7 +38,7 @@ def test_every_step_has_the_rate_that_transformers_logs(type, total, warmup):
 
 @pytest.mark.parametrize("total", [1, 40])
 @pytest.mark.parametrize("type", ["linear", "cosine", "constant"])
-def test_a_run_that_is_all_warm_up_has_the_rate_that_transformers_logs(type, total):
+def test_a_run_of_all_warm_up_has_transformers_rate(type, total):
     """A run of one step with the recipe's ratio is all warm-up: 0.1 of it, rounded up, is 1."""
     schedule = Schedule(type, 5e-6, total, total)
     found = [schedule.learning_rate(step) for step in range(total + 1)]
