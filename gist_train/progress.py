@@ -1,8 +1,11 @@
 """How far a long piece of work is: a bar on a terminal, plain lines elsewhere, for a job's log file is where people look."""
 
+import io
+import logging
 import time
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from threading import Event, Thread
 
 from rich.console import Console
@@ -15,6 +18,19 @@ EVERY = 30.0
 def terminal() -> Console:
     """Where what is said to a person goes: stderr, since stdout is for results. Paths may hold brackets, hence no markup."""
     return Console(stderr=True, markup=False)
+
+
+@contextmanager
+def others_silent() -> Iterator[None]:
+    """Keeps warnings, notices and whatever other packages print to themselves; their errors come through."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def follow(counts: Iterator[int], what: str, total: int | None, console: Console, *, shown: bool = True) -> None:

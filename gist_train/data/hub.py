@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -30,36 +31,32 @@ def hub_cells(table: Table, source: HubSource | ClassificationSource, where: str
     import datasets  # slow to import, so only where it is needed
 
     path = os.path.expanduser(source.path)
-    # A local folder is read where it lies: the copy that `datasets` would make knows files by their times, not by their content.
+    # A local folder is read where it is: the copy that `datasets` would make knows files by their times, not by their content.
     streaming = os.path.isdir(path) or (isinstance(source, HubSource) and source.streaming)
     revision = cache_dir = None
     if not os.path.isdir(path):
         revision = commit_of(source.path, source.revision, where)
         # A cache of its own: without a network `datasets` takes the newest copy in its cache, of whatever commit.
         cache_dir = str(Path(datasets.config.HF_DATASETS_CACHE) / "by-commit" / revision)
-    bars = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()  # they would tear ours
     try:
-        rows = datasets.load_dataset(
-            path, source.subset, revision=revision, split=source.split, streaming=streaming, cache_dir=cache_dir
-        )
-        batches = iter(rows.with_format("arrow").iter(ROWS_AT_A_TIME))
-        first = next(batches, None)
-        if first is None or first.num_rows == 0:
-            return
-        # Asked of a batch: a streamed data set may not know its columns before it is read.
-        columns = column_of(fields, first.column_names)
-        table.refuse_missing(fields, columns, first.column_names)
-        yield from arrow_cells(table, itertools.chain([first], batches), columns)
+        with bars_off():
+            rows = datasets.load_dataset(
+                path, source.subset, revision=revision, split=source.split, streaming=streaming, cache_dir=cache_dir
+            )
+            batches = iter(rows.with_format("arrow").iter(ROWS_AT_A_TIME))
+            first = next(batches, None)
+            if first is None or first.num_rows == 0:
+                return
+            # Asked of a batch: a streamed data set may not know its columns before it is read.
+            columns = column_of(fields, first.column_names)
+            table.refuse_missing(fields, columns, first.column_names)
+            yield from arrow_cells(table, itertools.chain([first], batches), columns)
     except UserError:
         raise
     except Exception as error:  # of `datasets`, of pyarrow, or of the HTTP library of the day, which share no class
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
-            raise  # no fault of the data set
+        if machine_failed(error):
+            raise
         raise _unread(source.path, where, error) from error
-    finally:
-        if bars:
-            datasets.enable_progress_bars()
 
 
 @cache
@@ -81,14 +78,37 @@ def commit_of(path: str, revision: str | None, where: str) -> str:
 
 
 def _unread(path: str, where: str, error: Exception) -> UserError:
-    cause = error.__cause__ or error  # datasets says that generation failed, and why only behind it
-    reason = str(cause) or type(cause).__name__
     return UserError(
         Fault(
             f"{where}.path",
-            f"{shown(path)}, which can't be read: {shown(reason, 300)}",
+            f"{shown(path)}, which can't be read: {reason_of(error)}",
             "a data set of the Hugging Face hub with this revision, subset and split, or a local folder of data files",
             "check the spelling, the network and, for a private or gated data set, your login; "
             "with a commit of 40 digits in revision, a copy in the cache needs no network",
         )
     )
+
+
+def reason_of(error: Exception) -> str:
+    """Why a data set can't be read, in a line: `datasets` says that generation failed, and the reason only behind it."""
+    cause = error.__cause__ or error
+    return shown(str(cause) or type(cause).__name__, 300)
+
+
+def machine_failed(error: Exception) -> bool:
+    """Whether memory or disk ran out: no fault of the data set."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT))
+
+
+@contextmanager
+def bars_off() -> Iterator[None]:
+    """No progress bars of `datasets`: they would tear ours."""
+    import datasets  # slow to import, so only where it is needed
+
+    bars = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if bars:
+            datasets.enable_progress_bars()

@@ -3,25 +3,22 @@
 mteb is an extra and slow to import (some seconds), so that it is imported by the functions that need it.
 """
 
-import contextlib
 import copy
 import difflib
-import errno
-import logging
 import math
-import sys
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.evaluation import ClassificationTask, MtebTask, RetrievalTask, StsTask
+from gist_train.data.hub import bars_off, machine_failed, reason_of
 from gist_train.evaluation.classification import LoadedClassification, read_classification
 from gist_train.evaluation.encoding import TextEncoder
 from gist_train.evaluation.retrieval import LoadedRetrieval, read_retrieval
 from gist_train.evaluation.sts import LoadedSts, read_sts
+from gist_train.progress import others_silent
 
 HOW_TO_LIST = "`mteb available-tasks` and `mteb available-benchmarks` list all names"
 BATCH_ROWS = 512
@@ -57,7 +54,7 @@ class LoadedMteb:
 def read_mteb(task: MtebTask, where: str, faults: list[Fault]) -> LoadedMteb | None:
     """What `task` names, or None and a fault: mteb is not installed, it has no such name, or a local file is wrong."""
     try:
-        with _quiet():
+        with others_silent(), bars_off():
             import mteb
             from mteb.get_tasks import TASK_LIST
     except ImportError as error:
@@ -76,7 +73,7 @@ def read_mteb(task: MtebTask, where: str, faults: list[Fault]) -> LoadedMteb | N
             faults.append(Fault(f"{where}: revision", shown(task.revision), expected, "set it to null, or name a task"))
         tasks = tuple(benchmarks[task.name].tasks)
     elif task.name in known_tasks:
-        with _quiet():
+        with others_silent(), bars_off():
             tasks = (mteb.get_task(task.name),)
         if task.revision is not None:
             tasks = (_at_revision(tasks[0], task.revision, where, faults),)
@@ -121,7 +118,7 @@ def measure_mteb(
         FloatingPointError: an embedding holds a value that is not finite.
         ValueError: the encoder gave another number of vectors than texts.
     """
-    with _quiet():
+    with others_silent(), bars_off():
         import mteb
 
         from gist_train.evaluation.mteb_adapters import MtebEncoder
@@ -203,8 +200,7 @@ def _score(model: Any, task: Any, results: Any, where: str) -> float:
             public_only=False,  # a data set that is not there is an error, not a task left out
         )
     except Exception as error:  # of `datasets`, of pyarrow, or of the HTTP library of the day, which share no class
-        full = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT))
-        if task.data_loaded or task.is_aggregate or full:
+        if task.data_loaded or task.is_aggregate or machine_failed(error):
             raise
         raise _unread(task, where, error) from error
     # From the cache also where it was just computed: it rounds, and a score is the same the second time.
@@ -213,9 +209,7 @@ def _score(model: Any, task: Any, results: Any, where: str) -> float:
 
 
 def _unread(task: Any, where: str, error: Exception) -> UserError:
-    cause = error.__cause__ or error  # datasets says that generation failed, and why only behind it
-    data_set = task.metadata.dataset
-    reason = shown(str(cause) or type(cause).__name__, 300)
+    data_set, reason = task.metadata.dataset, reason_of(error)
     return UserError(
         Fault(
             f"{where}: {task.metadata.name}",
@@ -225,22 +219,3 @@ def _unread(task: Any, where: str, error: Exception) -> UserError:
             "one and bring its cache (HF_HOME), or give local files under files",
         )
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No bars of `datasets`, no warnings and no chatter of mteb, and nothing of theirs on stdout, which is for JSON."""
-    import datasets  # slow to import, so only where it is needed
-
-    logger = logging.getLogger("mteb")
-    bars, level = datasets.is_progress_bar_enabled(), logger.level
-    datasets.disable_progress_bars()
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            datasets.enable_progress_bars()

@@ -15,7 +15,7 @@ from gist_train.evaluation.metrics import metric_of, task_of
 from gist_train.model.pretrained import Pretrained, load_finished, load_guide, load_student
 from gist_train.results.selected import Selected, read_selected
 from gist_train.run_folder import Run
-from gist_train.training.checkpoint import no_such_step
+from gist_train.training.checkpoint import no_checkpoint, no_such_step
 
 BASE, TUNED, GUIDE = "base", "tuned", "guide"
 SIDE_BY_SIDE = 5
@@ -78,7 +78,7 @@ def _numbers(run: Run, steps: str) -> list[int]:
     if steps != "all" and not all(part.strip().isdecimal() for part in steps.split(",")):
         raise UserError(Fault("--steps", shown(steps), "all, selected, or steps such as 500,1000", "name one of these"))
     if not saved:
-        raise UserError(Fault(str(run.checkpoints), "no checkpoint", "one at least", "train first"))
+        raise no_checkpoint(run)
     numbers = saved if steps == "all" else [int(part) for part in steps.split(",")]
     for step in numbers:
         if step not in saved:

@@ -15,7 +15,7 @@ from gist_train.results.card import model_card
 from gist_train.results.onnx import OnnxPlan, add_onnx, onnx_table
 from gist_train.results.selected import read_selected
 from gist_train.run_folder import MANIFEST, TRAINING_STATE, Run
-from gist_train.training.checkpoint import checkpoint_to_resume
+from gist_train.training.checkpoint import checkpoint_to_resume, no_checkpoint
 
 
 def export_model(
@@ -45,7 +45,7 @@ def export_model(
     selected = read_selected(run) if step is None else None
     origin = checkpoint_to_resume(run, step) if selected is None else selected.folder(run)
     if origin is None:
-        raise UserError(Fault(str(run.checkpoints), "no checkpoint", "one at least", "train first"))
+        raise no_checkpoint(run)
     manifest = verified_manifest(origin)
     to = to.absolute()
     with held(to.parent / f".{to.name}.export.lock") as alone:

@@ -10,10 +10,7 @@ for constants what transformers decides in Python.
 
 import contextlib
 import inspect
-import io
 import json
-import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -36,6 +33,7 @@ from gist_train.evaluation.sts import LoadedSts, read_sts
 from gist_train.evaluation.tasks import measure
 from gist_train.model.encoder import Tokens
 from gist_train.model.pretrained import Pretrained, load_finished
+from gist_train.progress import others_silent
 
 Format: TypeAlias = Literal["sentence-transformers", "onnx"]
 
@@ -212,7 +210,7 @@ class _LastHiddenState(nn.Module):
 
 def _write(folder: Path) -> None:
     """Has torch write onnx/model.onnx of the transformer in `folder`."""
-    with _quiet():
+    with others_silent():
         # Loaded anew as anybody would: our packed attention is no part of ONNX. Eager makes a plainer graph than sdpa.
         transformer = AutoModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
         ids = torch.arange(14).view(2, 7) % transformer.config.vocab_size
@@ -260,7 +258,7 @@ def _quantized(folder: Path, model: Pretrained, plan: OnnxPlan) -> Int8Report:
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic  # an extra
 
-    with _quiet():
+    with others_silent():
         quantize_dynamic(
             folder / FLOAT32,
             folder / INT8,
@@ -306,16 +304,3 @@ def _refused(model: Pretrained) -> Iterator[None]:
         found = f"a model of the family {family}, which can't be exported: {shown(f'{type(error).__name__}: {reason}', 200)}"
         expected = "a model that torch can export and onnxruntime can run, such as BERT's and RoBERTa's kin"
         raise UserError(Fault("--format onnx", found, expected, "export it with --format sentence-transformers")) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps what the exporter and the quantiser say to themselves: none of it is about the user's model."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

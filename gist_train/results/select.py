@@ -22,7 +22,7 @@ from gist_train.results.criteria import Criteria
 from gist_train.results.ranking import Candidate, Distance, by_loss, distance, ranked, resampled_scores, weighted_score
 from gist_train.results.selected import Selected, SelectedCandidate, drop_other_means, write_selected
 from gist_train.run_folder import SELECT_LOCK, Run
-from gist_train.training.checkpoint import no_such_step
+from gist_train.training.checkpoint import no_checkpoint, no_such_step
 
 RUNNERS_UP = 5
 """Checkpoints whose distance to the chosen one is compared with the noise."""
@@ -35,7 +35,7 @@ def select(config: Config, run: Run, criteria: Criteria, console: Console) -> Se
         UserError: nothing to choose from, a step without a checkpoint, or a damaged checkpoint.
     """
     if not run.saved_steps():
-        raise UserError(Fault(str(run.checkpoints), "no checkpoint", "one at least", "train first"))
+        raise no_checkpoint(run)
     measuring = Measuring.of(config) if config.evaluation.tasks else None
     with locked(run.folder, SELECT_LOCK):
         losses = training_losses(run, run.saved_steps())

@@ -210,3 +210,8 @@ def no_such_step(run: Run, step: int, steps: Sequence[int]) -> UserError:
         f"a step with a checkpoint, such as {', '.join(map(str, nearest))}" if nearest else "none: the run has no checkpoint"
     )
     return UserError(Fault(f"{run}: step {step}", shown(step), expected, "name one of these, or train further"))
+
+
+def no_checkpoint(run: Run) -> UserError:
+    """The error of a run that was never trained up to a checkpoint."""
+    return UserError(Fault(str(run.checkpoints), "no checkpoint", "one at least", "train first"))
