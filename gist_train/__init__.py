@@ -6,6 +6,8 @@ What is public is named below, and imported when it is first used: `import gist_
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from gist_train.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from gist_train.config.errors import UserError
     from gist_train.config.loading import load_config
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from gist_train.training.loop import NonFiniteError
     from gist_train.training_run import train
 
-__version__ = "0.1.0"
 __all__ = [
     "Config",
     "LossOutput",

@@ -13,12 +13,12 @@ import typer
 from rich.console import Console
 from safetensors import SafetensorError
 
-from gist_train import __version__
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.loading import load_config
 from gist_train.config.schema import Config
 from gist_train.progress import terminal
 from gist_train.run_folder import Run
+from gist_train.version import __version__
 
 app = typer.Typer(
     add_completion=False,

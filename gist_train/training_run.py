@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 
-from gist_train import __version__
 from gist_train.checks import check, check_folders
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.models import GuideConfig
@@ -43,6 +42,7 @@ from gist_train.training.runlog import RunLog
 from gist_train.training.setup import Job, last_step, open_training
 from gist_train.training.signals import StopSignal
 from gist_train.training.throughput import TrainingCost, matmul_rate
+from gist_train.version import __version__
 
 NOT_WRITTEN = 1000
 """What ranks tell each other at a step's end where a checkpoint could not be written: more than any signal's number."""

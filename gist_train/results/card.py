@@ -9,7 +9,6 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from gist_train import __version__
 from gist_train.config.evaluation import EvaluationConfig
 from gist_train.data.files import read_json
 from gist_train.evaluation.leakage import leaks_of
@@ -21,6 +20,7 @@ from gist_train.results.selected import Selected
 from gist_train.results.selection_table import Change, changes, chosen_by, counted
 from gist_train.run_folder import Run
 from gist_train.training.schedule import Schedule, make_schedule
+from gist_train.version import __version__
 
 TAGS = ["sentence-transformers", "feature-extraction", "sentence-similarity", "gist-embed"]
 TASK_TYPES = {

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from gist_train import __version__
 from gist_train.config.loading import resolved_yaml
 from gist_train.config.schema import Config
 from gist_train.data.files import write_json, write_text
@@ -19,6 +18,7 @@ from gist_train.evaluation.leakage import Leak
 from gist_train.run_folder import Run
 from gist_train.training.distributed import precision_of
 from gist_train.training.setup import Job
+from gist_train.version import __version__
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 
