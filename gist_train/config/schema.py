@@ -264,10 +264,22 @@ def cache_folder(config: Config) -> Path:
 # the content of the corpus. With dropout on, other chunks draw other elements, as another number of processes does: as random
 # as before, and who has to resume with less memory may.
 _FREE_ON_RESUME = {
-    *("name", "output_dir", "cache_dir", "checkpoint", "evaluation", "selection", "tracking"),
-    *("model.trust_remote_code", "guide.trust_remote_code", "guide.batch_tokens"),
-    *("data.train", "data.exclude_evaluation_texts", "loss.block_size", "training.stop_at_step"),
-    *("training.max_tokens_per_forward", "training.gradient_checkpointing"),
+    "name",
+    "output_dir",
+    "cache_dir",
+    "checkpoint",
+    "evaluation",
+    "selection",
+    "tracking",
+    "model.trust_remote_code",
+    "guide.trust_remote_code",
+    "guide.batch_tokens",
+    "data.train",
+    "data.exclude_evaluation_texts",
+    "loss.block_size",
+    "training.stop_at_step",
+    "training.max_tokens_per_forward",
+    "training.gradient_checkpointing",
 }
 
 

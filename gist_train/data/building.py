@@ -92,7 +92,8 @@ def build_corpus(
                     read += 1
                     if isinstance(row, Fault):
                         count.bad += 1
-                        faults += [row] if len(faults) < SHOWN_FAULTS else []
+                        if len(faults) < SHOWN_FAULTS:
+                            faults.append(row)
                         skipped.write(json.dumps({"where": row.where, "found": row.found}, ensure_ascii=False) + "\n")
                     else:
                         builder.add(row)
@@ -144,23 +145,19 @@ def labelled_texts(source: ClassificationSource, where: str, exclusion: Exclusio
         else:
             rows.append(row)
     labels = Counter(row.label for row in rows)
-    found = fix = None
     if len(labels) == 1:
-        found, fix = (
-            f"only {shown(next(iter(labels)))} in {len(rows):,} rows",
-            "add rows of another class: a negative is one of those",
-        )
+        found = f"only {shown(next(iter(labels)))} in {len(rows):,} rows"
+        fix = "add rows of another class: a negative is one of those"
     elif labels and max(labels.values()) == 1:
-        found, fix = (
-            f"{len(labels):,} labels of one row each",
-            "name the column of classes: a positive is another row of the class",
-        )
-    if found is not None and fix is not None:
-        label = f"{where}: {source.path}: {source.columns.label}"
-        expected = "two different labels or more, one of them on two rows or more"
-        found += f", {left_out:,} more left out by data.exclude_evaluation_texts" if left_out else ""
-        raise UserError(*faults[:SHOWN_FAULTS], Fault(label, found, expected, fix))
-    return rows, faults, left_out
+        found = f"{len(labels):,} labels of one row each"
+        fix = "name the column of classes: a positive is another row of the class"
+    else:
+        return rows, faults, left_out
+    if left_out:
+        found += f", {left_out:,} more left out by data.exclude_evaluation_texts"
+    column = f"{where}: {source.path}: {source.columns.label}"
+    expected = "two different labels or more, one of them on two rows or more"
+    raise UserError(*faults[:SHOWN_FAULTS], Fault(column, found, expected, fix))
 
 
 def _rest(rows: Iterator[Row | Fault], source: Source, count: SourceCounts, exclusion: Exclusion) -> Iterator[Row | Fault]:

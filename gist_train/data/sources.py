@@ -222,7 +222,8 @@ def _row(
         named = task or _task(named_task, names[3], table.name)
         if isinstance(anchor, list):  # MEDI's [instruction, text], in a table
             pairs = [pair(anchor, names[0]), pair(positive, names[1])]
-            pairs += [] if negative is None or negative == [] else [pair(negative, names[2])]
+            if negative is not None and negative != []:
+                pairs.append(pair(negative, names[2]))
             return _row_of_pairs(pairs, named, None if len(fields) > len(ALIASES) else prompts)
         return Row(
             text(anchor, names[0]),

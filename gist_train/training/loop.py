@@ -30,10 +30,12 @@ from gist_train.training.throughput import StepClock
 from gist_train.training.update import set_learning_rate, update
 
 METRICS = (
-    *("loss", "grad_norm"),
+    "loss",
+    "grad_norm",
     *(f"masked_{block}" for block in BLOCKS),
     *(f"candidates_{block}" for block in BLOCKS),
-    *("loss_scale", "frozen"),
+    "loss_scale",
+    "frozen",
 )
 """What the device computes of a step, in the order of `StepRecord.metrics`; counts over all ranks, and 0 for no loss scale."""
 
