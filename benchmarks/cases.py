@@ -14,7 +14,7 @@ from benchmarks.sides import BATCH_SIZE, MAX_LENGTH, Bench, ChosenSteps
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.models import ModelConfig
 from gist_train.config.schema import Config
-from gist_train.model.pretrained import load_student
+from gist_train.model.loading import load_student
 from gist_train.preparation import batch_plan, prepare_corpus, prepare_tokens
 
 MEAN_TOKENS, SPREAD, FEWEST_TOKENS = 60, 1.0, 6

@@ -28,7 +28,8 @@ from benchmarks.machine import ROOT, header, told
 from gist_train.config.errors import UserError
 from gist_train.config.evaluation import ClassificationTask, RetrievalTask, StsTask
 from gist_train.evaluation.tasks import load_tasks
-from gist_train.model.pretrained import Pretrained, load_finished
+from gist_train.model.loading import load_finished
+from gist_train.model.pretrained import Pretrained
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers")
 BATCH_SIZES = (32, 128, 512)

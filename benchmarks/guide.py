@@ -36,7 +36,8 @@ from gist_train.config.models import GuideConfig
 from gist_train.config.schema import Config
 from gist_train.data.corpus import Corpus
 from gist_train.model.guide import GuideStore
-from gist_train.model.pretrained import Pretrained, load_guide
+from gist_train.model.loading import load_guide
+from gist_train.model.pretrained import Pretrained
 from gist_train.preparation import prepare_corpus
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers")

@@ -78,7 +78,7 @@ def prepare(told: Found) -> Found:
     from benchmarks.sides import fill_guide
     from gist_train.config.models import ModelConfig
     from gist_train.config.schema import Config
-    from gist_train.model.pretrained import load_student
+    from gist_train.model.loading import load_student
     from gist_train.preparation import prepare_corpus, prepare_tokens
 
     work, device, quiet = Path(told["work"]), torch.device(told["device"]), Console(quiet=True)

@@ -40,7 +40,7 @@ from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Batch, Corpus, TokenTable
 from gist_train.model.encoder import Pack
 from gist_train.model.guide import GuideStore
-from gist_train.model.pretrained import load_guide, load_student
+from gist_train.model.loading import load_guide, load_student
 from gist_train.training.distributed import make_accelerator
 from gist_train.training.loop import StepRecord, steps
 from gist_train.training.schedule import Schedule

@@ -21,7 +21,7 @@ from benchmarks.options import Shape
 from benchmarks.proof import compare
 from benchmarks.sides import BATCH_SIZE, MAX_LENGTH, Bench, Peer, fill_guide, make_model, run_ours, run_theirs
 from gist_train.config.models import ModelConfig
-from gist_train.model.pretrained import load_student
+from gist_train.model.loading import load_student
 from gist_train.training.loop import StepRecord
 from gist_train.training.throughput import matmul_rate, training_flops
 

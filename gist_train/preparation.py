@@ -4,7 +4,7 @@ Any number of processes may call these functions at the same time. They share wh
 and works, the others wait for it and find the work done. None waits in a collective operation, however long the guide takes.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from gist_train.checks import check_device, check_student, report_device
-from gist_train.config.errors import Fault, UserError
+from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.models import GuideConfig
 from gist_train.config.schema import Config, DataConfig, cache_folder
 from gist_train.config.sources import ClassificationSource
@@ -25,7 +25,9 @@ from gist_train.data.files import locked
 from gist_train.data.fingerprints import ContentHashes, corpus_fingerprint
 from gist_train.data.overlap import Exclusion, normalized_hash
 from gist_train.model.guide import GuideStore, store_folder
-from gist_train.model.pretrained import Pretrained, load_guide, load_student
+from gist_train.model.loading import load_guide, load_student
+from gist_train.model.pretrained import Pretrained
+from gist_train.model.whole import TextModel
 from gist_train.progress import follow
 from gist_train.training.setup import Prepared
 from gist_train.training.step_context import Guide, SelfGuide, StoredGuide
@@ -65,6 +67,8 @@ def prepare(
     """
     student = load_student(config.model)
     check_student(config, student)
+    for note in notes_on(student):
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     if trains_here:
         check_device(config, student, device, processes.count)
     else:
@@ -74,6 +78,20 @@ def prepare(
     tokens = prepare_tokens(corpus, student, console)
     guide = prepare_guide(config, corpus, device, console, processes) if fill_store else guide_as_stored(config, corpus)
     return Prepared(student, corpus, plan, tokens, guide)
+
+
+def notes_on(student: Pretrained) -> Iterator[str]:
+    """What the student's folder says that training does otherwise than `SentenceTransformer.encode`."""
+    if prompt := student.default_prompt:
+        yield (
+            f"the model's folder sets the default prompt {shown(prompt)}: evaluation and whoever opens the export put it before "
+            "every text; training rows have it where prompts of their source say so"
+        )
+    if (cut := student.truncate_dim) is not None and cut < student.width:
+        yield (
+            f"the model's folder cuts embeddings to {cut} of {student.width} dimensions: evaluation and whoever opens the export "
+            f"do so too; the loss is taken over all of them, or with loss.dimensions: [{student.width}, {cut}] over both"
+        )
 
 
 def prepare_corpus(config: Config, device: torch.device, console: Console, processes: Processes = ALONE) -> Corpus:
@@ -149,10 +167,8 @@ class _Embedder:
     ) -> tuple[GuideStore, NDArray[np.int64]]:
         """The store, and (N,) where it has each of N texts; those that no run has embedded yet are embedded."""
 
-        def load() -> Pretrained:
-            loaded = load_guide(self.model, self.where)
-            loaded.encoder.to(device)
-            return loaded
+        def load() -> TextModel:
+            return load_guide(self.model, self.where).to(device)
 
         store = GuideStore(self.folder)
         positions = store.positions(hashes)

@@ -15,7 +15,7 @@ from gist_train.config.schema import cache_folder
 from gist_train.data.mining import mine_triplets
 from gist_train.data.overlap import normalized
 from gist_train.model.guide import GuideStore
-from gist_train.model.pretrained import load_guide
+from gist_train.model.loading import load_guide
 
 CPU = torch.device("cpu")
 

@@ -14,8 +14,9 @@ from benchmarks.gpu.report import Report, Setup
 from gist_train.config.models import GuideConfig
 from gist_train.data.corpus import text_hashes
 from gist_train.model.guide import GuideStore
+from gist_train.model.loading import load_finished, load_guide
 from gist_train.model.loss import guided_contrastive_loss
-from gist_train.model.pretrained import Pretrained, load_finished, load_guide
+from gist_train.model.pretrained import Pretrained
 from gist_train.training.throughput import peak_memory
 
 PEER_BATCHES = (32, 128)

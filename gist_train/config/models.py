@@ -38,7 +38,7 @@ class GuideConfig(Section):
     max_length: MaxLength | None = None
     """Tokens a text is cut to; null = as the model says."""
     prompt: Prompt | None = None
-    """Text the model reads before every text; null = none."""
+    """Text the model reads before every text; null = the default prompt of its folder, which most have not."""
     dtype: Literal["float32", "float16"] = "float16"
     """Number format of the store on disk."""
     batch_tokens: BatchTokens = 16384

@@ -10,19 +10,27 @@ from numpy.typing import NDArray
 class TextEncoder(Protocol):
     """Anything that turns texts into vectors."""
 
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """(N, D), a vector of any length for each of N texts, in their order."""
+    def encode(self, texts: Sequence[str], prompt: str | None = None) -> NDArray[np.float32]:
+        """(N, D), a vector of any length for each of N texts, in their order.
+
+        Args:
+            prompt: before every text; None for the model's default.
+        """
         ...
 
 
-def finite_vectors(encoder: TextEncoder, texts: Sequence[str], task: str) -> NDArray[np.float32]:
+def finite_vectors(encoder: TextEncoder, texts: Sequence[str], task: str, prompt: str | None = None) -> NDArray[np.float32]:
     """(N, D) of the encoder, checked.
+
+    Args:
+        task: its name, for messages.
+        prompt: before every text; None for the model's default.
 
     Raises:
         FloatingPointError: an embedding holds a value that is not finite.
         ValueError: the encoder gave another number of vectors than texts.
     """
-    vectors = np.asarray(encoder.encode(texts), dtype=np.float32)
+    vectors = np.asarray(encoder.encode(texts, prompt), dtype=np.float32)
     if vectors.ndim != 2 or len(vectors) != len(texts):
         raise ValueError(f"{task}: the encoder gave an array of shape {vectors.shape} for {len(texts)} texts")
     if broken := int((~np.isfinite(vectors)).any(axis=1).sum()):

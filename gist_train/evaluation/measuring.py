@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.evaluation import EvaluationConfig, MtebTask
@@ -16,9 +17,11 @@ from gist_train.evaluation.mteb_tasks import LoadedMteb, measure_mteb
 from gist_train.evaluation.score_file import Terms, append_scores, read_items, read_scores
 from gist_train.evaluation.tasks import LoadedTask, content_hash, load_tasks, measure
 from gist_train.model.device import this_device
-from gist_train.model.pretrained import Pretrained, load_finished, load_student
+from gist_train.model.loading import load_student, load_trained
+from gist_train.model.whole import TextModel
 from gist_train.run_folder import MANIFEST, Run
 
+Model = TypeVar("Model", bound=TextModel)
 Scores = dict[str, float]
 """<task>/<metric> -> value, a fraction."""
 
@@ -28,6 +31,8 @@ class Measuring:
     """The tasks of a config, read, and the terms that models are measured under."""
 
     config: EvaluationConfig
+    model: ModelConfig
+    """That the run trains."""
     tasks: list[LoadedTask]
     mteb_cache: Path
     """Folder of mteb's own results."""
@@ -35,7 +40,7 @@ class Measuring:
     @classmethod
     def of(cls, config: Config) -> "Measuring":
         """Raises UserError with all faults of the tasks' files."""
-        return cls(config.evaluation, load_tasks(config.evaluation.tasks), cache_folder(config) / "mteb")
+        return cls(config.evaluation, config.model, load_tasks(config.evaluation.tasks), cache_folder(config) / "mteb")
 
     @classmethod
     def of_some(cls, config: Config) -> "Measuring":
@@ -85,7 +90,7 @@ class Measuring:
         if unknown := [name for name in metric if name not in known]:
             raise UserError(Fault("the metric to go by", ", ".join(unknown), ", ".join(known), "name one of these"))
 
-    def of_model(self, model: Pretrained) -> dict[str, Score]:
+    def of_model(self, model: TextModel) -> dict[str, Score]:
         """Scores of a model that is no step of a run; kept nowhere.
 
         Raises:
@@ -93,7 +98,7 @@ class Measuring:
         """
         return self._evaluate(model, self.tasks)
 
-    def of_step(self, run: Run, step: int, model: Pretrained) -> Scores:
+    def of_step(self, run: Run, step: int, model: TextModel) -> Scores:
         """Scores of a step: those that evaluations.jsonl has, and those of the other tasks, which are added to it.
 
         Args:
@@ -107,9 +112,9 @@ class Measuring:
             known |= values(measured)
         return self.in_order(known)
 
-    def of_base(self, run: Run, model: ModelConfig) -> Scores:
+    def of_base(self, run: Run) -> Scores:
         """Scores of the student before training, which are step 0 of the run."""
-        return self.of_step(run, 0, on_this_device(load_student(model)))
+        return self.of_step(run, 0, on_this_device(load_student(self.model)))
 
     def of_checkpoint(self, run: Run, step: int) -> Scores | None:
         """Scores of the step's checkpoint; None where it is gone: a run that trains meanwhile deletes those it need not keep.
@@ -122,7 +127,7 @@ class Measuring:
         if missing := self._missing(known):
             try:
                 sealed = verified_manifest(folder)["sha256"]
-                model = on_this_device(load_finished(str(folder)))
+                model = on_this_device(load_trained(folder, self.model))
             except (UserError, OSError):
                 if folder.exists():
                     raise
@@ -146,19 +151,19 @@ class Measuring:
     def _missing(self, known: Mapping[str, float]) -> list[LoadedTask]:
         return [task for task in self.tasks if not known.keys() >= set(self.metrics(task))]
 
-    def _keep(self, run: Run, step: int, measured: Mapping[str, Score], model: Pretrained, base: str | None) -> None:
+    def _keep(self, run: Run, step: int, measured: Mapping[str, Score], model: TextModel, base: str | None) -> None:
         append_scores(
             run,
             step,
             measured,
             terms=self.terms,
-            normalized=model.encoder.normalized,
+            normalized=model.normalized,
             length=model.with_max_length(self.config.max_length).max_length,
             contents=self.contents,
             base=base,
         )
 
-    def _evaluate(self, model: Pretrained, tasks: Sequence[LoadedTask]) -> dict[str, Score]:
+    def _evaluate(self, model: TextModel, tasks: Sequence[LoadedTask]) -> dict[str, Score]:
         model = model.with_max_length(self.config.max_length).with_truncation(self.config.truncate_dim)
         scores: dict[str, Score] = {}
         for task in tasks:
@@ -169,17 +174,17 @@ class Measuring:
                 model,
                 task,
                 identity=model.fingerprint(),
-                normalized=model.encoder.normalized,
-                prompts={name: prompt or "" for name, prompt in model.sentence_transformer.prompts.items()},
+                normalized=model.normalized,
+                prompts=model.prompts,
                 cache=self.mteb_cache,
             )
             scores |= {f"{task.name}/{metric}": Score(value, None) for metric, value in measured.items()}
         return scores
 
 
-def on_this_device(model: Pretrained) -> Pretrained:
+def on_this_device(model: Model) -> Model:
     """The same model, moved to where this process would train."""
-    model.encoder.to(this_device())
+    model.to(this_device())
     return model
 
 

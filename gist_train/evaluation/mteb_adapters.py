@@ -40,7 +40,7 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]  # mteb's classes are not f
     def __init__(self, encoder: TextEncoder, *, identity: str, normalized: bool, prompts: Mapping[str, str]):
         self.encoder = encoder
         self.prompts = dict(prompts)
-        self._known: dict[str, NDArray[np.float32]] = {}
+        self._known: dict[tuple[str | None, str], NDArray[np.float32]] = {}
         meta = {
             # Readable first; the revision is what tells two identities with the same readable part from each other.
             "name": "gist-train/" + re.sub(r"[^A-Za-z0-9._-]+", "_", identity)[:100],
@@ -61,12 +61,12 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]  # mteb's classes are not f
             ValueError: the encoder gave another number of vectors than texts.
         """
         prompt = self._prompt(task_metadata, prompt_type)
-        texts = [prompt + text for batch in inputs for text in batch["text"]]
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        keys = [(prompt, text) for batch in inputs for text in batch["text"]]
+        new = [key for key in dict.fromkeys(keys) if key not in self._known]
         if new:
-            vectors = finite_vectors(self.encoder, new, task_metadata.name)
+            vectors = finite_vectors(self.encoder, [text for _, text in new], task_metadata.name, prompt)
             self._known.update(zip(new, vectors, strict=True))
-        out = np.stack([self._known[text] for text in texts])
+        out = np.stack([self._known[key] for key in keys])
         if len(self._known) > REMEMBERED:
             self.forget()
         return out
@@ -75,12 +75,13 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]  # mteb's classes are not f
         """Lets go of the embeddings of one task's texts."""
         self._known.clear()
 
-    def _prompt(self, task_metadata: Any, prompt_type: Any) -> str:
+    def _prompt(self, task_metadata: Any, prompt_type: Any) -> str | None:
+        """None for the model's default, which sentence-transformers takes where mteb names no prompt."""
         name = get_prompt_name(self.prompts, task_metadata, prompt_type)
         if name is None and prompt_type == PromptType.document:
             # What sentence-transformers' encode_document takes besides "document".
             name = next((other for other in ("passage", "corpus") if other in self.prompts), None)
-        return "" if name is None else self.prompts[name] or ""
+        return None if name is None else self.prompts[name] or ""
 
 
 def as_mteb_task(task: LoadedSts | LoadedRetrieval | LoadedClassification) -> Any:

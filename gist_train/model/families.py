@@ -6,6 +6,7 @@ Classes and not the config's `model_type`: code from a model's repository may ca
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
 from transformers import (
     BertModel,
     CamembertModel,
@@ -19,6 +20,7 @@ from transformers import (
     RobertaModel,
     XLMRobertaModel,
 )
+from transformers.pytorch_utils import Conv1D
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +75,15 @@ def in_embedding(weight: str) -> bool:
     BERT's pooler has none: a dense layer on the first token, made for next-sentence prediction.
     """
     return not weight.startswith("pooler.")
+
+
+def product_shapes(transformer: Any) -> list[tuple[int, int]]:
+    """(out, in) of every matrix that each token is multiplied by on its way to an embedding: what training costs goes by them."""
+    shapes = []
+    for name, module in transformer.named_modules():
+        if in_embedding(name) and isinstance(module, nn.Linear):
+            shapes.append((module.out_features, module.in_features))
+        elif in_embedding(name) and isinstance(module, Conv1D):  # GPT-2's, whose matrix is the other way round
+            shapes.append((module.nf, module.nx))
+    # Of a model that multiplies in modules of its own nothing is known: one square, so that rates and estimates exist.
+    return shapes or [(transformer.config.hidden_size, transformer.config.hidden_size)]

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.models import GuideConfig
 from gist_train.data.files import Claims, locked, read_json, write_json
 from gist_train.data.fingerprints import ContentHashes
-from gist_train.model.encoder import embed
-from gist_train.model.pretrained import Pretrained, identity
+from gist_train.model.loading import folder_prompt, identity
+from gist_train.model.whole import TextModel
 
 FORMAT = 1
 TEXTS_PER_WRITE = 2048
@@ -52,6 +52,9 @@ def store_folder(cache: Path, guide: GuideConfig, where: str) -> Path:
     known = identity(guide.name, guide.revision, where, hashes.of)
     hashes.save()
     parts = [FORMAT, known, guide.pooling, guide.prompt, guide.max_length, guide.dtype]
+    # Stores of before a folder's default prompt counted are of texts without it.
+    if guide.prompt is None and (default := folder_prompt(guide.name, guide.revision)):
+        parts.append(default)
     return cache / "guides" / hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
@@ -111,7 +114,7 @@ class GuideStore:
 
     def fill(
         self,
-        guide: Pretrained,
+        guide: TextModel,
         config: GuideConfig,
         hashes: NDArray[np.uint8],
         lengths: NDArray[np.int64],
@@ -122,7 +125,7 @@ class GuideStore:
 
     def fill_together(
         self,
-        load: Callable[[], Pretrained],
+        load: Callable[[], TextModel],
         config: GuideConfig,
         hashes: NDArray[np.uint8],
         lengths: NDArray[np.int64],
@@ -162,7 +165,7 @@ class GuideStore:
                     break
                 if len(taken):
                     guide = guide or load()
-                    vectors = np.empty((len(taken), guide.width), np.float32)
+                    vectors = np.empty((len(taken), guide.dimensions), np.float32)
                     for done in _embed_into(vectors, guide, config, missing[taken], text):
                         build.refresh()
                         yield build.done + done
@@ -256,17 +259,22 @@ class _Build:
             _append(written.fileno(), self._hashes[taken[new]].tobytes())
 
 
+def prompted(guide: TextModel, config: GuideConfig, texts: Sequence[str]) -> list[str]:
+    """The texts as the guide reads them: after `guide.prompt`, or the default prompt of its folder."""
+    prompt = guide.default_prompt if config.prompt is None else config.prompt
+    return [prompt + text for text in texts]
+
+
 def _embed_into(
-    vectors: NDArray[np.float32], guide: Pretrained, config: GuideConfig, ids: NDArray[np.int64], text: Callable[[int], str]
+    vectors: NDArray[np.float32], guide: TextModel, config: GuideConfig, ids: NDArray[np.int64], text: Callable[[int], str]
 ) -> Iterator[int]:
     """Puts the embeddings of the texts `ids` (n,), of length 1, into `vectors` (n, G); yields how many of them are done.
 
     Raises:
         FloatingPointError: one is not finite, or has no direction.
     """
-    tokens = guide.tokens([(config.prompt or "") + text(i) for i in ids.tolist()])
     done = 0
-    for places, embeddings in embed(guide.encoder, tokens, config.batch_tokens):
+    for places, embeddings in guide.embed(prompted(guide, config, [text(i) for i in ids.tolist()]), config.batch_tokens):
         with np.errstate(invalid="ignore"):  # raised below, with the text
             vectors[places] = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
         done += len(places)

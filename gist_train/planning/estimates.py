@@ -9,14 +9,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from gist_train.config.schema import CheckpointConfig, SelectionConfig
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Corpus, TokenTable
 from gist_train.model.encoder import Encoder
-from gist_train.model.families import kin_of
+from gist_train.model.families import kin_of, product_shapes
 from gist_train.training.checkpoint import in_window, steps_to_keep
 
 Ints = NDArray[np.int64]
@@ -133,7 +132,7 @@ def memory(
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     size, hidden = 2 if half else 4, config.hidden_size
     # The widest layer, and not a field of the config, which each family of models calls otherwise.
-    intermediate = max(module.out_features for module in encoder.modules() if isinstance(module, torch.nn.Linear))
+    intermediate = max(out for out, _ in product_shapes(encoder.transformer))
     family = kin_of(encoder.transformer)
     if family is not None and family.causal:
         of_token = (6 * hidden + (8 if family.norms_queries else 4) * encoder.attention_width + 4 * intermediate) * size

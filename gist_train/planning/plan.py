@@ -16,9 +16,9 @@ from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Corpus, TokenTable
 from gist_train.evaluation.leakage import count_leaks
 from gist_train.model.device import this_device
-from gist_train.model.encoder import embed
-from gist_train.model.guide import HASH_BYTES, GuideStore, store_folder
-from gist_train.model.pretrained import Pretrained, load_guide
+from gist_train.model.guide import HASH_BYTES, GuideStore, prompted, store_folder
+from gist_train.model.loading import load_guide
+from gist_train.model.pretrained import Pretrained
 from gist_train.planning.estimates import (
     EpochTokens,
     checkpoint_bytes,
@@ -168,8 +168,8 @@ def _guide(config: Config, corpus: Corpus) -> GuidePass | None:
     if len(missing):
         guide = load_guide(config.guide)
         sample = _drawn_texts(missing, EXACT_TEXTS)
-        read = guide.tokens([(config.guide.prompt or "") + corpus.text(i) for i in sample.tolist()])
-        width, sampled = guide.width, len(sample)
+        read = guide.tokens(prompted(guide, config.guide, [corpus.text(i) for i in sample.tolist()]))
+        width, sampled = guide.dimensions, len(sample)
         tokens = round(sum(map(len, read)) * len(missing) / len(sample))
     number = np.dtype(config.guide.dtype).itemsize
     return GuidePass(
@@ -259,13 +259,12 @@ def _measured(config: Config, prepared: Prepared, guide: GuidePass | None, stop:
 
 def _guide_rate(config: GuideConfig, corpus: Corpus, device: torch.device) -> float:
     """Tokens that the guide embeds in a second on this machine, measured on texts drawn from the corpus."""
-    guide = load_guide(config)
-    guide.encoder.to(device)
+    guide = load_guide(config).to(device)
     texts = _drawn_texts(np.arange(corpus.text_count), MEASURED_GUIDE_TEXTS)
-    read = guide.tokens([(config.prompt or "") + corpus.text(i) for i in texts.tolist()])
-    for _ in embed(guide.encoder, read[:1], config.batch_tokens):
+    read = prompted(guide, config, [corpus.text(i) for i in texts.tolist()])
+    for _ in guide.embed(read[:1], config.batch_tokens):
         pass
     began = time.perf_counter()
-    for _ in embed(guide.encoder, read, config.batch_tokens):  # brings each batch back from the device
+    for _ in guide.embed(read, config.batch_tokens):  # brings each batch back from the device
         pass
-    return sum(map(len, read)) / (time.perf_counter() - began)
+    return sum(map(len, guide.tokens(read))) / (time.perf_counter() - began)

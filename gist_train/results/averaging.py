@@ -11,7 +11,8 @@ from gist_train.config.errors import Fault, UserError
 from gist_train.config.models import ModelConfig
 from gist_train.data.files import whole_folder
 from gist_train.data.manifests import seal, verified_manifest
-from gist_train.model.pretrained import Pretrained, load_finished, load_student
+from gist_train.model.loading import load_student, load_trained
+from gist_train.model.pretrained import Pretrained
 from gist_train.run_folder import Run
 
 
@@ -23,7 +24,7 @@ def averaged(run: Run, steps: Sequence[int], base: ModelConfig, base_weight: flo
     Raises:
         UserError: a checkpoint is damaged, or the base model's weights are of another shape.
     """
-    models = (_verified(run, step) for step in steps)
+    models = (_verified(run, step, base) for step in steps)
     model = next(models)
     sums = {name: weight.to(torch.float64) for name, weight in _weights(model).items()}
     for other in models:
@@ -51,10 +52,10 @@ def save_averaged(model: Pretrained, folder: Path, facts: dict[str, Any]) -> Non
         seal(partial, facts)
 
 
-def _verified(run: Run, step: int) -> Pretrained:
+def _verified(run: Run, step: int, base: ModelConfig) -> Pretrained:
     folder = run.checkpoint(step)
     verified_manifest(folder)
-    return load_finished(str(folder))
+    return load_trained(folder, base)
 
 
 def _weights(model: Pretrained) -> dict[str, Tensor]:

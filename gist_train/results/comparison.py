@@ -12,7 +12,8 @@ from gist_train.config.models import GuideConfig
 from gist_train.config.schema import Config
 from gist_train.evaluation.measuring import Measuring, Scores, on_this_device, scores_line, values
 from gist_train.evaluation.metrics import metric_of, task_of
-from gist_train.model.pretrained import Pretrained, load_finished, load_guide, load_student
+from gist_train.model.loading import load_finished, load_guide, load_student, load_trained
+from gist_train.model.whole import TextModel
 from gist_train.results.selected import Selected, read_selected
 from gist_train.run_folder import Run
 from gist_train.training.checkpoint import no_checkpoint, no_such_step
@@ -49,7 +50,7 @@ def compare(
     measuring = Measuring.of_some(config)
     if dimensions:
         load_student(config.model).with_truncation(max(dimensions))  # refuses what it can't give before anything is measured
-    subjects = _named(run, models, steps) if models or steps is not None else _side_by_side(config, run)
+    subjects = _named(config, run, models, steps) if models or steps is not None else _side_by_side(config, run)
     for model, scores_on in subjects:
         for dimension in (None, *dimensions):
             name = model if dimension is None else f"{model}, {dimension} dimensions"
@@ -59,17 +60,17 @@ def compare(
                 yield name, scores
 
 
-def _named(run: Run, models: Sequence[str], steps: str | None) -> Iterator[Subject]:
+def _named(config: Config, run: Run, models: Sequence[str], steps: str | None) -> Iterator[Subject]:
     chosen = read_selected(run) if steps == "selected" else None
     if steps == "selected" and chosen is None:
         raise UserError(Fault("--steps", "selected, and nothing was", "a run with a selected.json", f"gist-train select {run}"))
     numbers = [] if steps is None or chosen is not None else _numbers(run, steps)
     for name in models:
-        yield name, partial(_of_model, on_this_device(load_finished(name)))
+        yield name, partial(_of_model, on_this_device(load_finished(name, trust_remote_code=config.model.trust_remote_code)))
     for step in numbers:
         yield f"step {step}", partial(_of_checkpoint, run, step)
     if chosen is not None:
-        yield chosen.name, _of_selected(run, chosen)
+        yield chosen.name, _of_selected(config, run, chosen)
 
 
 def _numbers(run: Run, steps: str) -> list[int]:
@@ -91,14 +92,14 @@ def _side_by_side(config: Config, run: Run) -> Iterator[Subject]:
     yield BASE, (lambda measuring: measuring.of_step(run, 0, base)) if run.folder.exists() else partial(_of_model, base)
     selected, saved = read_selected(run), run.saved_steps()
     if selected is not None:
-        yield TUNED, _of_selected(run, selected)
+        yield TUNED, _of_selected(config, run, selected)
     elif saved:
         yield TUNED, partial(_of_checkpoint, run, saved[-1])
     if isinstance(config.guide, GuideConfig):
         yield GUIDE, partial(_of_model, on_this_device(load_guide(config.guide)))
 
 
-def _of_model(model: Pretrained, measuring: Measuring) -> Scores:
+def _of_model(model: TextModel, measuring: Measuring) -> Scores:
     return values(measuring.of_model(model))
 
 
@@ -106,9 +107,9 @@ def _of_checkpoint(run: Run, step: int, measuring: Measuring) -> Scores | None:
     return measuring.of_checkpoint(run, step)
 
 
-def _of_selected(run: Run, selected: Selected) -> Callable[[Measuring], Scores | None]:
+def _of_selected(config: Config, run: Run, selected: Selected) -> Callable[[Measuring], Scores | None]:
     if selected.averaged:
-        return partial(_of_model, on_this_device(load_finished(str(selected.folder(run)))))
+        return partial(_of_model, on_this_device(load_trained(selected.folder(run), config.model)))
     return partial(_of_checkpoint, run, selected.step)
 
 
@@ -129,7 +130,7 @@ def watch(config: Config, run: Run) -> Iterator[tuple[int, Scores | None]]:
         saved = run.saved_steps()
         done &= {0, *saved}  # a run that went back takes its later steps anew
         if run.folder.exists() and 0 not in done:
-            yield 0, measuring.of_base(run, config.model)
+            yield 0, measuring.of_base(run)
             done.add(0)
         for step in saved:
             if step not in done:

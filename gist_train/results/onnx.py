@@ -27,12 +27,14 @@ from transformers import AutoModel
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.evaluation import StsTask
+from gist_train.config.models import ModelConfig
 from gist_train.config.schema import Config
 from gist_train.evaluation.measuring import values
 from gist_train.evaluation.sts import LoadedSts, read_sts
 from gist_train.evaluation.tasks import measure
 from gist_train.model.encoder import Tokens
-from gist_train.model.pretrained import Pretrained, load_finished
+from gist_train.model.loading import load_trained
+from gist_train.model.pretrained import Pretrained
 from gist_train.progress import others_silent
 
 Format: TypeAlias = Literal["sentence-transformers", "onnx"]
@@ -52,6 +54,8 @@ BATCH_TOKENS = 4096
 class OnnxPlan:
     """What an export in ONNX is to do, its inputs read and its packages there."""
 
+    model: ModelConfig
+    """That the exported weights were trained from."""
     quantize: bool
     sts: tuple[LoadedSts, ...]
     """Tasks that the loss by 8 bits is measured on."""
@@ -103,15 +107,16 @@ class OnnxEncoder:
         # The tokenizer's and not the config's: this is what everybody else pads with.
         self._padding_id = model.tokenizer.pad_token_id or 0
 
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """(N, D) embeddings, texts of like length in one padded batch."""
-        tokens = self._model.tokens(texts)
+    def encode(self, texts: Sequence[str], prompt: str | None = None) -> NDArray[np.float32]:
+        """(N, D) embeddings, texts of like length in one padded batch, after `prompt`, or else the folder's default."""
+        before = self._model.default_prompt if prompt is None else prompt
+        tokens = self._model.tokens([before + text for text in texts])
         order = np.argsort([len(ids) for ids in tokens], kind="stable")[::-1]
-        out = np.empty((len(texts), self._model.width), np.float32)
+        out = np.empty((len(texts), self._model.dimensions), np.float32)
         start = 0
         while start < len(order):
             rows = order[start : start + max(1, BATCH_TOKENS // len(tokens[order[start]]))]
-            out[rows] = self._embed([tokens[row] for row in rows])
+            out[rows] = self._embed([tokens[row] for row in rows])[:, : self._model.dimensions]
             start += len(rows)
         return out
 
@@ -157,7 +162,7 @@ def plan_onnx(config: Config, format_: Format, *, quantize: bool) -> OnnxPlan | 
     loaded = [read_sts(task, f"evaluation.tasks[{index}] ({task.name})", faults) for index, task in numbered]
     if faults:
         raise UserError(*faults)
-    return OnnxPlan(quantize, tuple(task for task in loaded if task is not None), config.evaluation.max_length)
+    return OnnxPlan(config.model, quantize, tuple(task for task in loaded if task is not None), config.evaluation.max_length)
 
 
 def add_onnx(folder: Path, plan: OnnxPlan) -> OnnxReport:
@@ -167,7 +172,7 @@ def add_onnx(folder: Path, plan: OnnxPlan) -> OnnxReport:
         ArithmeticError: its embeddings differ from torch's by more than `TOLERANCE`.
         UserError: a model that torch can't export or onnxruntime can't run.
     """
-    model = load_finished(str(folder))
+    model = load_trained(folder, plan.model)
     (folder / FLOAT32).parent.mkdir()
     with _refused(model):
         _write(folder)

@@ -159,7 +159,7 @@ def _keep(
 ) -> Selected:
     """Measures the chosen model and the base on all tasks, and writes selected.json."""
     chosen = order[0]
-    base = {} if measuring is None else measuring.of_base(run, config.model)
+    base = {} if measuring is None else measuring.of_base(run)
     if chosen.averaged and measuring is not None:
         folder, scores = _write_mean(config, run, chosen, measuring)
     else:

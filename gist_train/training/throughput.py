@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from gist_train.model.encoder import Encoder
-from gist_train.model.families import in_embedding
+from gist_train.model.families import product_shapes
 
 PARTS = ("data", "forward", "loss", "backward", "optimizer", "communication", "graph")
 """Waiting for the batch and handing it to the device; encoding the texts; masks and loss; the backward pass (with gradient
@@ -60,9 +60,8 @@ class TrainingCost:
     @classmethod
     def of(cls, encoder: Encoder) -> "TrainingCost":
         """That of `encoder`."""
-        named = encoder.transformer.named_modules()
-        linear = sum(m.weight.numel() for name, m in named if isinstance(m, torch.nn.Linear) and in_embedding(name))
-        return cls(linear, encoder.attention_width * encoder.transformer.config.num_hidden_layers)
+        weights = sum(out * width for out, width in product_shapes(encoder.transformer))
+        return cls(weights, encoder.attention_width * encoder.transformer.config.num_hidden_layers)
 
     def flops(self, groups: Sequence[tuple[int, int]]) -> int:
         """Floating-point operations of forward and backward over real tokens, in matrix multiplications alone.
@@ -84,15 +83,12 @@ def training_flops(encoder: Encoder, groups: Sequence[tuple[int, int]]) -> int:
 
 
 def matmul_rate(encoder: Encoder, tokens: int, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """FLOP/s of the products that the encoder's linear layers ask for over `tokens` tokens, forward and backward, on its device.
+    """FLOP/s of the products that the encoder asks for over `tokens` tokens, forward and backward, on its device.
 
     Each product is timed by itself, operands ready; the least of its times counts (what else the machine does is
     no part of its rate), as often as the encoder has its shape.
     """
-    named = encoder.transformer.named_modules()
-    linear = [m for name, m in named if isinstance(m, torch.nn.Linear) and in_embedding(name)]
-    shapes = Counter((m.out_features, m.in_features) for m in linear)
-    device = linear[0].weight.device
+    shapes, device = Counter(product_shapes(encoder.transformer)), encoder.device
     operands = []
     for out, width in shapes:
         x, w, g = (torch.randn(size, device=device, dtype=dtype) for size in ((tokens, width), (out, width), (tokens, out)))

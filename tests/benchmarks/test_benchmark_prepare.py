@@ -16,7 +16,7 @@ from rich.console import Console
 
 from gist_train.config.models import ModelConfig
 from gist_train.config.schema import Config
-from gist_train.model.pretrained import load_student
+from gist_train.model.loading import load_student
 from gist_train.preparation import prepare_corpus, prepare_tokens
 
 ROWS, MAX_LENGTH = 96, 64

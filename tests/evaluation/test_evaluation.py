@@ -47,7 +47,7 @@ class Table:
         self.vectors = vectors
         self.asked: list[str] = []
 
-    def encode(self, texts: Sequence[str]) -> Any:
+    def encode(self, texts: Sequence[str], prompt: str | None = None) -> Any:  # noqa: ARG002
         self.asked += texts
         return np.array([self.vectors[text] for text in texts], dtype=np.float32)
 
@@ -263,7 +263,7 @@ def test_a_vector_too_few_is_refused():
     """Numpy's indexing would take the wrong row for a text and say nothing."""
 
     class Short:
-        def encode(self, texts: Sequence[str]) -> Any:
+        def encode(self, texts: Sequence[str], prompt: str | None = None) -> Any:  # noqa: ARG002
             return np.ones((len(texts) - 1, 2), np.float32)
 
     with pytest.raises(ValueError, match=r"^s: the encoder gave an array of shape \(1, 2\) for 2 texts"):

@@ -21,7 +21,7 @@ from gist_train.evaluation.mteb_tasks import LoadedMteb, measure_mteb
 from gist_train.evaluation.retrieval import LoadedRetrieval
 from gist_train.evaluation.sts import LoadedSts
 from gist_train.evaluation.tasks import load_tasks, measure
-from gist_train.model.pretrained import load_finished
+from gist_train.model.loading import load_finished
 
 pytest.importorskip("mteb", reason="the extra mteb is not installed")
 
@@ -34,8 +34,9 @@ class Words:
         self.calls: list[list[str]] = []
         self._vectors: dict[str, Any] = {}
 
-    def encode(self, texts: Sequence[str]) -> Any:
-        self.calls.append(list(texts))
+    def encode(self, texts: Sequence[str], prompt: str | None = None) -> Any:
+        texts = [(prompt or "") + text for text in texts]
+        self.calls.append(texts)
         return np.stack([sum(self._word(word) for word in ["", *text.lower().split()]) for text in texts]).astype(np.float32)
 
     def _word(self, word: str) -> Any:
@@ -100,7 +101,7 @@ def test_vectors_that_are_wrong_are_no_figures(broken: Any, words: str, tmp_path
     """mteb would turn NaN into a figure, and keep it in its cache."""
 
     class Broken:
-        def encode(self, texts: Sequence[str]) -> Any:
+        def encode(self, texts: Sequence[str], prompt: str | None = None) -> Any:  # noqa: ARG002
             return np.repeat(broken, len(texts), axis=0)
 
     with pytest.raises((ValueError, FloatingPointError), match=words):
@@ -172,7 +173,7 @@ def test_a_collapsed_model_has_cached_correlation_zero(tmp_path: Path):
     """NaN is no JSON, and mteb keeps it."""
 
     class Same:
-        def encode(self, texts: Sequence[str]) -> Any:
+        def encode(self, texts: Sequence[str], prompt: str | None = None) -> Any:  # noqa: ARG002
             return np.ones((len(texts), 4), np.float32)
 
     for _ in range(2):

@@ -14,7 +14,7 @@ from gist_train.config.models import GuideConfig, ModelConfig
 from gist_train.model.attention import PackedLengths, attend, packed_attention
 from gist_train.model.dropout import Dropout, use_cheap_dropout
 from gist_train.model.encoder import CPU_BATCH_TOKENS, Encoder, embed, pack
-from gist_train.model.pretrained import load_guide, load_student
+from gist_train.model.loading import load_guide, load_student
 
 LENGTHS = {
     "mixed": (3, 7, 1, 7, 12, 3, 3, 9),

@@ -27,7 +27,8 @@ from gist_train.data.corpus import text_hash
 from gist_train.data.files import locked
 from gist_train.model import guide as guide_module
 from gist_train.model.guide import GuideStore, store_folder
-from gist_train.model.pretrained import Pretrained, load_guide, load_student
+from gist_train.model.loading import load_guide, load_student
+from gist_train.model.pretrained import Pretrained
 from gist_train.training.step_context import SelfGuide
 
 CPU = torch.device("cpu")

@@ -25,7 +25,8 @@ from gist_train.data.corpus import text_hash
 from gist_train.model import guide as guide_module
 from gist_train.model.device import this_device
 from gist_train.model.guide import GuideStore, store_folder
-from gist_train.model.pretrained import Pretrained, load_guide
+from gist_train.model.loading import load_guide
+from gist_train.model.pretrained import Pretrained
 from gist_train.preparation import Processes, prepare_corpus, prepare_guide
 from gist_train.training.distributed import make_accelerator
 

@@ -20,7 +20,8 @@ from gist_train.data.fingerprints import content_hash
 from gist_train.model.dropout import Dropout
 from gist_train.model.encoder import pack
 from gist_train.model.families import FAMILIES, family_of
-from gist_train.model.pretrained import Pretrained, identity, load_finished, load_guide, load_student
+from gist_train.model.loading import identity, load_finished, load_guide, load_student
+from gist_train.model.pretrained import Pretrained
 
 TEXTS = ["My Card was declined", "exchange rate?", "a", "top up " * 60, "ÄÖ ñ 日本"]
 
@@ -380,7 +381,7 @@ def test_identity_of_a_hub_model_is_its_commit(monkeypatch, tmp_path):
         asked.append((name, file, revision))
         return str(tmp_path / "snapshots" / "0a1b2c" / file)
 
-    monkeypatch.setattr("gist_train.model.pretrained.hf_hub_download", download)
+    monkeypatch.setattr("gist_train.model.loading.hf_hub_download", download)
     assert identity("some/model", "main", "guide", content_hash) == "some/model@0a1b2c"
     assert asked == [("some/model", "config.json", "main")]
 

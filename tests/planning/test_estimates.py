@@ -12,8 +12,8 @@ from transformers import BertConfig, BertModel
 from gist_train.config.loading import load_config
 from gist_train.model.dropout import use_cheap_dropout
 from gist_train.model.encoder import Encoder, pack
+from gist_train.model.loading import load_finished
 from gist_train.model.loss import guided_contrastive_loss
-from gist_train.model.pretrained import load_finished
 from gist_train.planning.estimates import EpochTokens, checkpoint_bytes, checkpoints_kept, epoch_tokens, memory
 from gist_train.run_folder import Run
 from gist_train.training.gradient_cache import cut

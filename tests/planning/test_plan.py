@@ -11,7 +11,7 @@ from support.running import gist
 from gist_train.config.loading import load_config
 from gist_train.config.schema import cache_folder
 from gist_train.data.batches import BatchPlan
-from gist_train.model.pretrained import load_guide
+from gist_train.model.loading import load_guide
 from gist_train.planning import plan as plan_module
 from gist_train.planning.plan import _selected
 from gist_train.training.setup import last_step, schedule_of

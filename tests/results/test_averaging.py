@@ -9,7 +9,7 @@ from support.running import gist
 from gist_train.config.errors import UserError
 from gist_train.config.models import ModelConfig
 from gist_train.data.manifests import verified_manifest
-from gist_train.model.pretrained import load_finished, load_student
+from gist_train.model.loading import load_finished, load_student
 from gist_train.results.averaging import averaged, save_averaged
 from gist_train.run_folder import Run
 

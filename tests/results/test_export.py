@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from support.running import add_scores, gist
 
 from gist_train.config.errors import UserError
-from gist_train.model.pretrained import load_finished
+from gist_train.model.loading import load_finished
 from gist_train.results.export import export_model
 from gist_train.run_folder import Run
 

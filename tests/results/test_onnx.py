@@ -16,9 +16,10 @@ from transformers import DistilBertConfig, DistilBertModel
 
 from gist_train.config.errors import UserError
 from gist_train.config.evaluation import StsTask
+from gist_train.config.models import ModelConfig
 from gist_train.evaluation.measuring import values
 from gist_train.evaluation.tasks import load_tasks, measure
-from gist_train.model.pretrained import load_finished
+from gist_train.model.loading import load_finished
 from gist_train.results import onnx as exporting
 from gist_train.results.onnx import FLOAT32, INT8, OnnxEncoder, OnnxPlan, add_onnx, onnx_table
 
@@ -31,7 +32,7 @@ FAMILIES = {
 }
 # An export costs seconds, whatever the size of the model: the fast tests share two.
 NAMES = ["bert-mean", "roberta-cls", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mpnet-mean", "bert-last"))]
-PLAIN = OnnxPlan(quantize=False, sts=(), max_length=None)
+PLAIN = OnnxPlan(ModelConfig(name="m"), quantize=False, sts=(), max_length=None)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +156,7 @@ def test_int8_is_smaller_and_its_loss_is_told(exported, tmp_path, sts):
     shutil.copytree(exported("bert-mean")[0], folder)
     tasks = load_tasks([StsTask(**sts)])
     model = load_finished(str(folder))
-    report = exporting._quantized(folder, model, OnnxPlan(quantize=True, sts=tuple(tasks), max_length=5))
+    report = exporting._quantized(folder, model, OnnxPlan(ModelConfig(name="m"), quantize=True, sts=tuple(tasks), max_length=5))
     assert sorted(path.name for path in (folder / "onnx").iterdir()) == ["model.onnx", "model_int8.onnx"]
     assert report.size == (folder / INT8).stat().st_size
     assert report.size < 0.6 * (folder / FLOAT32).stat().st_size  # of a model this tiny the graph is a good part

@@ -10,7 +10,7 @@ from support.running import gist
 
 from gist_train.config.loading import load_config
 from gist_train.evaluation.measuring import Measuring
-from gist_train.model.pretrained import load_finished
+from gist_train.model.loading import load_finished
 from gist_train.run_folder import Run
 
 pytestmark = pytest.mark.usefixtures("on_cpu")

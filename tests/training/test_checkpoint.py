@@ -14,7 +14,7 @@ from gist_train.config.models import ModelConfig
 from gist_train.config.schema import OptimizerConfig
 from gist_train.data import manifests
 from gist_train.data.manifests import verified_manifest
-from gist_train.model.pretrained import load_finished, load_student
+from gist_train.model.loading import load_finished, load_student
 from gist_train.run_folder import Run
 from gist_train.training import checkpoint as checkpoints
 from gist_train.training.checkpoint import (

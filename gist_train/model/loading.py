@@ -1,0 +1,325 @@
+"""Models as people keep them: a local folder or hub id, in sentence-transformers' layout or transformers' alone.
+
+What the folder says counts: pooling, length, default prompt, truncation. What can't be run as it says is refused by name.
+"""
+
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.models import GuideConfig, ModelConfig
+from gist_train.data.files import read_json
+from gist_train.model.dropout import use_cheap_dropout
+from gist_train.model.encoder import Encoder
+from gist_train.model.families import in_embedding, kin_of
+from gist_train.model.layers import keep_layers
+from gist_train.model.pretrained import Pretrained
+from gist_train.model.whole import TextModel, WholeModel
+
+logger = logging.getLogger(__name__)
+
+NO_LIMIT = 1 << 20
+"""Tokens that a model without a limit of its own may read."""
+PROMPTS_FILE = "config_sentence_transformers.json"
+MODEL_FILE = re.compile(
+    r"(?:config|config_sentence_transformers|modules|sentence_\w+_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens"
+    r"|vocab|generation_config|preprocessor_config|processor_config|chat_template|(?:model|pytorch_model)\S*\.index)\.json"
+    r"|(?:vocab|merges)\.txt|\S+\.model|(?:model|pytorch_model)\S*\.(?:safetensors|bin)"
+)
+"""Names of the files that loading a model reads."""
+POOLING_MODES = {"cls": "cls", "mean": "mean", "last": "lasttoken"}
+"""Our poolings -> what sentence-transformers calls them."""
+
+
+def load_student(config: ModelConfig) -> Pretrained:
+    """The model to train, cut to `layers` and with `dropout` where these are given.
+
+    Raises:
+        UserError: no such model, or one that this package can't run.
+    """
+    student = _load("model", config, encodes_only=False)
+    assert isinstance(student, Pretrained)
+    transformer = student.encoder.transformer
+    if config.layers is not None:
+        keep_layers(transformer, config.layers)
+    use_cheap_dropout(transformer, config.dropout)
+    for name, parameter in transformer.named_parameters():
+        parameter.requires_grad_(in_embedding(name))
+    return student
+
+
+def load_guide(config: GuideConfig, where: str = "guide") -> TextModel:
+    """A frozen model, in eval mode: the guide, or what triplets are mined with.
+
+    Args:
+        where: its key in the YAML.
+
+    Raises:
+        UserError: no such model, or one that neither this package nor sentence-transformers can run.
+    """
+    return _frozen(_load(where, config, encodes_only=True))
+
+
+def load_finished(folder_or_id: str, *, trust_remote_code: bool = False) -> TextModel:
+    """A model to evaluate, as it is: an export, or any model of the hub, in eval mode.
+
+    Args:
+        trust_remote_code: whether Python code from its folder may run.
+    """
+    config = ModelConfig(name=folder_or_id, trust_remote_code=trust_remote_code)
+    return _frozen(_load("--model", config, encodes_only=True))
+
+
+def load_trained(folder: Path, config: ModelConfig) -> Pretrained:
+    """A checkpoint or an average of some, in eval mode: what was trained from `config` runs the same code."""
+    model = load_finished(str(folder), trust_remote_code=config.trust_remote_code)
+    if not isinstance(model, Pretrained):
+        raise _unfit("--model", str(folder), "modules that no training wrote", "a checkpoint", "name a checkpoint of the run")
+    return model
+
+
+def _frozen(model: TextModel) -> TextModel:
+    if isinstance(model, Pretrained):
+        model.encoder.eval()
+    model.sentence_transformer.eval().requires_grad_(False)
+    return model
+
+
+def identity(name: str, revision: str | None, where: str, hash_of: Callable[[Path], str]) -> str:
+    """What tells this model's weights from any other's: the hub's commit, or a hash over a local folder's files.
+
+    Args:
+        where: the model's key in the YAML.
+        hash_of: a file's content as a hash.
+
+    Raises:
+        UserError: neither a folder nor a model of the hub.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return f"{name}@{_commit(where, name, revision)}"
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(_files_of(folder)):
+        digest.update(str(file.relative_to(folder)).encode())
+        digest.update(hash_of(file).encode())
+    return digest.hexdigest()
+
+
+def _files_of(folder: Path) -> Iterator[Path]:
+    """What loading a model reads of its folder; notes, logs and results beside it are none of the model."""
+    modules = folder / "modules.json"
+    try:
+        parts = [str(module["path"]) for module in read_json(modules)] if modules.is_file() else []
+    except (ValueError, TypeError, KeyError):  # loading it will say what is wrong with it
+        parts = []
+    for part in {".", *parts}:
+        for file in (folder / part).glob("*"):
+            if MODEL_FILE.fullmatch(file.name) and file.is_file():
+                yield folder / part / file.name
+
+
+def folder_prompt(name: str, revision: str | None) -> str:
+    """The default prompt that a model's folder sets, without loading the model; "" for none."""
+    file = Path(name) / PROMPTS_FILE
+    if not Path(name).is_dir():
+        try:
+            file = Path(hf_hub_download(name, PROMPTS_FILE, revision=revision))
+        except (OSError, ValueError):  # it has no such file
+            return ""
+    try:
+        config = read_json(file) if file.is_file() else {}
+        return str(config.get("prompts", {}).get(config.get("default_prompt_name")) or "")
+    except (ValueError, AttributeError):  # loading it will say what is wrong with it
+        return ""
+
+
+def _commit(where: str, name: str, revision: str | None) -> str:
+    """The commit of a model of the hub that `revision` names now.
+
+    Raises:
+        UserError: there is no such model, or no network and no copy of it in the cache.
+    """
+    try:
+        return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
+    except (OSError, ValueError) as error:
+        raise _not_found(where, name, error) from None
+
+
+def _load(where: str, config: ModelConfig | GuideConfig, *, encodes_only: bool) -> TextModel:
+    """The model in `config`.
+
+    Args:
+        where: its key in the YAML.
+        encodes_only: whether sentence-transformers may run it where our encoder does not.
+    """
+    if not Path(config.name).is_dir():
+        # Asked once: a misspelt name or a missing network shows here, and not after a dozen requests with retries each.
+        _commit(where, config.name, config.revision)
+    try:
+        # float32 whatever the folder says: master weights for the student, exact similarities for the guide.
+        with _load_reports() as reports:
+            model = SentenceTransformer(
+                config.name,
+                revision=config.revision,
+                trust_remote_code=config.trust_remote_code,
+                device="cpu",
+                model_kwargs={"dtype": torch.float32},
+            )
+    except (OSError, ValueError, ImportError) as error:
+        raise _not_found(where, config.name, error) from None
+    if missing := _missing_weights(reports):
+        found = f"no weights for {', '.join(missing[:5])}{' and others' if len(missing) > 5 else ''}"
+        expected = "weights for every layer: random ones would take their place"
+        raise _unfit(where, config.name, found, expected, "get the whole model")
+    _check_code(where, config, model)
+    _check_tokenizer(where, config.name, model)
+    modules: list[Any] = list(model)
+    if config.pooling is not None:
+        index = next((index for index, module in enumerate(modules) if isinstance(module, Pooling)), None)
+        if index is None:
+            found = f"{config.pooling}, and a model without a pooling layer"
+            raise _unfit(where, config.name, found, "null: the model pools in its own way", f"take {where}.pooling out")
+        model[index] = Pooling(modules[index].embedding_dimension, POOLING_MODES[config.pooling])
+        modules = list(model)
+    max_length, longest = _lengths(where, config, model)
+    model.max_seq_length = max_length
+    if (unfit := _why_not_ours(where, modules, model.tokenizer)) is not None:
+        if not encodes_only:
+            raise _unfit(where, config.name, *unfit)
+        logger.warning("%s: %s, so that sentence-transformers runs it, padded", config.name, unfit[0])
+        return WholeModel(model, config.name, max_length, longest)
+    pooling = next(name for name, mode in POOLING_MODES.items() if mode == modules[1].pooling_mode)
+    encoder = Encoder(modules[0].auto_model, pooling=pooling, normalized=len(modules) == 3)
+    return Pretrained(model, encoder, model.tokenizer, max_length, longest, truncate_dim=model.truncate_dim)
+
+
+def _why_not_ours(where: str, modules: Sequence[Any], tokenizer: Any) -> tuple[str, str, str] | None:
+    """Why our encoder does not run a model: what was found, what is expected, and how to fix it; None where it does."""
+    kinds = [type(module) for module in modules]
+    if kinds[:2] != [Transformer, Pooling] or kinds[2:] not in ([], [Normalize]):
+        names = " -> ".join(kind.__name__ for kind in kinds)
+        return names, "Transformer -> Pooling, then Normalize or nothing", "take a model without further layers"
+    if modules[1].pooling_mode not in POOLING_MODES.values() or not modules[1].include_prompt:
+        found = f"pooling {modules[1].pooling_mode}{'' if modules[1].include_prompt else ' that leaves the prompt out'}"
+        return found, "pooling cls, mean or last over all tokens", f"set {where}.pooling to cls, mean or last"
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return "a slow tokenizer", "a fast tokenizer (tokenizer.json)", "convert it once with transformers"
+    return None
+
+
+def _check_code(where: str, config: ModelConfig | GuideConfig, model: SentenceTransformer) -> None:
+    """Raises UserError where a folder has code of its own that may not run: transformers would run its own in its place."""
+    module: Any = model[0]
+    code = (getattr(module.auto_model.config, "auto_map", None) or {}).get("AutoModel") if hasattr(module, "auto_model") else None
+    if code is not None and not config.trust_remote_code:
+        key = "model" if where.startswith("--") else where
+        raise _unfit(
+            where,
+            config.name,
+            f"code of its own ({code}), which may not run",
+            "code that you trust, or a model of transformers' own",
+            f"read that code, then set {key}.trust_remote_code: true (in a command: --set {key}.trust_remote_code=true)",
+        )
+
+
+def _check_tokenizer(where: str, name: str, model: SentenceTransformer) -> None:
+    """Raises UserError where texts would be read as unknown tokens, or as ids that the model has no embedding for."""
+    tokenizer, module = model.tokenizer, model[0]
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or not hasattr(module, "auto_model"):
+        return
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+    if vocabulary.keys() <= special:
+        found = f"a tokenizer of {len(vocabulary)} special tokens: its files are missing"
+        raise _unfit(where, name, found, "the tokenizer's files beside the weights", "copy them from the model's origin")
+    transformer: Any = module.auto_model
+    embedding = transformer.get_input_embeddings()
+    largest, rows = max(vocabulary.values()), len(embedding.weight)
+    if largest >= rows:
+        token = next(token for token, number in vocabulary.items() if number == largest)
+        found = f"token ids up to {largest:,} ({shown(token)}), and an embedding of {rows:,} rows"
+        fix = "load it with transformers, call model.resize_token_embeddings(len(tokenizer)) and save it again"
+        raise _unfit(where, name, found, "an embedding for every token", fix)
+
+
+def _lengths(where: str, config: ModelConfig | GuideConfig, model: SentenceTransformer) -> tuple[int, int]:
+    """Tokens that a text is cut to, and the most that the model can read."""
+    module: Any = model[0]
+    longest = _longest(module.auto_model) if hasattr(module, "auto_model") else NO_LIMIT
+    max_length = config.max_length or model.max_seq_length
+    if max_length is None:
+        raise _unfit(where, config.name, "no maximum length", "a number of tokens", f"set {where}.max_length")
+    if max_length > longest:
+        if where.startswith("--"):  # it has no key for a length of its own, and no longer text can be read
+            logger.warning(
+                "%s: texts are cut to %d tokens, as many as it has positions, and not to %d", config.name, longest, max_length
+            )
+            return longest, longest
+        raise _unfit(where, config.name, f"max_length {max_length}", f"at most {longest} tokens", f"lower {where}.max_length")
+    return int(max_length), longest
+
+
+@contextmanager
+def _load_reports() -> Iterator[list[str]]:
+    """What transformers reports about weights while it loads a model: it continues with random ones where some are missing."""
+    reports: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: reports.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("transformers.modeling_utils")
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    try:
+        yield reports
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
+
+
+def _missing_weights(reports: Sequence[str]) -> list[str]:
+    """Names of weights that were not in the files and have a part in embeddings."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for report in reports for line in report.splitlines()]
+    names = [line.split("|")[0].strip() for line in lines if "|" in line and "MISSING" in line.split("|")[1]]
+    return [name for name in names if in_embedding(name)]
+
+
+def _longest(transformer: Any) -> int:
+    """Positions that the model has, in tokens."""
+    family = kin_of(transformer)
+    unused = transformer.embeddings.padding_idx + 1 if family is not None and family.positions_after_padding else 0
+    # Models with relative positions alone (T5) have no such limit.
+    positions = transformer.config.to_dict().get("max_position_embeddings", NO_LIMIT)
+    return int(positions) - int(unused)
+
+
+def _not_found(where: str, name: str, error: Exception) -> UserError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    fix = "check the spelling, the network and, for a private model, your login"
+    if name.startswith((".", "/", "~")):
+        fix = f"correct the path of the folder: it starts from {Path.cwd()}"
+    if Path(name).is_dir():
+        fix = "name a folder that holds a model: config.json, weights and tokenizer"
+    return UserError(
+        Fault(
+            f"{where}.name" if not where.startswith("--") else where,
+            f"{shown(name)}, which could not be loaded: {reason}",
+            "a local model folder or a model of the Hugging Face hub",
+            fix,
+        )
+    )
+
+
+def _unfit(where: str, name: str, found: str, expected: str, fix: str) -> UserError:
+    return UserError(Fault(f"{where}.name: {name}", found, expected, fix))
