@@ -14,6 +14,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from gist_train.config.errors import Fault, UserError
+from gist_train.config.fields import expanded
 from gist_train.config.loading import load_config
 from gist_train.config.schema import Config
 from gist_train.progress import terminal
@@ -61,7 +62,8 @@ def init(
     """Look at your own files and write a commented starter YAML for them."""
     from gist_train.starter import starter_yaml, write_starter
 
-    write_starter(to, starter_yaml(files, model=model, guide=None if guide == "none" else guide, to=to))
+    named = None if guide == "none" else expanded(guide)
+    write_starter(to, starter_yaml(files, model=expanded(model), guide=named, to=to))
     err.print(f"wrote {to}. Read it, then: gist-train plan {shlex.quote(str(to))}", highlight=False, soft_wrap=True)
 
 
@@ -139,7 +141,9 @@ def evaluate(
             raise UserError(Fault("--watch", "another option that names models", "--watch alone", "leave the other one out"))
         models = watched(loaded, run, err)
     else:
-        compared = compare(loaded, run, models=model or [], steps=steps, dimensions=truncate_dim or [], console=err)
+        compared = compare(
+            loaded, run, models=[expanded(name) for name in model or []], steps=steps, dimensions=truncate_dim or [], console=err
+        )
         models = dict(compared)
     if as_json:
         print(json.dumps(next(iter(models.values())) if len(models) == 1 else models))

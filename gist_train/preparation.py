@@ -43,6 +43,8 @@ class Processes:
 
 
 ALONE = Processes()
+SHOWN_SOURCES = 20
+"""Sources whose rows are described before a training."""
 
 
 def prepare(
@@ -78,6 +80,42 @@ def prepare(
     tokens = prepare_tokens(corpus, student, console)
     guide = prepare_guide(config, corpus, device, console, processes) if fill_store else guide_as_stored(config, corpus)
     return Prepared(student, corpus, plan, tokens, guide)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRows:
+    """An entry of data.train, and the rows that are trained of it."""
+
+    source: str
+    """Kind of the source."""
+    path: str
+    rows: int
+    rows_by_negatives: dict[int, int]
+    """Negatives of a row -> rows that have so many."""
+    rows_with_several_positives: int
+    unread_columns: list[str]
+
+    def __str__(self) -> str:
+        counts = sorted(self.rows_by_negatives.items())
+        parts = [f"{rows:,} with {count or 'no'} negative{'' if count == 1 else 's'}" for count, rows in counts[:4]]
+        if len(counts) > 4:
+            parts.append(f"{sum(rows for _, rows in counts[4:]):,} with up to {counts[-1][0]:,}")
+        if self.rows_with_several_positives:
+            parts.append(f"{self.rows_with_several_positives:,} with several positives")
+        return f"{self.rows:,} rows: {', '.join(parts)}"
+
+
+def rows_of_sources(config: Config, corpus: Corpus) -> list[SourceRows]:
+    """Each source's rows in the corpus."""
+    negatives, positives = np.diff(corpus.negative_offsets), np.diff(corpus.positive_offsets)
+    described = []
+    for index, (source, counts) in enumerate(zip(config.data.train, corpus.meta["sources"], strict=True)):
+        own = corpus.source == index
+        numbers, rows = np.unique(negatives[own], return_counts=True)
+        by_negatives = dict(zip(numbers.tolist(), rows.tolist(), strict=True))
+        some = int((positives[own] > 1).sum())
+        described.append(SourceRows(source.source, source.path, int(own.sum()), by_negatives, some, counts["unread"]))
+    return described
 
 
 def notes_on(student: Pretrained) -> Iterator[str]:
@@ -131,6 +169,13 @@ def prepare_corpus(config: Config, device: torch.device, console: Console, proce
     corpus = Corpus(folder)
     if skipped := corpus.meta["skipped_rows"]:
         console.print(f"{skipped:,} rows were skipped: {folder / 'skipped.jsonl'} says which and why")
+    for index, source in enumerate(rows_of_sources(config, corpus)[:SHOWN_SOURCES]):
+        console.print(f"data.train[{index}] ({source.path}): {source}", highlight=False, markup=False, soft_wrap=True)
+        if source.unread_columns:
+            names = ", ".join(source.unread_columns)
+            console.print(
+                f"data.train[{index}]: columns that are not read: {names}", markup=False, highlight=False, soft_wrap=True
+            )
     if corpus.excluded_texts:
         rows, texts = corpus.excluded_rows, corpus.excluded_texts
         console.print(f"left out: {texts:,} texts that are in an evaluation set, and with them {rows:,} rows", highlight=False)

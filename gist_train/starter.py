@@ -113,7 +113,8 @@ def _data_files(given: Iterable[Path], faults: list[Fault]) -> list[Path]:
         if not encodable(str(path)):
             faults.append(Fault(name, "a name that is not UTF-8", "a name that a YAML file can hold", "rename it"))
         elif there.is_dir():
-            inside = sorted(path / file.name for file in there.iterdir() if file.is_file() and _suffix(file) in SOURCES)
+            # Below it too: data sets of the hub have their files in data/.
+            inside = sorted(path / file.relative_to(there) for file in there.rglob("*") if _is_data(there, file))
             files += inside
             if not inside:
                 faults.append(Fault(name, "a folder without data files", f"files that end in {ENDINGS}", "name the files"))
@@ -125,6 +126,11 @@ def _data_files(given: Iterable[Path], faults: list[Fault]) -> list[Path]:
         else:
             files.append(path)
     return list(dict.fromkeys(files))
+
+
+def _is_data(folder: Path, file: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return not hidden and file.is_file() and _suffix(file) in SOURCES
 
 
 def _uses(guessed: Sequence[GuessedFile]) -> Uses:

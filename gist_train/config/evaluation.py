@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from gist_train.config.fields import Count, CountOrZero, FolderName, MaxLength, MisplacedError, MtebName, Section, Text
+from gist_train.config.fields import Count, CountOrZero, FolderName, MaxLength, MisplacedError, MtebName, PathText, Section, Text
 
 
 class StsColumns(Section):
@@ -57,7 +57,7 @@ class StsTask(Section):
     """Kind of the task."""
     name: FolderName
     """Name of the task, the first part of its metrics' names."""
-    path: Text
+    path: PathText
     """File of scored pairs."""
     columns: StsColumns = StsColumns()
     """Names of the file's columns."""
@@ -71,7 +71,7 @@ class RetrievalTask(Section):
     """Kind of the task."""
     name: FolderName
     """Name of the task, the first part of its metrics' names."""
-    path: Text
+    path: PathText
     """Folder in BEIR's or the flat layout."""
     split: Text = "test"
     """Which queries and judgements of the folder."""
@@ -85,9 +85,9 @@ class ClassificationTask(Section):
     """Kind of the task."""
     name: FolderName
     """Name of the task, the first part of its metrics' names."""
-    train: Text
+    train: PathText
     """File the classifiers are fitted on."""
-    test: Text
+    test: PathText
     """File they are judged on."""
     columns: LabelColumns = LabelColumns()
     """Names of the columns of both files."""
@@ -103,7 +103,7 @@ class ClusteringTask(Section):
     """Kind of the task."""
     name: FolderName
     """Name of the task, the first part of its metrics' names."""
-    path: Text
+    path: PathText
     """File of labelled texts."""
     columns: LabelColumns = LabelColumns()
     """Names of the file's columns."""
@@ -117,7 +117,7 @@ class PairTask(Section):
     """Kind of the task."""
     name: FolderName
     """Name of the task, the first part of its metrics' names."""
-    path: Text
+    path: PathText
     """File of pairs with a label of 0 or 1."""
     columns: PairColumns = PairColumns()
     """Names of the file's columns."""
@@ -131,7 +131,7 @@ class TripletTask(Section):
     """Kind of the task."""
     name: FolderName
     """Name of the task, the first part of its metrics' names."""
-    path: Text
+    path: PathText
     """File of triplets."""
     columns: TripletColumns = TripletColumns()
     """Names of the file's columns."""

@@ -4,11 +4,14 @@ A string inside `Annotated` is what an error message says is allowed there. The 
 with its unit, and is shown in error messages too.
 """
 
+import os
 import re
 from itertools import pairwise
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from gist_train.config.conditions import Condition
 
 LARGEST_WEIGHT = 1_000_000
 """Of a metric: sums of larger ones would overflow."""
@@ -18,6 +21,16 @@ def _plain_folder_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in (".", ".."):
         raise ValueError("write a name that can be one folder: no spaces, slashes or other signs")
     return name
+
+
+def expanded(path: str) -> str:
+    """A path with `~` and environment variables filled in, as a shell fills them in. A hub id has neither, and stays."""
+    return os.path.expandvars(os.path.expanduser(path))
+
+
+def _condition(text: str) -> str:
+    Condition(text)
+    return text
 
 
 def _ascending(layers: list[int]) -> list[int]:
@@ -55,6 +68,10 @@ def _weights(metric: object) -> object:
 
 Prompt = Annotated[str, AfterValidator(_whole_characters), "text"]
 Text = Annotated[str, Field(min_length=1), "text that is not empty"]
+PathText = Annotated[str, Field(min_length=1), AfterValidator(expanded), "text that is not empty"]
+"""A file or folder, or a hub id in its place."""
+Delimiter = Annotated[str, Field(min_length=1, max_length=1), "one character"]
+Where = Annotated[str, AfterValidator(_condition), 'a condition over columns, such as label == 1 and lang in ["en", "de"]']
 MtebName = Annotated[str, Field(min_length=1, pattern="^[^/]*$"), "a name without a slash, which parts it from its metrics"]
 FolderName = Annotated[str, AfterValidator(_plain_folder_name), "letters, digits and . _ - only; not . or .."]
 Count = Annotated[int, Field(ge=1), "a whole number of at least 1"]

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from gist_train.config.fields import BatchTokens, BelowOne, Layers, MaxLength, Prompt, Section, Text
+from gist_train.config.fields import BatchTokens, BelowOne, Layers, MaxLength, PathText, Prompt, Section, Text
 
 Pooling = Literal["cls", "mean", "last"]
 
@@ -10,7 +10,7 @@ Pooling = Literal["cls", "mean", "last"]
 class ModelConfig(Section):
     """The student: the model that is trained."""
 
-    name: Text
+    name: PathText
     """Hub id or local folder of the model to train."""
     revision: Text | None = None
     """Commit, tag or branch on the hub; null = the newest."""
@@ -29,7 +29,7 @@ class ModelConfig(Section):
 class GuideConfig(Section):
     """A frozen model whose embeddings are kept in a store: the guide, or the model that triplets are mined with."""
 
-    name: Text
+    name: PathText
     """Hub id or local folder of the model."""
     revision: Text | None = None
     """Commit, tag or branch on the hub; null = the newest."""

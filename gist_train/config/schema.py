@@ -18,6 +18,7 @@ from gist_train.config.fields import (
     FolderName,
     MetricWeights,
     MisplacedError,
+    PathText,
     Positive,
     PositiveOrZero,
     Section,
@@ -177,9 +178,9 @@ class Config(Section):
 
     name: FolderName
     """Name of the run: its folder is output_dir/name."""
-    output_dir: Text = "runs"
+    output_dir: PathText = "runs"
     """Folder of all run folders."""
-    cache_dir: Text | None = None
+    cache_dir: PathText | None = None
     """Folder of corpora and guide stores; null = output_dir/.cache."""
     model: ModelConfig
     """The model to train."""

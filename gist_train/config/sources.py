@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gist_train.config.fields import Count, Positive, Prompt, Section, Seed, Text, Weight
+from gist_train.config.fields import Count, Delimiter, PathText, Positive, Prompt, Section, Seed, Text, Weight, Where
 from gist_train.config.models import GuideConfig
 
 
@@ -46,7 +46,7 @@ class AnySource(Section):
 
     source: str
     """Format of the source."""
-    path: Text
+    path: PathText
     """File, or a pattern such as data/*.jsonl, relative to the folder where the command runs."""
     max_rows: Count | None = None
     """Rows drawn from the source, with a fixed seed; null = all."""
@@ -67,6 +67,8 @@ class TableSource(AnySource):
     """Task of all rows; null = as the column says, else the name of file or data set."""
     prompts: Prompts | None = None
     """Text the student reads before the texts; null = none."""
+    where: Where | None = None
+    """Rows that are taken: a condition over columns, such as label == 1 and lang in ["en", "de"]; null = all."""
 
 
 class JsonlSource(TableSource):
@@ -77,10 +79,14 @@ class JsonlSource(TableSource):
 
 
 class CsvSource(TableSource):
-    """CSV with a header."""
+    """CSV or TSV."""
 
     source: Literal["csv"] = "csv"
     """Format of the source."""
+    delimiter: Delimiter | None = None
+    """Character between the columns; null = a comma, or a tab in a .tsv file."""
+    header: bool = True
+    """Whether the first row names the columns; without one they are called "1", "2", ..."""
 
 
 class ParquetSource(TableSource):
@@ -106,7 +112,7 @@ class HubSource(TableSource, DataSetSource):
 
     source: Literal["hub"] = "hub"
     """Format of the source."""
-    path: Text
+    path: PathText
     """Hub id of the data set, or a local folder of its files."""
     streaming: bool = False
     """Whether rows are read over the network as they are needed, in place of a copy of the data set in the hub's cache."""
@@ -141,10 +147,14 @@ class ClassificationSource(DataSetSource):
 
     source: Literal["classification"] = "classification"
     """Format of the source."""
-    path: Text
+    path: PathText
     """JSONL, CSV, TSV or Parquet file, a pattern of them, a local folder of a data set, or the hub id of one."""
     columns: LabelColumns = LabelColumns()
     """Names of the columns."""
+    delimiter: Delimiter | None = None
+    """Character between the columns of a CSV file; null = a comma, or a tab in a .tsv file."""
+    header: bool = True
+    """Whether the first row of a CSV file names the columns; without one they are called "1", "2", ..."""
     task: Text | None = None
     """Task of all rows; null = the name of file or data set."""
     prompts: Prompts | None = None

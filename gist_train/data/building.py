@@ -8,7 +8,7 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -51,6 +51,10 @@ class SourceCounts:
     """Rows left out for their evaluation texts."""
     not_drawn: int = 0
     """Rows left out by max_rows and max_rows_per_task."""
+    filtered: int = 0
+    """Rows that `where` left out."""
+    unread: list[str] = field(default_factory=list)
+    """Columns that are not read."""
 
 
 def build_corpus(
@@ -82,12 +86,12 @@ def build_corpus(
             exclusion = Exclusion(excluded)
             read = 0
             for index, (source, count) in enumerate(zip(data.train, counts, strict=True)):
-                where = f"data.train[{index}]"
-                rows = (
-                    _mined_rows(source, where, partial(embeddings, index), count, exclusion)
-                    if isinstance(source, ClassificationSource)
-                    else _rest(read_rows(source, where, keep_instructions=data.keep_instructions), source, count, exclusion)
-                )
+                where, unread = f"data.train[{index}]", dict[str, None]()
+                if isinstance(source, ClassificationSource):
+                    rows = _mined_rows(source, where, partial(embeddings, index), count, exclusion)
+                else:
+                    table_rows = read_rows(source, where, keep_instructions=data.keep_instructions, unread=unread)
+                    rows = _rest(table_rows, source, count, exclusion)
                 for row in rows:
                     read += 1
                     if isinstance(row, Fault):
@@ -99,8 +103,9 @@ def build_corpus(
                         builder.add(row)
                     if read % 4096 == 0:
                         yield read
-                count.read += builder.rows_of_source + count.bad + count.excluded
+                count.read += builder.rows_of_source + count.bad + count.excluded + count.filtered
                 count.not_drawn = builder.end_source(source)
+                count.unread = list(unread)
         settled()
         read, bad = sum(count.read for count in counts), sum(count.bad for count in counts)
         left_out = sum(count.excluded for count in counts)
@@ -160,10 +165,12 @@ def labelled_texts(source: ClassificationSource, where: str, exclusion: Exclusio
     raise UserError(*faults[:SHOWN_FAULTS], Fault(column, found, expected, fix))
 
 
-def _rest(rows: Iterator[Row | Fault], source: Source, count: SourceCounts, exclusion: Exclusion) -> Iterator[Row | Fault]:
-    """The rows without excluded texts; counts those of which nothing is left."""
+def _rest(rows: Iterator[Row | Fault | None], source: Source, count: SourceCounts, exclusion: Exclusion) -> Iterator[Row | Fault]:
+    """The rows without excluded texts; counts those of which nothing is left, and those that `where` left out."""
     for row in rows:
-        if isinstance(row, Fault) or not exclusion:
+        if row is None:
+            count.filtered += 1
+        elif isinstance(row, Fault) or not exclusion:
             yield row
         elif (rest := exclusion.rest_of(row, in_batch_negatives=source.in_batch_negatives)) is not None:
             yield rest

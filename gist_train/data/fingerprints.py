@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -23,6 +22,10 @@ def content_hash(path: Path) -> str:
     """BLAKE2b-128 of the file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+READERS = 2
+"""Version of the readers: what they make of the same file is another corpus under another one."""
 
 
 class ContentHashes:
@@ -79,7 +82,7 @@ def corpus_fingerprint(
     Raises:
         UserError: a source names no file, or a data set that is not there.
     """
-    parts: list[object] = [FORMAT, data.keep_instructions, data.on_bad_row]
+    parts: list[object] = [FORMAT, READERS, data.keep_instructions, data.on_bad_row]
     for index, source in enumerate(data.train):
         # Not the path: a file that was moved is the same corpus. Its name counts, as the task of rows that name none.
         settings = source.model_dump(exclude={"path", "streaming", "revision", *OUTSIDE_CORPUS})
@@ -97,7 +100,7 @@ def corpus_fingerprint(
 def _content(source: Source, where: str, hashes: ContentHashes) -> list[object]:
     if not is_data_set(source):
         return [(path.name, hashes.of(path)) for path in files_of(source, where)]
-    folder = Path(os.path.expanduser(source.path))
+    folder = Path(source.path)
     if not folder.is_dir():
         return [source.path, commit_of(source.path, source.revision, where)]
     # What git, the hub's client and others keep beside the data shapes no row.

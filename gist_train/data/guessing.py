@@ -14,8 +14,10 @@ from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.evaluation import StsColumns
 from gist_train.config.sources import LabelColumns
 from gist_train.data.medi import medi_pairs
-from gist_train.data.sources import ALIASES
-from gist_train.data.tables import BadRow, Columns, Field, TableFile, encodable, jsonl_cells, read_errors, reader_of
+from gist_train.data.sources import ALIASES, NUMBERED, Judging
+from gist_train.data.sources import JUDGES as PAIR_JUDGES
+from gist_train.data.sources import SCORES as PAIR_SCORES
+from gist_train.data.tables import BadRow, Columns, Field, TableFile, encodable, jsonl_cells, read_errors, reader_of, several
 
 SAMPLED = 200
 """Rows of a file that are looked at."""
@@ -63,6 +65,11 @@ class Sample:
         values = self.values(column)
         return len(values) >= max(1, least * len(self.rows)) and all(map(kind, values))
 
+    def mostly(self, column: str, kind: Kind) -> bool:
+        """Whether nearly all that fills the column is of that kind: a bad value or two are bad rows, and not another column."""
+        values = self.values(column)
+        return sum(map(kind, values)) >= max(1, MOSTLY * len(self.rows))
+
     def named(self, names: Iterable[str], kind: Kind, least: float = MOSTLY) -> str | None:
         """The first column by these names that holds that kind; the very name goes before one such as "Hard Negative"."""
         plain = {_plain(column): column for column in self.columns} | {column: column for column in self.columns}
@@ -92,13 +99,25 @@ class GuessedFile:
     def unusable(self) -> int:
         """Rows looked at that can't be read, or lack a text or label."""
         needed = [self.roles[role] for role in ("anchor", "positive", "text", "label") if role in self.roles]
-        return self.sample.bad + sum(not all(column in row for column in needed) for row in self.sample.rows)
+        kinds = {self.roles[role]: _is_texts for role in ("anchor", "positive", "negative") if role in self.roles}
+        return self.sample.bad + sum(
+            not all(column in row for column in needed)
+            or not all(kind(row[column]) for column, kind in kinds.items() if column in row)
+            for row in self.sample.rows
+        )
+
+    @property
+    def numbered(self) -> list[str]:
+        """Columns that hold one negative each, which the reader takes by their names."""
+        if self.use != "pairs" or "negative" in self.columns:
+            return []
+        return [column for column in self.sample.columns if NUMBERED.fullmatch(column)]
 
     @property
     def negatives(self) -> list[int]:
         """Fewest and most negatives of a row, one number where they are the same."""
-        given = [row.get(self.roles.get("negative", ""), []) for row in self.sample.rows]
-        counts = {len(value) if isinstance(value, list) else 1 for value in given}
+        columns = [*([self.roles["negative"]] if "negative" in self.roles else []), *self.numbered]
+        counts = {len(several(row.get(column) for column in columns)) for row in self.sample.rows}
         return sorted({min(counts), max(counts)})
 
 
@@ -181,7 +200,7 @@ def _judged(sample: Sample) -> GuessedFile:
             return labelled
     missing = [role for role in ("anchor", "positive") if role not in roles]
     roles |= dict(zip(missing, others, strict=False)) if len(missing) == len(others) else {}
-    if not ("anchor" in roles and "positive" in roles and sample.holds(roles["anchor"], _is_string)):
+    if not ("anchor" in roles and "positive" in roles and sample.mostly(roles["anchor"], _is_string)):
         anchors, positives = (", ".join([*ALIASES[role], *NAMES[role].split()]) for role in ("anchor", "positive"))
         rows, filled = len(sample.rows), {column: len(sample.values(column)) for column in sample.columns[:20]}
         columns = ", ".join(
@@ -198,6 +217,13 @@ def _judged(sample: Sample) -> GuessedFile:
     score = sample.named(SCORES, _is_number)
     if alike and score is not None:
         return _scored(sample, {"text1": roles["anchor"], "text2": roles["positive"], "score": score})
+    if (verdict := _verdict(sample, roles)) is not None:
+        name, condition = verdict
+        names = ", ".join(f"{role}: {_quoted(column)}" for role, column in roles.items() if column not in ALIASES[role])
+        columns = f"columns: {{{names}}}, " if names else ""
+        line = f"- {{source: {sample.source}, path: {_quoted(sample.path)}, {columns}where: {_quoted(condition)}}}"
+        fix = f"leave the file out here and write into the YAML: {line}"
+        raise sample.fault(f"pairs that a column {shown(name)} judges", "pairs of texts that belong together", fix)
     judge = sample.named(JUDGES, _fills)
     if alike and not missing and judge is not None and _plain(roles["positive"]) != "entailment":
         fix = f"keep the rows of which {shown(judge)} says so, and leave that column out"
@@ -213,7 +239,8 @@ def _roles(sample: Sample) -> dict[str, str]:
         if "anchor" not in roles:  # "text" is a positive only beside something that is surely the anchor
             known = [name for name in known if name != "text"]
         kind, least = _is_string if role in ("anchor", "task") else _is_texts, MOSTLY if role in ("anchor", "positive") else 0
-        column = sample.named(known, kind, least)
+        usual = next((name for name in ALIASES[role] if name in sample.columns and sample.mostly(name, kind)), None)
+        column = usual or sample.named(known, kind, least)
         if column is not None and (role != "anchor" or _varies(sample, column)):
             roles[role] = column
     return roles
@@ -224,12 +251,29 @@ def _pairs(sample: Sample, roles: dict[str, str], *, guessed: bool) -> GuessedFi
     for role in ("negative", "task"):
         column = usual[role]
         if column is not None and role not in roles and sample.values(column):  # the reader would take it all the same
-            found, fix = f"{shown(column)} with {shown(sample.values(column)[0])}", "rename the column, or make it text"
+            kind = _is_texts if role == "negative" else _is_string
+            bad = next((value for value in sample.values(column) if not kind(value)), sample.values(column)[0])
+            found, fix = f"{shown(column)} with {shown(bad)}", "rename the column, or make it text"
             raise sample.fault(found, f"text in a column of that name, which is the {role}", fix)
     usable = sum(roles["anchor"] in row and roles["positive"] in row for row in sample.rows)
     roles = {role: roles[role] for role in ALIASES if role in roles}
     columns = {role: column for role, column in roles.items() if column != usual[role]}
     return GuessedFile(sample, "pairs", roles, columns, usable, guessed)
+
+
+def _verdict(sample: Sample, roles: dict[str, str]) -> tuple[str, str] | None:
+    """What `Judging` says of the rows."""
+    names = [name for name in (*PAIR_JUDGES, *PAIR_SCORES) if name in sample.columns and name not in roles.values()]
+    judging = Judging(names)
+    negatives = [column for column in sample.columns if column == roles.get("negative") or NUMBERED.fullmatch(column)]
+    for row in sample.rows:
+        judging.see([row.get(name) for name in names], has_negative=any(column in row for column in negatives))
+    return judging.verdict()
+
+
+def _quoted(text: str) -> str:
+    """`text` as a YAML scalar."""
+    return text if re.fullmatch(r"[A-Za-z_./][A-Za-z0-9_./-]*", text) else json.dumps(text, ensure_ascii=False)
 
 
 def _labelled(sample: Sample, text: str, label: str) -> GuessedFile | None:

@@ -30,7 +30,7 @@ def hub_cells(table: Table, source: HubSource | ClassificationSource, where: str
     """
     import datasets  # slow to import, so only where it is needed
 
-    path = os.path.expanduser(source.path)
+    path = source.path
     # A local folder is read where it is: the copy that `datasets` would make knows files by their times, not by their content.
     streaming = os.path.isdir(path) or (isinstance(source, HubSource) and source.streaming)
     revision = cache_dir = None
@@ -40,9 +40,14 @@ def hub_cells(table: Table, source: HubSource | ClassificationSource, where: str
         cache_dir = str(Path(datasets.config.HF_DATASETS_CACHE) / "by-commit" / revision)
     try:
         with bars_off():
-            rows = datasets.load_dataset(
-                path, source.subset, revision=revision, split=source.split, streaming=streaming, cache_dir=cache_dir
-            )
+            if is_saved(Path(path)):
+                rows = datasets.load_from_disk(path)
+                if isinstance(rows, datasets.DatasetDict):
+                    rows = rows[source.split]
+            else:
+                rows = datasets.load_dataset(
+                    path, source.subset, revision=revision, split=source.split, streaming=streaming, cache_dir=cache_dir
+                )
             batches = iter(rows.with_format("arrow").iter(ROWS_AT_A_TIME))
             first = next(batches, None)
             if first is None or first.num_rows == 0:
@@ -50,6 +55,7 @@ def hub_cells(table: Table, source: HubSource | ClassificationSource, where: str
             # Asked of a batch: a streamed data set may not know its columns before it is read.
             columns = column_of(fields, first.column_names)
             table.refuse_missing(fields, columns, first.column_names)
+            table.note_unread(fields, columns, first.column_names)
             yield from arrow_cells(table, itertools.chain([first], batches), columns)
     except UserError:
         raise
@@ -57,6 +63,11 @@ def hub_cells(table: Table, source: HubSource | ClassificationSource, where: str
         if machine_failed(error):
             raise
         raise _unread(source.path, where, error) from error
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` of `datasets` wrote the folder."""
+    return (folder / "dataset_dict.json").is_file() or ((folder / "state.json").is_file() and any(folder.glob("*.arrow")))
 
 
 @cache

@@ -6,6 +6,7 @@ Every reader streams: a file is never whole in memory.
 
 import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard, TypeVar
 
+from gist_train.config.conditions import Condition, UnlikeError
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.sources import (
     ClassificationSource,
@@ -31,12 +33,14 @@ from gist_train.data.tables import (
     READERS,
     BadRow,
     Cells,
+    Columns,
     Field,
     Reader,
     Table,
     TableFile,
     csv_cells,
     encodable,
+    flat,
     jsonl_cells,
     parquet_cells,
     read_errors,
@@ -48,7 +52,7 @@ from gist_train.data.tables import (
 ALIASES = {
     "anchor": ("anchor", "query"),
     "positive": ("positive", "pos", "positives"),
-    "negative": ("negative", "neg", "negatives"),
+    "negative": ("negative", "neg", "negatives", "hard_negative", "hard_negatives", "hard_neg", "negative_passages"),
     "task": ("task", "task_name"),
 }
 INSTRUCTIONS = {
@@ -57,7 +61,13 @@ INSTRUCTIONS = {
     "negative_instruction": ("neg_instruct", "negative_instruct"),
 }
 """Columns of the published triplets that hold MEDI's instructions."""
+NUMBERED = re.compile(r"(?:negatives?|neg|hard_negatives?|hard_neg)_?\d+")
+"""Columns that hold one negative each, as mine_hard_negatives of sentence-transformers writes them."""
+JUDGES = ("label", "is_duplicate", "is_positive", "is_relevant", "relevant", "relevance", "clicked", "judgement", "judgment")
+SCORES = ("score", "similarity", "similarity_score", "relevance_score")
 NO_PROMPTS = ("", "", "")
+MOST_VALUES = 1000
+"""Different values of a watched column that are remembered."""
 T = TypeVar("T")
 
 
@@ -90,7 +100,7 @@ class Labelled:
 
 def files_of(source: Source, where: str) -> list[Path]:
     """The source's files, a glob expanded and sorted; `where` is the source's key, e.g. `data.train[2]`."""
-    path = Path(os.path.expanduser(source.path))
+    path = Path(source.path)
     if os.path.isdir(path):  # os.path, for a folder that may not be entered: Path's own raise there
         fix = f"name its files, e.g. {path / '*.jsonl'}"
         raise UserError(Fault(f"{where}.path", f"{shown(str(path))}, a folder", "a file, or a glob of files", fix))
@@ -115,24 +125,31 @@ def is_data_set(source: Source) -> TypeGuard[HubSource | ClassificationSource]:
     """Whether the source is read through `datasets`: from the hub, or from a local folder of the same shape."""
     if not isinstance(source, ClassificationSource):
         return isinstance(source, HubSource)
-    path = Path(os.path.expanduser(source.path))
+    path = Path(source.path)
     named_as_file = TableFile(path, "").suffix in (*READERS, ".json", ".txt")
     return path.is_dir() or not (path.exists() or glob.has_magic(source.path) or named_as_file)
 
 
 def origin_of(source: Source, where: str) -> dict[str, str | None]:
     """`name` and `commit` of what a reader may know: a data set of the hub, or a file or folder without the way to it."""
-    path = os.path.expanduser(source.path)
+    path = source.path
     if is_data_set(source) and not os.path.isdir(path):
         subset = f" ({source.subset})" if source.subset else ""
         return {"name": source.path + subset, "commit": commit_of(source.path, source.revision, where)}
     return {"name": Path(path).name, "commit": None}
 
 
-def read_rows(source: Source, where: str, *, keep_instructions: bool = False) -> Iterator[Row | Fault]:
-    """Rows of all of the source's files in order, a bad row as a Fault; UserError where a file is broken.
+def read_rows(
+    source: Source, where: str, *, keep_instructions: bool = False, unread: dict[str, None] | None = None
+) -> Iterator[Row | Fault | None]:
+    """Rows of all of the source's files in order, a bad row as a Fault, one that `where` leaves out as None.
+
+    Args:
+        where: the source's key in the YAML.
+        unread: the names of columns that are not read are added to it.
 
     Raises:
+        UserError: a file is broken, or has pairs that one of its columns says do not belong together.
         TypeError: the source is of labelled texts, of which rows are mined (`read_labelled`).
     """
     match source:
@@ -140,10 +157,30 @@ def read_rows(source: Source, where: str, *, keep_instructions: bool = False) ->
             for file in _files(source, where):
                 yield from _checked(file, (_medi_row(file, pairs, keep_instructions) for pairs in medi_pairs(file)))
         case HubSource() | JsonlSource() | CsvSource() | ParquetSource():
+            condition = None if source.where is None else Condition(source.where)
             fields = _row_fields(source, keep_instructions)
+            asked = [] if condition is None else condition.columns
+            judges = {name: None for name in (*JUDGES, *SCORES) if name not in asked}
+            all_fields = [
+                *fields,
+                *(Field(None, (name,), False, True) for name in asked),
+                *(Field(None, (name,), False, False, watched=True) for name in judges),
+            ]
             prompts = prompts_of(source.prompts)
-            for table, rows in _tables(source, where, fields):
-                yield from _checked(table, (_row(table, fields, source.task, prompts, cells) for cells in rows))
+            for table, rows in _tables(source, where, all_fields):
+                judging = Judging(list(judges))
+                for cells in _checked(table, rows):
+                    if isinstance(cells, Fault):
+                        yield cells
+                        continue
+                    columns, values = cells
+                    judging.see(values[len(fields) + len(asked) :], has_negative=values[2] is not None and values[2] != [])
+                    row = _row(table, fields, source.task, prompts, (columns[: len(fields)], values[: len(fields)]))
+                    chosen = dict(zip(asked, values[len(fields) :], strict=False))
+                    yield _selected(table, condition, chosen, row)
+                judging.refuse(table)
+                if unread is not None:
+                    unread.update(table.unread)
         case ClassificationSource():
             raise TypeError("rows of labelled texts are mined")
 
@@ -166,7 +203,10 @@ def _files(source: Source, where: str) -> Iterator[TableFile]:
     files = files_of(source, where)
     same_name = Counter(path.name for path in files)
     for path in files:
-        yield TableFile(path, f"{where}: {path.name if same_name[path.name] == 1 else path}")
+        file = TableFile(path, f"{where}: {path.name if same_name[path.name] == 1 else path}")
+        if isinstance(source, CsvSource | ClassificationSource):
+            file.delimiter, file.header = source.delimiter, source.header
+        yield file
 
 
 def _tables(source: Source, where: str, fields: Sequence[Field]) -> Iterator[tuple[Table, Iterator[Cells | BadRow]]]:
@@ -203,11 +243,74 @@ def _checked(table: Table, rows: Iterable[T | BadRow]) -> Iterator[T | Fault]:
 def _row_fields(source: TableSource, keep_instructions: bool) -> list[Field]:
     """Anchor, positive, negative and task; then, where instructions are kept, the three columns that may hold them."""
     given = {} if source.columns is None else source.columns.model_dump(exclude_none=True)
-    fields = [
-        Field(key, (given[key],) if key in given else names, key in ("anchor", "positive"), key in given)
-        for key, names in ALIASES.items()
-    ]
+    fields = []
+    for key, names in ALIASES.items():
+        numbered = NUMBERED if key == "negative" and key not in given else None
+        own = (given[key],) if key in given else names
+        fields.append(Field(key, own, key in ("anchor", "positive"), key in given, numbered))
     return fields + [Field(key, names, False, False) for key, names in INSTRUCTIONS.items() if keep_instructions]
+
+
+def _selected(table: Table, condition: Condition | None, values: dict[str, object], row: Row | BadRow) -> Row | Fault | None:
+    """The row, if `condition` holds of its columns; a row that it leaves out may be bad."""
+    try:
+        if condition is not None and not condition.holds(values):
+            return None
+    except UnlikeError as unlike:
+        row = BadRow(unlike.what, unlike.found, unlike.expected)
+    return table.fault(row) if isinstance(row, BadRow) else row
+
+
+class Judging:
+    """What columns beside pairs say of them: pairs that do not belong together must not be trained as if they did.
+
+    Args:
+        names: of the columns that are watched.
+    """
+
+    def __init__(self, names: Sequence[str]):
+        self._names = names
+        self._seen: list[set[object]] = [set() for _ in names]
+        self._rows = 0
+
+    def see(self, values: Sequence[object], *, has_negative: bool) -> None:
+        """Takes in a row's cells. A row that has negatives of its own is no judged pair."""
+        if has_negative:
+            return
+        self._rows += 1
+        for value, seen in zip(values, self._seen, strict=True):
+            if value is not None and len(seen) <= MOST_VALUES:
+                seen.add(_number(value))
+
+    def verdict(self) -> tuple[str, str] | None:
+        """The column that says that some of the pairs do not belong together, and a condition that chooses the others."""
+        for name, seen in zip(self._names, self._seen, strict=True):
+            values = {value for value in seen if isinstance(value, float)}
+            if len(values) < len(seen) or not values:  # texts, lists: something else than a judgement
+                continue
+            least, most = min(values), max(values)
+            if name in JUDGES and least == 0.0 and values <= {0.0, 1.0, 2.0}:
+                return name, f"{name} == 1"
+            if name in SCORES and least < most:
+                return name, f"{name} >= {least + 0.8 * (most - least):g}"
+        return None
+
+    def refuse(self, table: Table) -> None:
+        """Raises UserError where a column says that some of the pairs do not belong together."""
+        if (verdict := self.verdict()) is not None:
+            name, condition = verdict
+            found = "numbers beside pairs that differ: some of these do not belong together"
+            fix = f"set where: {shown(condition)} on the source, or another condition on {name}"
+            expected = "pairs that belong together, or a condition that chooses them"
+            raise UserError(Fault(f"{table.label}: column {shown(name)}", found, expected, fix))
+
+
+def _number(value: object) -> object:
+    """A number, truth or numeric text as a float; anything else as something that is none."""
+    try:
+        return float(value) if isinstance(value, int | float | str) else type(value)
+    except ValueError:
+        return {"true": 1.0, "false": 0.0}.get(str(value).strip().lower(), "text")
 
 
 def _row(
@@ -217,7 +320,7 @@ def _row(
     if isinstance(cells, BadRow):
         return cells
     columns, (anchor, positive, negative, named_task, *instructions) = cells
-    names = [column or field.names[0] for column, field in zip(columns, fields, strict=True)]
+    names = _names(fields, columns)
     try:
         named = task or _task(named_task, names[3], table.name)
         if isinstance(anchor, list):  # MEDI's [instruction, text], in a table
@@ -234,6 +337,11 @@ def _row(
         )
     except BadRow as bad:
         return bad
+
+
+def _names(fields: Sequence[Field], columns: Columns) -> list[str]:
+    """Of each field the name of its column, for messages."""
+    return [", ".join(flat([column])) or field.names[0] for column, field in zip(columns, fields, strict=True)]
 
 
 def _task(value: object, column: str, default: str) -> str:
@@ -255,7 +363,7 @@ def _labelled(fields: Sequence[Field], task: str, cells: Cells | BadRow) -> Labe
     if isinstance(cells, BadRow):
         return cells
     columns, (value, label) = cells
-    names = [column or field.names[0] for column, field in zip(columns, fields, strict=True)]
+    names = _names(fields, columns)
     try:
         # A whole number is its digits, so that Parquet's 7 is CSV's 7.
         number = isinstance(label, int) and not isinstance(label, bool)

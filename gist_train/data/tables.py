@@ -42,9 +42,14 @@ class Field:
     in_every_row: bool
     named: bool
     """Whether the YAML names its column: then the table must have it."""
+    numbered: re.Pattern[str] | None = None
+    """Further columns of such a name belong to it, as negative_1, negative_2: its cell is then the list of what they hold."""
+    watched: bool = False
+    """Whether it is only looked at, and no part of a row."""
 
 
-Columns = tuple[str | None, ...]  # by field, the column that holds it; None where there is none
+Columns = tuple[str | tuple[str, ...] | None, ...]
+"""By field, the column that holds it, or the numbered columns; None where there is none."""
 
 
 class BadRow(Exception):  # noqa: N818 - raised by the checks of a row, caught where the row is made
@@ -63,6 +68,13 @@ class Table:
         """Task of rows that name none."""
         self.row = 0
         """The last row that was read, bad ones included."""
+        self.unread: dict[str, None] = {}
+        """Columns that no field takes."""
+
+    def note_unread(self, fields: Sequence[Field], columns: Columns, present: Iterable[str]) -> None:
+        """Adds to `unread` what of the columns `present` no field takes."""
+        taken = flat([column for field, column in zip(fields, columns, strict=True) if not field.watched])
+        self.unread.update(dict.fromkeys(name for name in present if name not in taken and encodable(name)))
 
     def fault(self, bad: BadRow) -> Fault:
         """A bad row in the user's words."""
@@ -103,6 +115,10 @@ class TableFile(Table):
         plain = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
         super().__init__(label, Path(plain).stem)
         self.path = path
+        self.delimiter: str | None = None
+        """Between the columns of a CSV file; None for a comma, or a tab in a .tsv file."""
+        self.header = True
+        """Whether the first row of a CSV file names its columns. Without one they are called 1, 2, ..."""
         self.suffix = Path(plain).suffix.lower()
         self._gzip = plain != path.name
 
@@ -130,8 +146,33 @@ def either(names: tuple[str, ...]) -> str:
 
 
 def column_of(fields: Sequence[Field], present: Collection[str]) -> Columns:
-    """By field, the column of `present` that holds it."""
-    return tuple([next((name for name in field.names if name in present), None) for field in fields])
+    """By field, the column of `present` that holds it, or the numbered columns."""
+    columns: list[str | tuple[str, ...] | None] = []
+    for field in fields:
+        own = next((name for name in field.names if name in present), None)
+        numbered = [name for name in present if field.numbered.fullmatch(name)] if field.numbered is not None else []
+        if numbered:
+            numbered.sort(key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)])
+            columns.append((*([] if own is None else [own]), *numbered))
+        else:
+            columns.append(own)
+    return tuple(columns)
+
+
+def flat(columns: Iterable[str | tuple[str, ...] | None]) -> list[str]:
+    """The names of all of these columns."""
+    return [name for column in columns if column is not None for name in ((column,) if isinstance(column, str) else column)]
+
+
+def several(values: Iterable[object]) -> list[object]:
+    """What numbered columns hold in one row, empty ones left out; the elements of those that are lists."""
+    found: list[object] = []
+    for value in values:
+        if isinstance(value, list):
+            found += value
+        elif value is not None and not (isinstance(value, str) and not value.strip()):
+            found.append(value)
+    return found
 
 
 def text(value: object, column: str, expected: str = A_TEXT) -> str:
@@ -162,7 +203,7 @@ def texts(value: object, column: str) -> tuple[str, ...]:
 
 
 Cells = tuple[Columns, Sequence[Any]]
-"""By field, the column it was found in and its content; None where the row has no such cell."""
+"""By field, the column it was found in and its content, a list where there are numbered ones; None where the row has none."""
 Reader = Callable[[TableFile, Sequence[Field]], Iterator[Cells | BadRow]]
 
 
@@ -171,6 +212,7 @@ def jsonl_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | Ba
     nothing: Columns = (None,) * len(fields)
     keys: tuple[str, ...] | None = None
     columns = ever = nothing
+    numbered = False
     needed = [index for index, field in enumerate(fields) if field.in_every_row]
     with file.open() as lines:
         for number, line in enumerate(lines, 1):
@@ -189,12 +231,16 @@ def jsonl_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | Ba
                 columns = column_of(fields, present)
                 if keys is None:
                     file.refuse_missing(fields, columns, present, named_too=False)
+                file.note_unread(fields, columns, present)
+                numbered = any(isinstance(column, tuple) for column in columns)
                 keys = present
                 ever = tuple([old or new for old, new in zip(ever, columns, strict=True)])
             missing = [index for index in needed if columns[index] is None]
             if missing:
                 names = fields[missing[0]].names
                 yield BadRow(f'"{names[0]}" is missing', f"the keys {shown(list(record))}", either(names))
+            elif numbered:
+                yield columns, [several(map(record.get, c)) if isinstance(c, tuple) else record.get(c) for c in columns]
             else:
                 yield columns, [*map(record.get, columns)]
     if keys is not None:  # a row may lack its negative and task, but no file a column that the config names
@@ -218,23 +264,32 @@ def csv_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | BadR
     with file.open() as lines:
         decoded = (line.decode("utf-8" if number else "utf-8-sig") for number, line in enumerate(lines))
         # A TSV file has no quoting, as everywhere in gist-train.
-        tabs = file.suffix == ".tsv"
-        reader = csv.reader(decoded, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(decoded, strict=True)
-        header = [name.strip() for name in next((cells for cells in reader if cells), [])]
+        tabs = file.suffix == ".tsv" and file.delimiter is None
+        if tabs:
+            reader = csv.reader(decoded, delimiter="\t", quoting=csv.QUOTE_NONE)
+        else:
+            reader = csv.reader(decoded, delimiter=file.delimiter or ",", strict=True)
+        first = next((cells for cells in reader if cells), [])
+        header = [name.strip() for name in first] if file.header else [str(number + 1) for number in range(len(first))]
+        ahead = [] if file.header or not first else [first]
         columns = column_of(fields, header)
-        if len(header) == 1 and not tabs and (other := re.search(r"[;\t|]", header[0])):
+        if len(header) == 1 and file.header and not tabs and (other := re.search(r"[;\t|]", header[0])):
             found = f'the header {shown(header[0])}, with "{other[0]}" between the columns'
-            raise file.broken(found, "commas between the columns, or tabs in a .tsv file", "save it so")
+            expected = "commas between the columns, or tabs in a .tsv file"
+            raise file.broken(found, expected, f"save it so, or set delimiter: {json.dumps(other[0])} on its source")
         if header:
             file.refuse_missing(fields, columns, header)
-        if twice := next((name for name in columns if name is not None and header.count(name) > 1), None):
+        file.note_unread(fields, columns, header)
+        if twice := next((name for name in flat(columns) if header.count(name) > 1), None):
             raise file.broken(f"two columns {shown(twice)}", "each name once", "rename one of them")
-        places = [None if name is None else header.index(name) for name in columns]
+        places = [
+            None if c is None else header.index(c) if isinstance(c, str) else [header.index(name) for name in c] for c in columns
+        ]
         optional = [index for index, field in enumerate(fields) if not field.in_every_row]
         while header:
             start = reader.line_num
             try:
-                cells = next(reader, None)
+                cells = ahead.pop() if ahead else next(reader, None)
             except csv.Error as error:
                 # Within one line, the next line is the next row. Over several, a quote has swallowed who knows how many.
                 expected = 'quotes that close, and "" for a quote within them'
@@ -248,9 +303,13 @@ def csv_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | BadR
                 return
             file.row += 1
             if len(cells) == len(header):
-                values = [None if place is None else cells[place] for place in places]
+                values: list[Any] = [
+                    None if place is None else cells[place] if isinstance(place, int) else several(cells[p] for p in place)
+                    for place in places
+                ]
                 for index in optional:
-                    values[index] = None if (values[index] or "").strip() == "" else values[index]
+                    if isinstance(values[index], str) and not values[index].strip():
+                        values[index] = None
                 yield columns, values
             elif cells:
                 yield BadRow("not as many fields as the header", f"{len(cells)}: {shown(cells)}", f"{len(header)} fields")
@@ -266,8 +325,8 @@ def parquet_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | 
             present = table.schema_arrow.names
             columns = column_of(fields, present)
             file.refuse_missing(fields, columns, present)
-            needed = [name for name in columns if name is not None]
-            yield from arrow_cells(file, table.iter_batches(batch_size=ROWS_AT_A_TIME, columns=needed), columns)
+            file.note_unread(fields, columns, present)
+            yield from arrow_cells(file, table.iter_batches(batch_size=ROWS_AT_A_TIME, columns=flat(columns)), columns)
     # KeyError: two columns of one name; the others: dates and numbers that Python does not have.
     except (pa.ArrowException, OSError, KeyError, ValueError, OverflowError) as error:
         raise file.broken(f"Parquet's reader refuses it: {shown(str(error))}", "Parquet", "write it again") from error
@@ -277,7 +336,14 @@ def arrow_cells(table: Table, batches: "Iterable[pa.RecordBatch | pa.Table]", co
     """Cells of Arrow batches, a row at a time."""
     for batch in batches:
         nothing = [None] * batch.num_rows
-        lists = [nothing if name is None else batch.column(name).to_pylist() for name in columns]
+        lists = [
+            nothing
+            if column is None
+            else batch.column(column).to_pylist()
+            if isinstance(column, str)
+            else [several(cells) for cells in zip(*(batch.column(name).to_pylist() for name in column), strict=True)]
+            for column in columns
+        ]
         for cells in zip(*lists, strict=True):
             table.row += 1
             yield columns, cells

@@ -1,6 +1,5 @@
 """Classification: classifiers fitted on the embeddings of labelled texts, judged on others. Config: `ClassificationTask`."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -76,7 +75,7 @@ def drawn_rows(labels: NDArray[np.int64], per_class: int | None) -> NDArray[np.i
 
 def read_classification(task: ClassificationTask, where: str, faults: list[Fault]) -> LoadedClassification | None:
     """The task with its files read; None, and faults, where they have some."""
-    paths, columns = [Path(os.path.expanduser(path)) for path in (task.train, task.test)], task.columns
+    paths, columns = [Path(path) for path in (task.train, task.test)], task.columns
     same_name = paths[0].name == paths[1].name
     train, test = [TaskFile(path, f"{where}: {path if same_name else path.name}", faults) for path in paths]
     numbers: dict[str, int] = {}

@@ -1,6 +1,5 @@
 """Clustering: k-means into as many clusters as there are labels, against the labels. Config: `ClusteringTask`."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -42,7 +41,7 @@ class LoadedClustering:
 
 def read_clustering(task: ClusteringTask, where: str, faults: list[Fault]) -> LoadedClustering | None:
     """The task with its file read; None, and faults, where it has some."""
-    path, columns = Path(os.path.expanduser(task.path)), task.columns
+    path, columns = Path(task.path), task.columns
     file = TaskFile(path, f"{where}: {path.name}", faults)
     numbers: dict[str, int] = {}
     rows = file.read({"text": columns.text, "label": columns.label}, partial(labelled, columns, numbers))

@@ -1,6 +1,5 @@
 """Pair classification: pairs of texts that belong together or not. Config: `PairTask`."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,7 @@ class LoadedPairs:
 
 def read_pairs(task: PairTask, where: str, faults: list[Fault]) -> LoadedPairs | None:
     """The task with its file read; None, and faults, where it has some."""
-    path, columns = Path(os.path.expanduser(task.path)), task.columns
+    path, columns = Path(task.path), task.columns
     file = TaskFile(path, f"{where}: {path.name}", faults)
 
     def pair(row: Record) -> tuple[str, str, bool]:

@@ -1,6 +1,5 @@
 """Retrieval over a folder in BEIR's layout or the flat one: queries, documents and judgements. Config: `RetrievalTask`."""
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +81,7 @@ def _near(similarities: NDArray[np.float32], judged: Collection[int]) -> NDArray
 
 def read_retrieval(task: RetrievalTask, where: str, faults: list[Fault]) -> LoadedRetrieval | None:
     """The task with its files read; None, and faults, where they have some."""
-    folder = Path(os.path.expanduser(task.path))
+    folder = Path(task.path)
     if not folder.is_dir():
         path = f"{shown(str(folder))}, which is {'a file' if folder.exists() else f'no folder in {Path.cwd()}'}"
         faults.append(Fault(f"{where}: path", path, "a folder that exists", "correct the path"))

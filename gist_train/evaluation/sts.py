@@ -1,6 +1,5 @@
 """Semantic textual similarity: pairs of texts with a human score each. Config: `StsTask`."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +38,7 @@ class LoadedSts:
 
 def read_sts(task: StsTask, where: str, faults: list[Fault]) -> LoadedSts | None:
     """The task with its file read; None, and faults, where it has some."""
-    path, columns = Path(os.path.expanduser(task.path)), task.columns
+    path, columns = Path(task.path), task.columns
     file = TaskFile(path, f"{where}: {path.name}", faults)
 
     def pair(row: Record) -> tuple[str, str, float]:

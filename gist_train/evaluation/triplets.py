@@ -1,6 +1,5 @@
 """Triplets: is an anchor more similar to its positive than to its negative? Config: `TripletTask`."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ class LoadedTriplets:
 
 def read_triplets(task: TripletTask, where: str, faults: list[Fault]) -> LoadedTriplets | None:
     """The task with its file read; None, and faults, where it has some."""
-    path, columns = Path(os.path.expanduser(task.path)), task.columns
+    path, columns = Path(task.path), task.columns
     file = TaskFile(path, f"{where}: {path.name}", faults)
     names = {"anchor": columns.anchor, "positive": columns.positive, "negative": columns.negative}
 

@@ -123,10 +123,8 @@ def _files_of(folder: Path) -> Iterator[Path]:
         parts = [str(module["path"]) for module in read_json(modules)] if modules.is_file() else []
     except (ValueError, TypeError, KeyError):  # loading it will say what is wrong with it
         parts = []
-    for part in {".", *parts}:
-        for file in (folder / part).glob("*"):
-            if MODEL_FILE.fullmatch(file.name) and file.is_file():
-                yield folder / part / file.name
+    for part in {folder, *(folder / part for part in parts)}:
+        yield from (file for file in part.glob("*") if MODEL_FILE.fullmatch(file.name) and file.is_file())
 
 
 def folder_prompt(name: str, revision: str | None) -> str:

@@ -3,15 +3,7 @@
 from dataclasses import dataclass
 
 from gist_train.evaluation.leakage import Leak
-
-
-@dataclass(frozen=True, slots=True)
-class SourceName:
-    """An entry of data.train."""
-
-    source: str
-    """Kind of the source."""
-    path: str
+from gist_train.preparation import SourceRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +116,7 @@ class Plan:
     """What training will do."""
 
     name: str
-    sources: list[SourceName]
+    sources: list[SourceRows]
     batching: str
     batch_size: int
     rows: int

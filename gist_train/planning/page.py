@@ -15,6 +15,7 @@ DROPPED = {
     "bad": "can't be used: skipped.jsonl of the corpus says why",
     "alone": "labelled, and the only one of their class",
     "same_text": "labelled, whose drawn positive or negative is the same text",
+    "filtered": "left out by where",
     "excluded": "left out for their evaluation texts",
     "not_drawn": "left out by max_rows",
     "short_window": "in a last window that is not full",
@@ -50,6 +51,9 @@ Rows = Iterator[tuple[str, RenderableType]]
 def _data(planned: Plan) -> Rows:
     for source in planned.sources:
         yield source.source, Text(source.path)
+        yield "", str(source)
+        if source.unread_columns:
+            yield "", Text(f"columns that are not read: {', '.join(source.unread_columns)}", style="yellow")
     tasks = list(planned.tasks.items())
     over = f"{len(tasks):,} task{'s' if len(tasks) > 1 else ''}"
     yield "rows", f"{planned.rows:,} over {over}, {planned.unique_texts:,} unique texts"

@@ -35,10 +35,9 @@ from gist_train.planning.findings import (
     MemoryEstimate,
     Plan,
     SelectedStep,
-    SourceName,
     TextTokens,
 )
-from gist_train.preparation import prepare
+from gist_train.preparation import prepare, rows_of_sources
 from gist_train.progress import terminal
 from gist_train.training.distributed import make_accelerator, precision_on
 from gist_train.training.loop import steps
@@ -75,7 +74,7 @@ def plan(config: Config, *, measure: bool = False, console: Console | None = Non
     of_task = np.bincount(corpus.task, minlength=len(corpus.tasks)).tolist()
     return Plan(
         name=config.name,
-        sources=[SourceName(source.source, source.path) for source in config.data.train],
+        sources=rows_of_sources(config, corpus),
         batching=config.data.batching,
         batch_size=config.training.batch_size,
         rows=sum(count["read"] for count in corpus.meta["sources"]),
@@ -109,7 +108,7 @@ def plan(config: Config, *, measure: bool = False, console: Console | None = Non
 def _dropped(config: Config, corpus: Corpus, batches: BatchPlan) -> dict[str, int]:
     counts = corpus.meta["sources"]
     size, rows = config.training.batch_size, corpus.row_count
-    dropped = {key: sum(count[key] for count in counts) for key in ("bad", "alone", "same_text", "not_drawn")}
+    dropped = {key: sum(count[key] for count in counts) for key in ("bad", "alone", "same_text", "filtered", "not_drawn")}
     dropped["excluded"] = corpus.excluded_rows
     if config.data.batching == "reference":
         dropped["short_window"] = rows % size

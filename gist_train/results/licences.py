@@ -35,7 +35,7 @@ def unfit_for_hub(name: str) -> str | None:
 
 def on_hub(name: str) -> bool:
     """Whether `name` is an id of the hub's, and no folder of this machine's."""
-    return unfit_for_hub(name) is None and not Path(name).expanduser().exists()
+    return unfit_for_hub(name) is None and not Path(name).exists()
 
 
 def licence_of(name: str, revision: str | None, repo_type: str = "model") -> Licence | None:
@@ -47,7 +47,7 @@ def licence_of(name: str, revision: str | None, repo_type: str = "model") -> Lic
         revision: commit, tag or branch on the hub; None for main.
         repo_type: "model" or "dataset".
     """
-    readme: Any = Path(name).expanduser() / "README.md"
+    readme: Any = Path(name) / "README.md"
     if on_hub(name):
         readme = try_to_load_from_cache(name, "README.md", revision=revision, repo_type=repo_type)
     if not isinstance(readme, str | Path) or not Path(readme).is_file():

@@ -56,7 +56,7 @@ def describe(run: Run, config: Config, accelerator: Accelerator, job: Job, leaka
 
 def _sources(meta: dict[str, Any]) -> list[dict[str, Any]]:
     """`name`, `commit` and `rows` of each source; rows are those that were left to train on."""
-    left_out = ("bad", "alone", "same_text", "not_drawn", "excluded")
+    left_out = ("bad", "alone", "same_text", "not_drawn", "excluded", "filtered")
     # A corpus that was built before texts could be excluded counts none.
     rows = [count["read"] - sum(count.get(key, 0) for key in left_out) for count in meta["sources"]]
     return [{**origin, "rows": left} for origin, left in zip(meta["origins"], rows, strict=True)]

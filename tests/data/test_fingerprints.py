@@ -101,6 +101,9 @@ CHANGED = {
     "prompts": {"anchor": "q: "},
     "subset": "en",
     "split": "dev",
+    "where": "label == 1",
+    "delimiter": ";",
+    "header": False,
     "mining": {"seed": 1},
 }
 MINING = {"seed": 1, "positives": 5, "temperature": 0.1, "negatives": "least_similar", "negative_pool": 5}
@@ -174,7 +177,7 @@ def test_without_exclusion_a_fingerprint_is_what_it_was(tmp_path, write_rows):
     path = write_rows("a.jsonl", ROWS)
     data = data_of(path)
     settings = data.train[0].model_dump(exclude={"path", "revision", "streaming", *OUTSIDE_CORPUS})
-    told = [fingerprints.FORMAT, False, "fail", [settings, [("a.jsonl", fingerprints.content_hash(path))]]]
+    told = [fingerprints.FORMAT, fingerprints.READERS, False, "fail", [settings, [("a.jsonl", fingerprints.content_hash(path))]]]
     assert print_of(data) == hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16).hexdigest()
     assert corpus_fingerprint(data, ContentHashes(tmp_path / "hashes.json"), {}, {b"x" * 16}) == print_of(data)
 

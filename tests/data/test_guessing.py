@@ -148,7 +148,7 @@ def test_rows_that_can_not_be_read_are_counted(tmp_path):
         (("summary", "article"), {"anchor": "article", "positive": "summary"}),
         (("headline", "story"), {"anchor": "headline", "positive": "story"}),
         (("text", "story"), {"anchor": "text", "positive": "story"}),
-        (("sent0", "sent1", "hard_neg"), {"anchor": "sent0", "positive": "sent1", "negative": "hard_neg"}),
+        (("sent0", "sent1", "hard_neg"), {"anchor": "sent0", "positive": "sent1"}),
     ],
 )
 def test_columns_by_name_and_by_their_texts(tmp_path, names, columns):
@@ -189,7 +189,8 @@ def test_keys_that_the_first_row_lacks_are_found(tmp_path):
     """JSON Lines may leave a negative out: those of all other rows would be lost in silence."""
     rows = [{"question": "q", "answers": ["a", "b"]}, {"question": "r", "answers": "c", "hard_negatives": ["d", "e"]}]
     found, read = tried(write(tmp_path / "f.jsonl", rows))
-    assert found.columns == {"anchor": "question", "positive": "answers", "negative": "hard_negatives"}
+    assert found.columns == {"anchor": "question", "positive": "answers"}
+    assert found.roles["negative"] == "hard_negatives"  # which the reader knows by itself
     assert found.negatives == [0, 2]
     assert [row.negatives for row in read] == [(), ("d", "e")]
 
