@@ -161,7 +161,11 @@ def select(
     ] = None,
     rule: Annotated[
         tuple[str, float] | None,
-        typer.Option(help="loss-percentile 0.025: by training loss, as the recipe's authors chose.", show_default=False),
+        typer.Option(
+            metavar="NAME SHARE",
+            help="loss-percentile 0.025: by training loss, as the recipe's authors chose.",
+            show_default=False,
+        ),
     ] = None,
     around: Annotated[int | None, typer.Option(help="Choose near this step; without a metric, choose this step.", min=0)] = None,
     window: Annotated[int | None, typer.Option(help="How many steps before and after it.", min=0)] = None,
@@ -222,7 +226,11 @@ def export(
     ] = None,
     private: Annotated[
         bool | None,
-        typer.Option("--private/--no-private", help="Of a new repository; the account's default otherwise.", show_default=False),
+        typer.Option(
+            "--private/--no-private",
+            help="Whether a new repository is private; without it as the account is set.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Write the selected checkpoint, or else the newest, as a sentence-transformers model with its card."""
@@ -245,6 +253,9 @@ def _config_and_run(path: Path, overrides: list[str]) -> tuple[Config, Run]:
         raise UserError(Fault(str(path), "no such file or folder", "a run folder, or the YAML that made it", "correct the path"))
     if path.is_dir():
         run = Run(path)
+        if not run.config.is_file():
+            fix = "name the folder of a run, or the YAML that made it"
+            raise UserError(Fault(str(path), f"a folder without {run.config.name}", "a run folder", fix))
         return load_config(run.config, overrides), run
     config = load_config(path, overrides)
     return config, Run.of(config)
@@ -275,11 +286,11 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     _let_segments_expand()  # before torch is imported
-    from transformers.utils import logging as transformers_logging
-
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each retry of each request, twice
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
+        from transformers.utils import logging as transformers_logging
+
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each retry of each request, twice
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         app()
     except UserError as error:
         _report(error)

@@ -13,6 +13,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.evaluation import ClassificationTask, StsTask
 from gist_train.data.files import write_text
 from gist_train.data.guessing import SOURCES, GuessedFile, judged
 from gist_train.data.tables import TableFile, encodable
@@ -83,6 +84,7 @@ def starter_yaml(files: Sequence[Path], *, model: str, guide: str | None, to: Pa
         pooling=GUIDE_POOLING.get(guide or ""),
         uses=uses,
         task_of=_task_of,
+        metric=next((f"{name}/{_first_metric(one)}" for name, (one, _) in uses.tasks.items()), None),
         says_nothing=_says_nothing,
         held_out=_held_out,
         on_bad_row="skip" if any(one.unusable for one in uses.train) else "fail",
@@ -212,6 +214,11 @@ def _set_of(one: GuessedFile) -> str:
     """What a training file and its test file are both called: banking77 of banking77_test.jsonl and of banking77/test.jsonl."""
     names = [SPLIT.sub("", name) for name in (_stem(one), *(folder.name for folder in _folders(one))) if encodable(name)]
     return next((name for name in names if name.lower() not in SAYS_NOTHING), one.sample.name)
+
+
+def _first_metric(one: GuessedFile) -> str:
+    """What a task made of the file is chosen by."""
+    return (StsTask if one.use == "scored" else ClassificationTask).METRICS[0]
 
 
 def _says_nothing(one: GuessedFile) -> bool:

@@ -82,9 +82,7 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Run, resume: str
     measuring = check(config)
     origin = checkpoint_to_start_from(run, resume)
     selected_steps(run)  # refuses a selected.json that can't be read, before retention goes by it
-    if accelerator.is_main_process:
-        run.ended.unlink(missing_ok=True)
-    else:
+    if not accelerator.is_main_process:
         measuring = replace(measuring, tasks=[])  # read for their faults; the first process measures
     manifest = verified_for(origin, config) if origin is not None else None  # before the guide is put to work
     job = open_job(config, accelerator, console)
@@ -99,6 +97,7 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Run, resume: str
         job = replace(job, stop=sums.step)
     console.print(_plan_lines(config, job, sums.step), soft_wrap=True)
     if accelerator.is_main_process:
+        run.ended.unlink(missing_ok=True)  # from here on nothing is refused
         _go_back_to(run, sums.step, console)
         leaks = count_leaks(job.training.corpus, measuring.tasks)
         if line := leakage_line(leaks):
@@ -106,7 +105,7 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Run, resume: str
         describe(run, config, accelerator, job, leaks)
     signal_number, step = _drive(config, job, run, sums, measuring, signals, console)
     if signal_number:
-        console.print("Stopped; checkpoint saved. Run the same command to resume.")
+        console.print(f"Stopped at step {step:,}; checkpoint saved. Run the same command to resume.", highlight=False)
         return signal_number
     if accelerator.is_main_process:
         early = step < last_step(config, job.training.schedule)

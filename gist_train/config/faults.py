@@ -36,7 +36,7 @@ def fault_of(error: ErrorDetails, origins: Origins) -> Fault:
         )
         kind, given = ("literal_error", given[tag_key]) if tag_key in given else ("missing", None)
     found = "nothing" if kind == "missing" else found_words(given)
-    fix = f"choose an allowed value: {about}"
+    fix = f"give what is expected. The field: {about}"
     if kind == "missing":
         fix = f"add the key {path[-1]}: {about}"
     elif kind == "value_error":
@@ -50,7 +50,7 @@ def fault_of(error: ErrorDetails, origins: Origins) -> Fault:
     elif isinstance(given, str) and (close := get_close_matches(given.lower(), words, 1)):
         fix = f'did you mean "{close[0]}"?'
     elif isinstance(given, str) and any("name" in model.model_fields for model in models_in(hint)):
-        fix = f"write {{name: {shown(given)}}}"
+        fix = f"write {{name: {shown(given, 300)}}}"
     elif (
         kind in ("int_type", "float_type") and isinstance(given, str) and re.fullmatch(r"[-+]?[0-9_.,]+([eE][-+]?[0-9]+)?", given)
     ):

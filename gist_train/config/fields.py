@@ -88,7 +88,7 @@ Layers = Annotated[
     list[CountOrZero],
     Field(min_length=1),
     AfterValidator(_ascending),
-    "a list of layer numbers from 0, ascending, each once, at least one",
+    "a list of layer numbers from 0, in ascending order, such as [0, 2, 4]",
 ]
 Dimensions = Annotated[
     list[Count],

@@ -126,7 +126,9 @@ def _compose(text: str, where: str, faults: list[Fault]) -> yaml.Node | None:
     except _Refused as error:
         mark, found, fix = error.problem_mark, str(error.problem), str(error.note)
     except yaml.MarkedYAMLError as error:
-        mark, found = error.problem_mark, str(error.problem)
+        mark, found = error.problem_mark, str(error.problem).removeprefix("found ")
+        if found.startswith("character '\\t'"):
+            found = "a tab"
         fix = "correct the line, or the one before: a colon without a space, a bracket or quote left open, or uneven indentation"
         if found == "but found another document":
             found, fix = "a second document", "remove the line --- and what follows it"

@@ -20,7 +20,7 @@ DROPPED = {
     "not_drawn": "left out by max_rows",
     "short_window": "in a last window that is not full",
     "mixed_window": "in windows of more than one task",
-    "left_over": "in no batch of the first epoch, by their source's weight or left over; others in each",
+    "left_over": "in no batch of the first epoch (too few for one more, or a weight below 1): each epoch leaves out others",
 }
 
 
@@ -69,6 +69,7 @@ def _data(planned: Plan) -> Rows:
             yield "leaked", Text(f"{shared}, in {leak.rows:,} rows: see data.exclude_evaluation_texts", style="bold yellow")
     if planned.rows_beside_a_shared_text:
         yield "sharing a text", f"{planned.rows_beside_a_shared_text:,} rows beside one with the same anchor or positive"
+    yield "rows by task", ""
     for name, rows in tasks[:SHOWN_TASKS]:
         yield f"{rows:>12,}", Text(name)
     if len(tasks) > SHOWN_TASKS:
@@ -78,7 +79,8 @@ def _data(planned: Plan) -> Rows:
 def _steps(planned: Plan) -> Rows:
     chosen = planned.selected
     yield "per epoch", f"{planned.steps_per_epoch:,} batches of {planned.batch_size} ({planned.batching})"
-    yield "in all", f"{planned.total_steps:,}, the run ends at {planned.stop_at_step:,}"
+    ends = "" if planned.stop_at_step == planned.total_steps else f"; this run ends at step {planned.stop_at_step:,}"
+    yield "in all", f"{planned.total_steps:,}{ends}"
     yield "warm-up", f"{planned.warmup_steps:,}, to the peak learning rate {planned.peak_learning_rate:.4g}"
     yield (
         "selected" if chosen.chosen else "at the end",
@@ -144,7 +146,7 @@ def _resources(planned: Plan) -> Rows:
 
 
 def _time(planned: Plan) -> Rows:
-    yield "to end in a day", f"{planned.steps_per_second_for_a_day:.3g} steps a second"
+    yield "to take a day", f"{planned.steps_per_second_for_a_day:.3g} steps a second would do"
     memory = planned.memory
     again = memory.max_tokens_per_forward is not None or memory.gradient_checkpointing
     on_top = ", without what is computed again to save memory" if again else ""

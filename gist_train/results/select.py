@@ -145,7 +145,8 @@ class _ByMetric:
         first = max(gone, key=lambda step: gone[step], default=None)
         if first is not None and gone[first] > best:
             better = f"step {first:,} was better ({100 * gone[first]:.2f} against {100 * best:.2f}), but its checkpoint is gone"
-            self.console.print(f"{better}: a higher checkpoint.keep_last keeps more", highlight=False, soft_wrap=True)
+            fix = "selection.metric in the YAML keeps the best, a higher checkpoint.keep_last more of them"
+            self.console.print(f"{better}: {fix}", highlight=False, soft_wrap=True)
 
 
 def _keep(

@@ -209,7 +209,7 @@ def no_such_step(run: Run, step: int, steps: Sequence[int]) -> UserError:
     expected = (
         f"a step with a checkpoint, such as {', '.join(map(str, nearest))}" if nearest else "none: the run has no checkpoint"
     )
-    return UserError(Fault(f"{run}: step {step}", shown(step), expected, "name one of these, or train further"))
+    return UserError(Fault(f"{run}: step {step}", shown(step), expected, "name one of these" if nearest else "train first"))
 
 
 def no_checkpoint(run: Run) -> UserError:
