@@ -16,7 +16,7 @@ from rich.console import Console
 from gist_train.checks import check_device, check_student, report_device
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.models import GuideConfig
-from gist_train.config.schema import Config, DataConfig, cache_folder
+from gist_train.config.schema import Config, DataConfig, cache_folder, training_prompts
 from gist_train.config.sources import ClassificationSource
 from gist_train.data.batches import BatchPlan
 from gist_train.data.building import SHOWN_FAULTS, build_corpus, labelled_texts, refuse_bad
@@ -67,9 +67,9 @@ def prepare(
     Raises:
         UserError: data or models are not what the config says.
     """
-    student = load_student(config.model)
+    student = load_student(config.model, training_prompts(config))
     check_student(config, student)
-    for note in notes_on(student):
+    for note in notes_on(student, training_prompts(config)):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     if trains_here:
         check_device(config, student, device, processes.count)
@@ -118,9 +118,13 @@ def rows_of_sources(config: Config, corpus: Corpus) -> list[SourceRows]:
     return described
 
 
-def notes_on(student: Pretrained) -> Iterator[str]:
-    """What the student's folder says that training does otherwise than `SentenceTransformer.encode`."""
-    if prompt := student.default_prompt:
+def notes_on(student: Pretrained, trained_with: Mapping[str, str]) -> Iterator[str]:
+    """What the student's folder says that training does otherwise than `SentenceTransformer.encode`.
+
+    Args:
+        trained_with: the prompts of the rows, by side.
+    """
+    if (prompt := student.default_prompt) and prompt not in trained_with.values():
         yield (
             f"the model's folder sets the default prompt {shown(prompt)}: evaluation and whoever opens the export put it before "
             "every text; training rows have it where prompts of their source say so"

@@ -48,7 +48,8 @@ def test_it_is_selected_anew(old):
     for old_one, new_one in zip(before.pop("candidates"), after.pop("candidates"), strict=True):
         assert new_one.pop("interval") == pytest.approx(old_one.pop("interval"))
         assert new_one == old_one
-    assert after.pop("evaluation")["tasks"] == before.pop("evaluation")["tasks"]
+    old_tasks, new_tasks = before.pop("evaluation")["tasks"], after.pop("evaluation")["tasks"]
+    assert [{**new, **old} for new, old in zip(new_tasks, old_tasks, strict=True)] == new_tasks  # keys of since then aside
     assert after == before
     assert "measuring" not in ended.err
 

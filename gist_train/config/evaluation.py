@@ -4,7 +4,18 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from gist_train.config.fields import Count, CountOrZero, FolderName, MaxLength, MisplacedError, MtebName, PathText, Section, Text
+from gist_train.config.fields import (
+    Count,
+    CountOrZero,
+    FolderName,
+    MaxLength,
+    MisplacedError,
+    MtebName,
+    PathText,
+    Prompt,
+    Section,
+    Text,
+)
 
 
 class StsColumns(Section):
@@ -49,6 +60,15 @@ class TripletColumns(Section):
     """Column of what is less near."""
 
 
+class SidePrompts(Section):
+    """Text before the texts of each side."""
+
+    query: Prompt | None = None
+    """Text before every query; null = the folder's prompt for queries, else the training's for anchors."""
+    document: Prompt | None = None
+    """Text before every document; null = the folder's prompt for documents, else the training's for positives."""
+
+
 class StsTask(Section):
     """Semantic textual similarity: rank correlation with human scores."""
 
@@ -61,6 +81,8 @@ class StsTask(Section):
     """File of scored pairs."""
     columns: StsColumns = StsColumns()
     """Names of the file's columns."""
+    prompt: Prompt | None = None
+    """Text the model reads before every text; null = the folder's default prompt, else the one that all rows are trained with."""
 
 
 class RetrievalTask(Section):
@@ -75,6 +97,8 @@ class RetrievalTask(Section):
     """Folder in BEIR's or the flat layout."""
     split: Text = "test"
     """Which queries and judgements of the folder."""
+    prompts: SidePrompts = SidePrompts()
+    """Text the model reads before queries and documents."""
 
 
 class ClassificationTask(Section):
@@ -93,6 +117,8 @@ class ClassificationTask(Section):
     """Names of the columns of both files."""
     per_class: Count | None = None
     """Rows per class drawn from train with a seed; null = all rows."""
+    prompt: Prompt | None = None
+    """Text the model reads before every text; null = the folder's default prompt, else the one that all rows are trained with."""
 
 
 class ClusteringTask(Section):
@@ -107,6 +133,8 @@ class ClusteringTask(Section):
     """File of labelled texts."""
     columns: LabelColumns = LabelColumns()
     """Names of the file's columns."""
+    prompt: Prompt | None = None
+    """Text the model reads before every text; null = the folder's default prompt, else the one that all rows are trained with."""
 
 
 class PairTask(Section):
@@ -121,6 +149,8 @@ class PairTask(Section):
     """File of pairs with a label of 0 or 1."""
     columns: PairColumns = PairColumns()
     """Names of the file's columns."""
+    prompt: Prompt | None = None
+    """Text the model reads before every text; null = the folder's default prompt, else the one that all rows are trained with."""
 
 
 class TripletTask(Section):
@@ -135,6 +165,8 @@ class TripletTask(Section):
     """File of triplets."""
     columns: TripletColumns = TripletColumns()
     """Names of the file's columns."""
+    prompt: Prompt | None = None
+    """Text the model reads before every text; null = the folder's default prompt, else the one that all rows are trained with."""
 
 
 LocalTask = Annotated[

@@ -27,7 +27,7 @@ from gist_train.config.fields import (
     Weights,
 )
 from gist_train.config.models import GuideConfig, ModelConfig
-from gist_train.config.sources import OUTSIDE_CORPUS, ClassificationSource, Source
+from gist_train.config.sources import OUTSIDE_CORPUS, ClassificationSource, MediSource, Source
 from gist_train.config.training import TrainingConfig
 
 
@@ -253,6 +253,15 @@ class Config(Section):
 
     tracking: TrackingConfig = TrackingConfig()
     """Where metrics go besides metrics.jsonl."""
+
+
+def training_prompts(config: Config) -> dict[str, str]:
+    """What rows are trained with, by sentence-transformers' names of the sides; {} where sources differ, or have none."""
+    given = {None if isinstance(source, MediSource) else source.prompts for source in config.data.train}
+    prompts = next(iter(given))
+    if len(given) > 1 or prompts is None:
+        return {}
+    return {name: prompt for name, prompt in (("query", prompts.anchor), ("document", prompts.positive)) if prompt}
 
 
 def cache_folder(config: Config) -> Path:

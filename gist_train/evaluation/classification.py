@@ -1,7 +1,7 @@
 """Classification: classifiers fitted on the embeddings of labelled texts, judged on others. Config: `ClassificationTask`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +35,8 @@ class LoadedClassification:
     """(rows of test,), the same numbers; a label that train has not has a number of its own."""
     per_class: int | None
     """Rows of train that are drawn of each class; None = all."""
+    prompt: str | None = field(default=None, kw_only=True)
+    """Before every text; None for the model's default."""
 
     def judged_texts(self) -> Mapping[str, Sequence[str]]:
         """Part -> the texts that scores are taken on.
@@ -46,7 +48,9 @@ class LoadedClassification:
     def measure(self, encoder: TextEncoder) -> dict[str, Items]:
         """(predicted, label) of each text of test: by a logistic regression on the vectors as they are, by the nearest."""
         rows = drawn_rows(self.train_labels, self.per_class)
-        train, test = encode_lists(encoder, self.name, [self.train_texts[row] for row in rows], self.test_texts)
+        train, test = encode_lists(
+            encoder, self.name, [self.train_texts[row] for row in rows], self.test_texts, prompt=self.prompt
+        )
         labels = self.train_labels[rows]
         linear = LogisticRegression(max_iter=1000).fit(train, labels).predict(test)
         neighbours = KNeighborsClassifier(min(NEIGHBOURS, len(rows)), metric="cosine", algorithm="brute")
@@ -89,4 +93,6 @@ def read_classification(task: ClassificationTask, where: str, faults: list[Fault
         return None
     texts, labels = zip(*train_rows, strict=True)
     test_texts, test_labels = zip(*test_rows, strict=True)
-    return LoadedClassification(task.name, texts, np.array(labels), test_texts, np.array(test_labels), task.per_class)
+    return LoadedClassification(
+        task.name, texts, np.array(labels), test_texts, np.array(test_labels), task.per_class, prompt=task.prompt
+    )

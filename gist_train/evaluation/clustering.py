@@ -1,7 +1,7 @@
 """Clustering: k-means into as many clusters as there are labels, against the labels. Config: `ClusteringTask`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +27,8 @@ class LoadedClustering:
     texts: tuple[str, ...]
     labels: NDArray[np.int64]
     """(N,), numbered from 0 as they first appear; two different ones at least, and fewer than texts."""
+    prompt: str | None = field(default=None, kw_only=True)
+    """Before every text; None for the model's default."""
 
     def judged_texts(self) -> Mapping[str, Sequence[str]]:
         """Part -> the texts that scores are taken on."""
@@ -34,7 +36,7 @@ class LoadedClustering:
 
     def measure(self, encoder: TextEncoder) -> dict[str, Items]:
         """(cluster, label) of each text, by k-means on the vectors as the encoder gives them."""
-        (vectors,) = encode_lists(encoder, self.name, self.texts)
+        (vectors,) = encode_lists(encoder, self.name, self.texts, prompt=self.prompt)
         clusters = KMeans(int(self.labels.max()) + 1, n_init=4, random_state=DRAW_SEED).fit_predict(vectors)
         return {"v_measure": np.stack([clusters, self.labels], axis=1).astype(np.float64)}
 
@@ -51,4 +53,4 @@ def read_clustering(task: ClusteringTask, where: str, faults: list[Fault]) -> Lo
         counts = f"{len(numbers):,} different in {len(rows):,} rows"
         file.fault(counts, "two different labels or more, and fewer than rows", "check the column", what=f": {columns.label}")
     texts, labels = zip(*rows, strict=True)
-    return LoadedClustering(task.name, texts, np.array(labels))
+    return LoadedClustering(task.name, texts, np.array(labels), prompt=task.prompt)

@@ -1,6 +1,6 @@
 """Texts of a task -> vectors, and their cosines. Every task type measures on what these functions give."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -9,6 +9,11 @@ from numpy.typing import NDArray
 
 class TextEncoder(Protocol):
     """Anything that turns texts into vectors."""
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        """Those of the model's folder, by name."""
+        ...
 
     def encode(self, texts: Sequence[str], prompt: str | None = None) -> NDArray[np.float32]:
         """(N, D), a vector of any length for each of N texts, in their order.
@@ -38,12 +43,22 @@ def finite_vectors(encoder: TextEncoder, texts: Sequence[str], task: str, prompt
     return vectors
 
 
-def encode_lists(encoder: TextEncoder, task: str, *lists: Sequence[str]) -> list[NDArray[np.float32]]:
-    """(texts, D) for each of the lists, every unique text among them encoded once. Raises as `finite_vectors`."""
+def encode_lists(encoder: TextEncoder, task: str, *lists: Sequence[str], prompt: str | None = None) -> list[NDArray[np.float32]]:
+    """(texts, D) for each of the lists, every unique text among them encoded once. Raises as `finite_vectors`.
+
+    Args:
+        prompt: before every text; None for the model's default.
+    """
     number: dict[str, int] = {}
     rows = [[number.setdefault(text, len(number)) for text in texts] for texts in lists]
-    vectors = finite_vectors(encoder, list(number), task)
+    vectors = finite_vectors(encoder, list(number), task, prompt)
     return [vectors[of_list] for of_list in rows]
+
+
+def side_prompt(encoder: TextEncoder, *names: str) -> str | None:
+    """The first prompt by these names that the model's folder has, as `encode_query` and `encode_document` of
+    sentence-transformers look for it; None for the model's default."""
+    return next((encoder.prompts[name] for name in names if name in encoder.prompts), None)
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

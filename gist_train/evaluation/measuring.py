@@ -9,7 +9,7 @@ from typing import TypeVar
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.evaluation import EvaluationConfig, MtebTask
 from gist_train.config.models import ModelConfig
-from gist_train.config.schema import Config, cache_folder
+from gist_train.config.schema import Config, cache_folder, training_prompts
 from gist_train.data.files import read_json
 from gist_train.data.manifests import verified_manifest
 from gist_train.evaluation.metrics import Items, Score, task_of
@@ -33,6 +33,8 @@ class Measuring:
     config: EvaluationConfig
     model: ModelConfig
     """That the run trains."""
+    prompts: Mapping[str, str]
+    """That it is trained with, by side."""
     tasks: list[LoadedTask]
     mteb_cache: Path
     """Folder of mteb's own results."""
@@ -40,7 +42,13 @@ class Measuring:
     @classmethod
     def of(cls, config: Config) -> "Measuring":
         """Raises UserError with all faults of the tasks' files."""
-        return cls(config.evaluation, config.model, load_tasks(config.evaluation.tasks), cache_folder(config) / "mteb")
+        return cls(
+            config.evaluation,
+            config.model,
+            training_prompts(config),
+            load_tasks(config.evaluation.tasks),
+            cache_folder(config) / "mteb",
+        )
 
     @classmethod
     def of_some(cls, config: Config) -> "Measuring":
@@ -114,7 +122,7 @@ class Measuring:
 
     def of_base(self, run: Run) -> Scores:
         """Scores of the student before training, which are step 0 of the run."""
-        return self.of_step(run, 0, on_this_device(load_student(self.model)))
+        return self.of_step(run, 0, on_this_device(load_student(self.model, self.prompts)))
 
     def of_checkpoint(self, run: Run, step: int) -> Scores | None:
         """Scores of the step's checkpoint; None where it is gone: a run that trains meanwhile deletes those it need not keep.

@@ -133,21 +133,24 @@ class _LocalSts(AbsTaskSTS):  # type: ignore[misc]
 
 
 class _LocalRetrieval(AbsTaskRetrieval):  # type: ignore[misc]
+    ignore_identical_ids = True
+
     def __init__(self, task: LoadedRetrieval):
         self.task = task
         super().__init__()
 
     def load_data(self, **_: Any) -> None:
-        def rows(texts: tuple[str, ...], letter: str) -> Dataset:
-            return Dataset.from_dict({"id": [f"{letter}{number}" for number in range(len(texts))], "text": texts})
-
+        # A document that is a query has its id, by which mteb leaves it out of that query's hits.
+        own = {document: f"q{query}" for query, document in enumerate(self.task.itself) if document >= 0}
+        queries = [f"q{query}" for query in range(len(self.task.queries))]
+        documents = [own.get(document, f"d{document}") for document in range(len(self.task.documents))]
         judged = {
-            f"q{query}": {f"d{document}": int(judgement) for document, judgement in scores.items()}
+            f"q{query}": {own.get(document, f"d{document}"): int(judgement) for document, judgement in scores.items()}
             for query, scores in enumerate(self.task.judgements)
         }
         split = {
-            "corpus": rows(self.task.documents, "d"),
-            "queries": rows(self.task.queries, "q"),
+            "corpus": Dataset.from_dict({"id": documents, "text": self.task.documents}),
+            "queries": Dataset.from_dict({"id": queries, "text": self.task.queries}),
             "relevant_docs": judged,
             "top_ranked": None,
         }

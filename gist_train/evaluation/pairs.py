@@ -1,7 +1,7 @@
 """Pair classification: pairs of texts that belong together or not. Config: `PairTask`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,8 @@ class LoadedPairs:
     texts2: tuple[str, ...]
     together: NDArray[np.bool_]
     """(N,), both values among them."""
+    prompt: str | None = field(default=None, kw_only=True)
+    """Before every text; None for the model's default."""
 
     def judged_texts(self) -> Mapping[str, Sequence[str]]:
         """Part -> the texts that scores are taken on."""
@@ -31,7 +33,7 @@ class LoadedPairs:
 
     def measure(self, encoder: TextEncoder) -> dict[str, Items]:
         """Average precision of cosine similarities, 0 to 1."""
-        first, second = encode_lists(encoder, self.name, self.texts1, self.texts2)
+        first, second = encode_lists(encoder, self.name, self.texts1, self.texts2, prompt=self.prompt)
         return {"ap": np.stack([cosines(first, second), self.together], axis=1)}
 
 
@@ -51,4 +53,4 @@ def read_pairs(task: PairTask, where: str, faults: list[Fault]) -> LoadedPairs |
     if len(set(together)) < 2:
         same = f"{int(together[0])} in each of {len(together):,} rows"
         file.fault(same, "0 and 1, both of them", "add pairs of the other kind", what=f": {columns.label}")
-    return LoadedPairs(task.name, texts1, texts2, np.array(together))
+    return LoadedPairs(task.name, texts1, texts2, np.array(together), prompt=task.prompt)

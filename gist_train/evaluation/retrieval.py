@@ -1,5 +1,6 @@
 """Retrieval over a folder in BEIR's layout or the flat one: queries, documents and judgements. Config: `RetrievalTask`."""
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +13,19 @@ from sklearn.metrics import ndcg_score  # type: ignore[import-untyped]
 from gist_train.config.errors import Fault, shown
 from gist_train.config.evaluation import RetrievalTask
 from gist_train.data.tables import BadRow, text
-from gist_train.evaluation.encoding import TextEncoder, encode_lists, unit
+from gist_train.evaluation.encoding import TextEncoder, encode_lists, side_prompt, unit
 from gist_train.evaluation.metrics import Items
 from gist_train.evaluation.task_files import Record, TaskFile, identifier, number, quoted
+
+logger = logging.getLogger(__name__)
 
 RANKED = 1 << 22
 """Similarities ranked at a time: 4 bytes each, and some 40 in scikit-learn while it sorts."""
 RECALL_AT, MRR_AT = 100, 10
+NEVER_FOUND = -2.0
+"""Less than any cosine."""
+UNKNOWN_SHARE = 0.2
+"""Judgements of documents or queries that are not there, above which the files are taken not to belong together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +39,12 @@ class LoadedRetrieval:
     bodies: tuple[str, ...] = field(default=(), kw_only=True)
     """The texts of the documents that have a title, without it."""
     judgements: tuple[dict[int, float], ...]
-    """Per query: index of a document -> its judgement, above 0. What is not here counts 0."""
+    """Per query: index of a document -> its judgement, above 0. What is not here counts 0. An index past the last document is a
+    judged one that the corpus has not: nothing finds it, and it is part of what was to be found."""
+    prompts: tuple[str | None, str | None] = field(default=(None, None), kw_only=True)
+    """Before queries and documents; None for what the model's folder says."""
+    itself: tuple[int, ...] = field(default=(), kw_only=True)
+    """Per query: index of the document that is the query itself, which is no hit; -1 for none. () where no query has one."""
 
     def judged_texts(self) -> Mapping[str, Sequence[str]]:
         """Part -> the texts that scores are taken on."""
@@ -44,7 +56,17 @@ class LoadedRetrieval:
 
         Recall and reciprocal rank are sentence-transformers' evaluator's, for which all that is judged above 0 is relevant.
         """
-        queries, documents = [unit(vectors) for vectors in encode_lists(encoder, self.name, self.queries, self.documents)]
+        query_prompt, document_prompt = self.prompts
+        if query_prompt is None:
+            query_prompt = side_prompt(encoder, "query")
+        if document_prompt is None:
+            document_prompt = side_prompt(encoder, "document", "passage", "corpus")
+        if query_prompt == document_prompt:  # a text on both sides is encoded once
+            both = encode_lists(encoder, self.name, self.queries, self.documents, prompt=query_prompt)
+        else:
+            both = encode_lists(encoder, self.name, self.queries, prompt=query_prompt)
+            both += encode_lists(encoder, self.name, self.documents, prompt=document_prompt)
+        queries, documents = [unit(vectors) for vectors in both]
         at_a_time = max(1, RANKED // len(documents))
         evaluator = InformationRetrievalEvaluator(
             {"query": ""},
@@ -60,9 +82,15 @@ class LoadedRetrieval:
         for start in range(0, len(queries), at_a_time):
             similarities = queries[start : start + at_a_time] @ documents.T
             for row, judged in enumerate(self.judgements[start : start + at_a_time]):
-                near = _near(similarities[row], judged)
-                gains = np.array([judged.get(document, 0.0) for document in near.tolist()])
-                items[0, start + row] = ndcg_score(gains[None], similarities[row, near][None], k=10)
+                if self.itself and self.itself[start + row] >= 0:
+                    similarities[row, self.itself[start + row]] = NEVER_FOUND
+                near = _near(similarities[row], [document for document in judged if document < len(documents)])
+                gains_near = [judged.get(document, 0.0) for document in near.tolist()]
+                # What is not there comes after ten others, and so counts in the ideal alone.
+                gone = [gain for document, gain in judged.items() if document >= len(documents)]
+                gains = np.array(gains_near + [0.0] * 10 + gone if gone else gains_near)
+                ranked = np.append(similarities[row, near], np.linspace(-1.5, NEVER_FOUND, len(gains) - len(near)))
+                items[0, start + row] = ndcg_score(gains[None], ranked[None], k=10)
                 # It ranks documents of one similarity by name, hence names that sort as the numbers do.
                 evaluator.relevant_docs = {"query": {f"{document:09d}" for document in judged}}
                 similar = zip(near.tolist(), similarities[row, near].tolist(), strict=True)
@@ -90,16 +118,16 @@ def read_retrieval(task: RetrievalTask, where: str, faults: list[Fault]) -> Load
     corpus = _part(folder, ("corpus.jsonl",), where, faults)
     queries = _part(folder, (f"queries.{task.split}.jsonl", "queries.jsonl"), where, faults)
     qrels = _part(folder, (f"qrels.{task.split}.tsv", f"qrels/{task.split}.tsv"), where, faults)
-    documents: dict[str, str] = {}
+    documents: dict[str, str | None] = {}
     bodies: list[str] = []
-    asked: dict[str, str] = {}
+    asked: dict[str, str | None] = {}
 
     def document(row: Record) -> None:
         # The id is kept even where the text is bad, so that its judgements are not called unknown as well.
         document_id = _new_id(row, documents)
-        # Title or text may be empty, as in several of BEIR's corpora, but not both.
+        # Title or text may be empty, as in several of BEIR's corpora; a document with neither can't be found.
         filled = [column for column in ("title", "text") if str(row[column] or "").strip()]
-        documents[document_id] = " ".join(text(row[column], column) for column in filled or ["text"])
+        documents[document_id] = " ".join(text(row[column], column) for column in filled) or None
         if len(filled) == 2:
             bodies.append(text(row["text"], "text"))
 
@@ -109,44 +137,76 @@ def read_retrieval(task: RetrievalTask, where: str, faults: list[Fault]) -> Load
 
     if corpus:
         corpus.read(["_id", "text"], document, optional=["title"])
-        if corpus.clean and len(documents) < 2:
-            corpus.fault("one document", "two documents or more", "a ranking needs documents to rank: add some")
+        if corpus.clean and len([text for text in documents.values() if text]) < 2:
+            corpus.fault("not two documents with a text", "two or more", "a ranking needs documents to rank: add some")
     if queries:
         queries.read(["_id", "text"], query)
-    whole = corpus is not None and corpus.to_the_end and queries is not None and queries.to_the_end
     if qrels is None:
         return None
-    judged = _judgements(qrels, asked if whole else None, documents if whole else None)
+    whole = corpus is not None and corpus.to_the_end and queries is not None and queries.to_the_end
+    judged, left_out = _judgements(qrels, asked if whole else None, documents if whole else None)
+    if empty := sum(text is None for text in documents.values()):
+        left_out.append(f"{empty:,} documents without a text")
+    if left_out:
+        logger.warning("%s: left out: %s", where, ", ".join(left_out))
     if not (whole and qrels.clean and judged):
         return None
-    index = {document_id: number for number, document_id in enumerate(documents)}
+    texts = {document_id: text for document_id, text in documents.items() if text is not None}
+    index = {document_id: number for number, document_id in enumerate(texts)}
+    for scores in judged.values():  # numbered on: what the corpus has not
+        for document_id in scores:
+            index.setdefault(document_id, len(index))
     judgements = tuple({index[document_id]: score for document_id, score in scores.items()} for scores in judged.values())
-    texts = tuple(asked[query_id] for query_id in judged)
-    return LoadedRetrieval(task.name, texts, tuple(documents.values()), judgements, bodies=tuple(bodies))
+    asked_texts = tuple(asked[query_id] or "" for query_id in judged)
+    # In ArguAna and Quora queries are documents too: BEIR and mteb take no query for a hit of itself.
+    itself = tuple(index[query_id] if texts.get(query_id) == asked[query_id] else -1 for query_id in judged)
+    return LoadedRetrieval(
+        task.name,
+        asked_texts,
+        tuple(texts.values()),
+        judgements,
+        bodies=tuple(bodies),
+        itself=itself if max(itself) >= 0 else (),
+        prompts=(task.prompts.query, task.prompts.document),
+    )
 
 
-def _judgements(qrels: TaskFile, queries: dict[str, str] | None, documents: dict[str, str] | None) -> dict[str, dict[str, float]]:
-    """Query id -> document id -> judgement, those above 0 only. Ids are compared with `queries` and `documents` where given."""
+def _judgements(
+    qrels: TaskFile, queries: Mapping[str, object] | None, documents: Mapping[str, object] | None
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Query id -> document id -> judgement, those above 0 only; and what of the file is left out, in words.
+
+    Ids are compared with `queries` and `documents` where given. BEIR's own downloads judge some that are not there: such a query
+    is not asked, such a document is never found. Where many are, the files do not belong together.
+    """
     said: dict[tuple[str, str], float] = {}
+    unknown: dict[str, list[str]] = {"query-id": [], "corpus-id": []}
 
     def judgement(row: Record) -> None:
         pair = identifier(row["query-id"], "query-id"), identifier(row["corpus-id"], "corpus-id")
-        for value, column, known in zip(pair, ("query-id", "corpus-id"), (queries, documents), strict=True):
-            if known is not None and value not in known:
-                kind = "query" if column == "query-id" else "document"
-                raise BadRow(f'"{column}" is unknown', shown(value), f"the _id of a {kind}")
         score = number(row["score"], "score")
         if said.setdefault(pair, score) != score:
             raise BadRow("a pair that was judged before", f"{score:g}, {said[pair]:g} before", "one judgement of a pair")
+        for value, column, known in zip(pair, unknown, (queries, documents), strict=True):
+            if known is not None and value not in known:
+                unknown[column].append(value)
 
     qrels.read(["query-id", "corpus-id", "score"], judgement)
+    left_out = []
+    for column, ids in unknown.items():
+        kind = "queries" if column == "query-id" else "documents"
+        if len(ids) > UNKNOWN_SHARE * len(said):
+            found = f"{len(ids):,} of {len(said):,} judgements of {kind} that are not there, such as {shown(ids[0])}"
+            qrels.fault(found, f"the _id of {kind}", "bring files together that belong together", what=f": {column}")
+        elif ids:
+            left_out.append(f"{len(ids):,} judgements of {kind} that are not there")
     judged: dict[str, dict[str, float]] = {}
     for (query, document), score in said.items():
-        if score > 0:
+        if score > 0 and (queries is None or query in queries):
             judged.setdefault(query, {})[document] = score
     if qrels.clean and not judged:
         qrels.fault("no score above 0", "one relevant document or more", "check the column", what=": score")
-    return judged
+    return judged, left_out
 
 
 def _part(folder: Path, names: Sequence[str], where: str, faults: list[Fault]) -> TaskFile | None:
@@ -161,9 +221,9 @@ def _part(folder: Path, names: Sequence[str], where: str, faults: list[Fault]) -
     return None
 
 
-def _new_id(row: Record, known: dict[str, str]) -> str:
+def _new_id(row: Record, known: dict[str, str | None]) -> str:
     new = identifier(row["_id"], "_id")
     if new in known:
         raise BadRow('"_id" was there before', shown(new), "each _id once")
-    known[new] = ""
+    known[new] = None
     return new

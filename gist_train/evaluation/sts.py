@@ -1,7 +1,7 @@
 """Semantic textual similarity: pairs of texts with a human score each. Config: `StsTask`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,8 @@ class LoadedSts:
     texts2: tuple[str, ...]
     scores: NDArray[np.float64]
     """(N,), in the file's own unit, not all the same."""
+    prompt: str | None = field(default=None, kw_only=True)
+    """Before every text; None for the model's default."""
 
     def judged_texts(self) -> Mapping[str, Sequence[str]]:
         """Part -> the texts that scores are taken on."""
@@ -31,7 +33,7 @@ class LoadedSts:
 
     def measure(self, encoder: TextEncoder) -> dict[str, Items]:
         """Correlation of cosine similarities with human scores, -1 to 1."""
-        first, second = encode_lists(encoder, self.name, self.texts1, self.texts2)
+        first, second = encode_lists(encoder, self.name, self.texts1, self.texts2, prompt=self.prompt)
         items = np.stack([cosines(first, second), self.scores], axis=1)
         return {"spearman": items, "pearson": items}
 
@@ -52,4 +54,4 @@ def read_sts(task: StsTask, where: str, faults: list[Fault]) -> LoadedSts | None
     if min(scores) == max(scores):
         same, fix = f"{scores[0]:g} in each of {len(scores):,} rows", "check the column: a correlation needs scores that differ"
         file.fault(same, "two different scores or more", fix, what=f": {columns.score}")
-    return LoadedSts(task.name, texts1, texts2, np.array(scores))
+    return LoadedSts(task.name, texts1, texts2, np.array(scores), prompt=task.prompt)

@@ -83,6 +83,8 @@ def content_hash(task: LoadedTask) -> str:
         if part.name in ("name", "bodies"):  # the documents hold the bodies
             continue
         value = getattr(task, part.name)
+        if part.name in ("prompt", "prompts", "itself") and value == part.default:  # as in all scores of before
+            continue
         content.update(f"\0{part.name}\0".encode())
         if isinstance(value, np.ndarray):
             content.update(value.tobytes())

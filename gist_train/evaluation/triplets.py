@@ -1,7 +1,7 @@
 """Triplets: is an anchor more similar to its positive than to its negative? Config: `TripletTask`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,8 @@ class LoadedTriplets:
     anchors: tuple[str, ...]
     positives: tuple[str, ...]
     negatives: tuple[str, ...]
+    prompt: str | None = field(default=None, kw_only=True)
+    """Before every text; None for the model's default."""
 
     def judged_texts(self) -> Mapping[str, Sequence[str]]:
         """Part -> the texts that scores are taken on."""
@@ -29,7 +31,9 @@ class LoadedTriplets:
 
     def measure(self, encoder: TextEncoder) -> dict[str, Items]:
         """1 for each anchor that is more similar to its positive, else 0: a tie decides nothing, and so is no success."""
-        anchors, positives, negatives = encode_lists(encoder, self.name, self.anchors, self.positives, self.negatives)
+        anchors, positives, negatives = encode_lists(
+            encoder, self.name, self.anchors, self.positives, self.negatives, prompt=self.prompt
+        )
         return {"accuracy": (cosines(anchors, positives) > cosines(anchors, negatives)).astype(np.float64)}
 
 
@@ -43,4 +47,4 @@ def read_triplets(task: TripletTask, where: str, faults: list[Fault]) -> LoadedT
         return tuple(text(row[column], column) for column in names.values())
 
     triplets = file.read(names, triplet)
-    return LoadedTriplets(task.name, *zip(*triplets, strict=True)) if file.clean else None
+    return LoadedTriplets(task.name, *zip(*triplets, strict=True), prompt=task.prompt) if file.clean else None

@@ -6,7 +6,7 @@ What the folder says counts: pooling, length, default prompt, truncation. What c
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,11 @@ POOLING_MODES = {"cls": "cls", "mean": "mean", "last": "lasttoken"}
 """Our poolings -> what sentence-transformers calls them."""
 
 
-def load_student(config: ModelConfig) -> Pretrained:
+def load_student(config: ModelConfig, prompts: Mapping[str, str] | None = None) -> Pretrained:
     """The model to train, cut to `layers` and with `dropout` where these are given.
+
+    Args:
+        prompts: by name, for what its folder has none: the model is saved with them.
 
     Raises:
         UserError: no such model, or one that this package can't run.
@@ -54,6 +57,14 @@ def load_student(config: ModelConfig) -> Pretrained:
     if config.layers is not None:
         keep_layers(transformer, config.layers)
     use_cheap_dropout(transformer, config.dropout)
+    own = student.sentence_transformer.prompts
+    own.update({name: prompt for name, prompt in (prompts or {}).items() if not own.get(name)})
+    if (
+        student.sentence_transformer.default_prompt_name is None
+        and len({*(prompts or {}).values()}) == 1
+        and len(prompts or {}) == 2
+    ):
+        student.sentence_transformer.default_prompt_name = "query"  # every text is trained with it
     for name, parameter in transformer.named_parameters():
         parameter.requires_grad_(in_embedding(name))
     return student
@@ -306,7 +317,7 @@ def _not_found(where: str, name: str, error: Exception) -> UserError:
     reason = next(iter(str(error).splitlines()), type(error).__name__)
     fix = "check the spelling, the network and, for a private model, your login"
     if name.startswith((".", "/", "~")):
-        fix = f"correct the path of the folder: it starts from {Path.cwd()}"
+        reason, fix = "no such folder", f"correct the path of the folder: it starts from {Path.cwd()}"
     if Path(name).is_dir():
         fix = "name a folder that holds a model: config.json, weights and tokenizer"
     return UserError(

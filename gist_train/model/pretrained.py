@@ -159,9 +159,16 @@ class Pretrained:
 
     def fingerprint(self) -> str:
         """32 hex digits over all that decides the embedding of a text: weights, tokens, pooling, normalisation, truncation."""
-        parts = [type(self.encoder.transformer).__name__, self.encoder.pooling, self.encoder.normalized, self.truncate_dim]
+        parts: list[object] = [
+            type(self.encoder.transformer).__name__,
+            self.encoder.pooling,
+            self.encoder.normalized,
+            self.truncate_dim,
+        ]
         if self.default_prompt or (self.truncate_dim is not None and not self.normalizes_cut):  # as few folders say
             parts += [self.default_prompt, self.normalizes_cut]
+        if any(self.prompts.values()):
+            parts.append(sorted(self.prompts.items()))
         digest = hashlib.blake2b(json.dumps([*parts, self.tokenizer_fingerprint()]).encode(), digest_size=16)
         for name, weight in self.encoder.transformer.state_dict().items():
             digest.update(name.encode())

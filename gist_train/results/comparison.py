@@ -9,7 +9,7 @@ from rich.table import Table
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.models import GuideConfig
-from gist_train.config.schema import Config
+from gist_train.config.schema import Config, training_prompts
 from gist_train.evaluation.measuring import Measuring, Scores, on_this_device, scores_line, values
 from gist_train.evaluation.metrics import metric_of, task_of
 from gist_train.model.loading import load_finished, load_guide, load_student, load_trained
@@ -50,7 +50,7 @@ def compare(
     measuring = Measuring.of_some(config)
     if dimensions:
         load_student(config.model).with_truncation(max(dimensions))  # refuses what it can't give before anything is measured
-    subjects = _named(config, run, models, steps) if models or steps is not None else _side_by_side(config, run)
+    subjects = _named(config, run, models, steps) if models or steps is not None else _side_by_side(config, run, console)
     for model, scores_on in subjects:
         for dimension in (None, *dimensions):
             name = model if dimension is None else f"{model}, {dimension} dimensions"
@@ -87,14 +87,16 @@ def _numbers(run: Run, steps: str) -> list[int]:
     return numbers
 
 
-def _side_by_side(config: Config, run: Run) -> Iterator[Subject]:
-    base = on_this_device(load_student(config.model))
+def _side_by_side(config: Config, run: Run, console: Console) -> Iterator[Subject]:
+    base = on_this_device(load_student(config.model, training_prompts(config)))
     yield BASE, (lambda measuring: measuring.of_step(run, 0, base)) if run.folder.exists() else partial(_of_model, base)
     selected, saved = read_selected(run), run.saved_steps()
     if selected is not None:
         yield TUNED, _of_selected(config, run, selected)
     elif saved:
         yield TUNED, partial(_of_checkpoint, run, saved[-1])
+    else:
+        console.print(f"{run} has no checkpoint yet: no tuned model to evaluate", highlight=False, soft_wrap=True)
     if isinstance(config.guide, GuideConfig):
         yield GUIDE, partial(_of_model, on_this_device(load_guide(config.guide)))
 

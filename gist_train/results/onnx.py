@@ -11,7 +11,7 @@ for constants what transformers decides in Python.
 import contextlib
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.util import find_spec
@@ -106,6 +106,11 @@ class OnnxEncoder:
         self._model = model
         # The tokenizer's and not the config's: this is what everybody else pads with.
         self._padding_id = model.tokenizer.pad_token_id or 0
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        """Those of the model's folder, by name."""
+        return self._model.prompts
 
     def encode(self, texts: Sequence[str], prompt: str | None = None) -> NDArray[np.float32]:
         """(N, D) embeddings, texts of like length in one padded batch, after `prompt`, or else the folder's default."""

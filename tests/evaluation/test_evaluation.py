@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +46,8 @@ class Table:
     def __init__(self, vectors: dict[str, Sequence[float]]):
         self.vectors = vectors
         self.asked: list[str] = []
+
+    prompts: ClassVar[dict[str, str]] = {}
 
     def encode(self, texts: Sequence[str], prompt: str | None = None) -> Any:  # noqa: ARG002
         self.asked += texts
@@ -263,6 +265,8 @@ def test_a_vector_too_few_is_refused():
     """Numpy's indexing would take the wrong row for a text and say nothing."""
 
     class Short:
+        prompts: ClassVar[dict[str, str]] = {}
+
         def encode(self, texts: Sequence[str], prompt: str | None = None) -> Any:  # noqa: ARG002
             return np.ones((len(texts) - 1, 2), np.float32)
 
@@ -439,29 +443,69 @@ def test_constant_scores(tmp_path):
 
 
 def test_faults_of_judgements(tmp_path):
-    """A judgement of an unknown document would be dropped and the ideal be too low: the score would be too high."""
-    faults = refused(beir(tmp_path, qrels="q1\td1\t1\nq9\td1\t1\nq1\td9\t1\nq1\td1\t2\nq1\td2\tyes\n"))
+    """A judgement that nobody can read, or two of one pair, must not be guessed at."""
+    faults = refused(beir(tmp_path, qrels="q1\td1\t1\nq1\td1\t2\nq1\td2\tyes\n"))
     assert [(fault.where.removeprefix("evaluation.tasks[0] (r): "), fault.found) for fault in faults] == [
-        ('qrels/test.tsv, row 2: "query-id" is unknown', '"q9"'),
-        ('qrels/test.tsv, row 3: "corpus-id" is unknown', '"d9"'),
-        ("qrels/test.tsv, row 4: a pair that was judged before", "2, 1 before"),
-        ('qrels/test.tsv, row 5: "score" is not a number', '"yes"'),
+        ("qrels/test.tsv, row 2: a pair that was judged before", "2, 1 before"),
+        ('qrels/test.tsv, row 3: "score" is not a number', '"yes"'),
     ]
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path):
+    """Where most judgements are of ids that are not there, it is another data set's file, or another split's."""
+    queries, documents = refused(beir(tmp_path, qrels="x1\ty1\t1\nx2\ty2\t1\nq1\td1\t1\n"))
+    assert "2 of 3 judgements of queries that are not there" in queries.found
+    assert "2 of 3 judgements of documents that are not there" in documents.found
+
+
+def test_what_beirs_downloads_lack_is_left_out_as_beir_does(tmp_path, caplog):
+    """FiQA has documents without text, NFCorpus judges queries and ArguAna documents that are not there. Such a query is not
+    asked; such a document can't be found, and is still part of what was to be found."""
+    judged = "".join(f"q1\td{n}\t1\n" for n in (1, 2, 3)) + "q2\td3\t1\nq2\tgone\t1\n"
+    beir(tmp_path, qrels=judged * 1 + "nobody\td1\t1\n")
+    documents = [{"_id": f"d{n}", "title": "", "text": f"doc {n}"} for n in (1, 2, 3)]
+    lines(tmp_path / "corpus.jsonl", *documents, {"_id": "empty", "title": "", "text": " "})
+    (task,) = load_tasks([RetrievalTask(name="r", path=str(tmp_path))])
+    assert isinstance(task, LoadedRetrieval)
+    assert task.documents == ("doc 1", "doc 2", "doc 3")
+    assert task.judgements == ({0: 1.0, 1: 1.0, 2: 1.0}, {2: 1.0, 3: 1.0})
+    assert task.itself == ()
+    for words in ("1 documents without a text", "1 judgements of queries", "1 judgements of documents"):
+        assert words in caplog.text
+    encoder = Table({"doc 1": angle(0), "doc 2": angle(90), "doc 3": angle(45), "query 1": angle(0), "query 2": angle(45)})
+    scores = values_of(encoder, task)
+    # The second query finds one of two: 1 / (1 + 1 / log2(3)) and one half.
+    assert scores["r/ndcg@10"] == pytest.approx((1 + 1 / (1 + 1 / math.log2(3))) / 2)
+    assert scores["r/recall@100"] == pytest.approx(0.75)
+
+
+def test_a_query_is_no_hit_of_itself(tmp_path):
+    """ArguAna's and Quora's queries are documents too: the first hit would always be the query. An id alone says nothing."""
+    qrels = "q1\td1\t1\nq2\td2\t1\n"
+    task = beir(tmp_path, qrels=qrels)
+    documents = [{"_id": f"d{n}", "title": "", "text": f"doc {n}"} for n in (1, 2)]
+    same = [{"_id": f"q{n}", "title": "", "text": f"query {n}"} for n in (1, 2)]
+    lines(tmp_path / "corpus.jsonl", *documents, *same)
+    (loaded,) = load_tasks([task])
+    assert isinstance(loaded, LoadedRetrieval)
+    assert loaded.itself == (2, 3)
+    encoder = Table({"doc 1": angle(10), "doc 2": angle(80), "query 1": angle(0), "query 2": angle(90)})
+    assert values_of(encoder, loaded)["r/mrr@10"] == 1.0
+    lines(tmp_path / "corpus.jsonl", *documents, *({**one, "text": f"other {one['_id']}"} for one in same))
+    (other,) = load_tasks([task])
+    assert isinstance(other, LoadedRetrieval)
+    assert other.itself == ()
+    assert len({content_hash(loaded), content_hash(other)}) == 2
 
 
 def test_faults_of_a_folder(tmp_path):
-    """A bad document must not make its judgements unknown as well; a wrong split must show which files there are."""
+    """An id that comes twice is two documents; a wrong split must show which files there are."""
     task = beir(tmp_path)
-    lines(
-        tmp_path / "corpus.jsonl", {"_id": "d1", "title": "", "text": ""}, {"_id": "d2", "text": "x"}, {"_id": "d2", "text": "y"}
-    )
-    assert [fault.where.split(": ", 1)[1] for fault in refused(task)] == [
-        'corpus.jsonl, row 1: "text" is empty',
-        'corpus.jsonl, row 3: "_id" was there before',
-    ]
+    lines(tmp_path / "corpus.jsonl", {"_id": "d1", "text": "w"}, {"_id": "d2", "text": "x"}, {"_id": "d2", "text": "y"})
+    assert [fault.where.split(": ", 1)[1] for fault in refused(task)] == ['corpus.jsonl, row 3: "_id" was there before']
     lines(tmp_path / "corpus.jsonl", {"_id": "d1", "text": "x"})
     one, split = refused(task, RetrievalTask(name="dev", path=str(tmp_path), split="dev"))[:2]
-    assert one.found == "one document"
+    assert one.found == "not two documents with a text"
     assert "qrels/test.tsv" in refused(RetrievalTask(name="dev", path=str(tmp_path), split="dev"))[0].found
     assert split.where.startswith("evaluation.tasks[1] (dev)")
 

@@ -6,7 +6,7 @@ import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -33,6 +33,8 @@ class Words:
         self.width = width
         self.calls: list[list[str]] = []
         self._vectors: dict[str, Any] = {}
+
+    prompts: ClassVar[dict[str, str]] = {}
 
     def encode(self, texts: Sequence[str], prompt: str | None = None) -> Any:
         texts = [(prompt or "") + text for text in texts]
@@ -101,6 +103,8 @@ def test_vectors_that_are_wrong_are_no_figures(broken: Any, words: str, tmp_path
     """mteb would turn NaN into a figure, and keep it in its cache."""
 
     class Broken:
+        prompts: ClassVar[dict[str, str]] = {}
+
         def encode(self, texts: Sequence[str], prompt: str | None = None) -> Any:  # noqa: ARG002
             return np.repeat(broken, len(texts), axis=0)
 
@@ -173,6 +177,8 @@ def test_a_collapsed_model_has_cached_correlation_zero(tmp_path: Path):
     """NaN is no JSON, and mteb keeps it."""
 
     class Same:
+        prompts: ClassVar[dict[str, str]] = {}
+
         def encode(self, texts: Sequence[str], prompt: str | None = None) -> Any:  # noqa: ARG002
             return np.ones((len(texts), 4), np.float32)
 
