@@ -76,6 +76,13 @@ def prepare(
     else:
         report_device(config, student, device, console)
     corpus = prepare_corpus(config, device, console, processes)
+    for index, source in enumerate(rows_of_sources(config, corpus)[:SHOWN_SOURCES]):
+        console.print(f"data.train[{index}] ({source.path}): {source}", highlight=False, markup=False, soft_wrap=True)
+        if source.unread_columns:
+            names = ", ".join(source.unread_columns)
+            console.print(
+                f"data.train[{index}]: columns that are not read: {names}", markup=False, highlight=False, soft_wrap=True
+            )
     plan = batch_plan(config, corpus)  # refuses too few rows, before the guide is put to work
     tokens = prepare_tokens(corpus, student, console)
     guide = prepare_guide(config, corpus, device, console, processes) if fill_store else guide_as_stored(config, corpus)
@@ -173,13 +180,6 @@ def prepare_corpus(config: Config, device: torch.device, console: Console, proce
     corpus = Corpus(folder)
     if skipped := corpus.meta["skipped_rows"]:
         console.print(f"{skipped:,} rows were skipped: {folder / 'skipped.jsonl'} says which and why")
-    for index, source in enumerate(rows_of_sources(config, corpus)[:SHOWN_SOURCES]):
-        console.print(f"data.train[{index}] ({source.path}): {source}", highlight=False, markup=False, soft_wrap=True)
-        if source.unread_columns:
-            names = ", ".join(source.unread_columns)
-            console.print(
-                f"data.train[{index}]: columns that are not read: {names}", markup=False, highlight=False, soft_wrap=True
-            )
     if corpus.excluded_texts:
         rows, texts = corpus.excluded_rows, corpus.excluded_texts
         console.print(f"left out: {texts:,} texts that are in an evaluation set, and with them {rows:,} rows", highlight=False)

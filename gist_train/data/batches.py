@@ -78,9 +78,8 @@ class BatchPlan:
         rows = sum(rows * copies + extra for rows, copies, extra in self._shares)
         self.steps_per_epoch = rows // batch_size if self._windows is None else len(self._windows)
         if self.steps_per_epoch == 0:
-            raise ValueError(
-                f"{rows} row{'' if rows == 1 else 's'} can't fill one batch of {batch_size} with batching: {batching}"
-            )
+            rows_give = "1 row gives" if rows == 1 else f"{rows} rows give"
+            raise ValueError(f"{rows_give} no whole batch of {batch_size} with batching: {batching}")
         self._opened: tuple[int, Ints, EpochCounts] | None = None
 
     def epoch_of(self, step: int) -> int:
