@@ -217,7 +217,14 @@ class _Embedder:
         """The store, and (N,) where it has each of N texts; those that no run has embedded yet are embedded."""
 
         def load() -> TextModel:
-            return load_guide(self.model, self.where).to(device)
+            model = load_guide(self.model, self.where)
+            named = {name: prompt for name, prompt in model.prompts.items() if prompt}
+            if self.model.prompt is None and named and not model.default_prompt:
+                several = ", ".join(f"{name}: {shown(prompt)}" for name, prompt in named.items())
+                unset = f"{self.where}.prompt is not set: {self.model.name} reads texts without the prompts of its folder"
+                line = f"{unset} ({several})"
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+            return model.to(device)
 
         store = GuideStore(self.folder)
         positions = store.positions(hashes)

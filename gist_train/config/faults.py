@@ -60,7 +60,53 @@ def fault_of(error: ErrorDetails, origins: Origins) -> Fault:
     return Fault(where_written(path, origins), found, joined(words), fix)
 
 
+ELSEWHERE = {
+    "learning_rate": "optimizer.lr",
+    "weight_decay": "optimizer.weight_decay",
+    "adam_epsilon": "optimizer.eps",
+    "adam_beta1": "optimizer.betas",
+    "adam_beta2": "optimizer.betas",
+    "num_train_epochs": "training.epochs",
+    "num_epochs": "training.epochs",
+    "per_device_train_batch_size": "training.batch_size, of all devices together",
+    "train_batch_size": "training.batch_size",
+    "mini_batch_size": "training.max_tokens_per_forward, in tokens",
+    "gradient_accumulation_steps": "training.max_tokens_per_forward, which gives the whole batch's loss",
+    "max_grad_norm": "training.grad_clip",
+    "bf16": "training.precision: bf16",
+    "fp16": "training.precision: fp16",
+    "torch_compile": "training.compile",
+    "batch_sampler": "data.batching",
+    "warmup_ratio": "schedule.warmup_ratio",
+    "warmup_steps": "schedule.warmup_ratio, a share of all steps",
+    "lr_scheduler_type": "schedule.type",
+    "model_name": "model.name",
+    "model_name_or_path": "model.name",
+    "guide_model": "guide.name",
+    "max_seq_length": "model.max_length",
+    "temp": "loss.temperature",
+    "scale": "loss.temperature, which is 1 / scale",
+    "matryoshka_dims": "loss.dimensions",
+    "save_steps": "checkpoint.every",
+    "save_total_limit": "checkpoint.keep_last",
+    "eval_steps": "evaluation.every",
+    "logging_steps": "tracking.log_every",
+    "report_to": "tracking.wandb",
+    "metric_for_best_model": "selection.metric",
+    "load_best_model_at_end": "selection.metric: the best checkpoint by it is kept, and gist-train select chooses it",
+    "train_file": "data.train",
+    "dataset": "data.train",
+    "datasets": "data.train",
+    "prompts": "prompts of each source of data.train, and of each task of evaluation.tasks",
+}
+"""Keys of sentence-transformers, transformers and FlagEmbedding -> where it is set here."""
+
+
 def _fix_key(key: str, keys: list[str]) -> str:
+    if key in ("device", "no_cuda", "use_cpu"):
+        return "remove the key: CUDA_VISIBLE_DEVICES chooses GPUs, ACCELERATE_USE_CPU=true the CPU"
+    if key in ELSEWHERE:
+        return f"here it is {ELSEWHERE[key]}"
     if close := get_close_matches(key, keys, 1):
         return f'did you mean "{close[0]}"?'
     sections = [

@@ -4,6 +4,7 @@ A bad row comes out as a BadRow; a file that is not what it is said to be raises
 whole in memory. Rows count from 1, a CSV header excluded; in JSONL the row is the line.
 """
 
+import ast
 import csv
 import gzip
 import io
@@ -194,12 +195,26 @@ def encodable(value: str) -> bool:
 
 
 def texts(value: object, column: str) -> tuple[str, ...]:
-    """One text or a list of them as a tuple of at least one."""
+    """One text or a list of them as a tuple of at least one. A list may be written as text, as tables without lists have it."""
+    if isinstance(value, str) and value.lstrip().startswith("[") and (written := _written_list(value)) is not None:
+        value = written
     if not isinstance(value, list):
         return (text(value, column, TEXTS),)
     if not value:
         raise BadRow(f'"{column}" is empty', "[]", TEXTS)
     return tuple([text(item, f"{column}[{index}]", TEXTS) for index, item in enumerate(value)])
+
+
+def _written_list(value: str) -> list[object] | None:
+    """The list of texts that JSON or Python wrote as `value`; None where it is a text that begins with a bracket."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            written = read(value.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(written, list) and written and all(isinstance(item, str) for item in written):
+            return written
+    return None
 
 
 Cells = tuple[Columns, Sequence[Any]]

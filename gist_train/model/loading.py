@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -185,7 +186,7 @@ def _load(where: str, config: ModelConfig | GuideConfig, *, encodes_only: bool) 
                 device="cpu",
                 model_kwargs={"dtype": torch.float32},
             )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _not_found(where, config.name, error) from None
     if missing := _missing_weights(reports):
         found = f"no weights for {', '.join(missing[:5])}{' and others' if len(missing) > 5 else ''}"
@@ -315,6 +316,9 @@ def _longest(transformer: Any) -> int:
 
 def _not_found(where: str, name: str, error: Exception) -> UserError:
     reason = next(iter(str(error).splitlines()), type(error).__name__)
+    if (pointer := _pointer_in(Path(name))) is not None:
+        found = f"{pointer.name} of {pointer.stat().st_size} bytes: a pointer of git-lfs, and not the weights"
+        return _unfit(where, name, found, "the file itself", f"run git lfs pull in {name}, or download the model again")
     fix = "check the spelling, the network and, for a private model, your login"
     if name.startswith((".", "/", "~")):
         reason, fix = "no such folder", f"correct the path of the folder: it starts from {Path.cwd()}"
@@ -328,6 +332,14 @@ def _not_found(where: str, name: str, error: Exception) -> UserError:
             fix,
         )
     )
+
+
+def _pointer_in(folder: Path) -> Path | None:
+    """A file of the model that git-lfs has not fetched: it names the content that should be there."""
+    for file in _files_of(folder) if folder.is_dir() else ():
+        if file.stat().st_size < 1024 and file.read_bytes().startswith(b"version https://git-lfs"):
+            return file
+    return None
 
 
 def _unfit(where: str, name: str, found: str, expected: str, fix: str) -> UserError:

@@ -175,3 +175,13 @@ def test_folders_of_save_to_disk(tmp_path):
     assert [row.anchor for row in read(tmp_path / "plain", source="hub")] == [row["anchor"] for row in PAIRS]
     assert len(read(tmp_path / "splits", source="hub", split="dev")) == 1
     assert np.all([row.task == "splits" for row in read(tmp_path / "splits", source="hub")])
+
+
+@pytest.mark.parametrize("written_as", ['["a", "b, c"]', "['a', 'b, c']"])
+def test_lists_that_a_table_has_as_text(tmp_path, written_as):
+    """pandas writes a list into a CSV file as Python does: as one text it would be a negative that no retriever meets."""
+    path = tmp_path / "f.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["anchor", "positive", "negative"], ["q", "[1] as cited", written_as]])
+    (row,) = read(path)
+    assert (row.positives, row.negatives) == (("[1] as cited",), ("a", "b, c"))

@@ -23,6 +23,11 @@ TEXTS = [
     "My back tyre is flat and the valve snapped off while I was pumping it",
     "a",
 ]
+LOADS = (
+    load_finished,
+    lambda name: load_guide(GuideConfig(name=name)),
+    lambda name: load_student(ModelConfig(name=name)),
+)
 PROMPTS = {"query": "query: ", "document": "passage: "}
 
 
@@ -180,11 +185,7 @@ def test_a_folder_without_a_tokenizer_is_refused(make_model, tmp_path):
     """transformers makes one of five special tokens: a text is then its number of words."""
     folder = tmp_path / "m"
     shutil.copytree(make_model(), folder, ignore=shutil.ignore_patterns("tokenizer*", "vocab*", "special*"))
-    for load in (
-        load_finished,
-        lambda name: load_guide(GuideConfig(name=name)),
-        lambda name: load_student(ModelConfig(name=name)),
-    ):
+    for load in LOADS:
         with pytest.raises(UserError, match="special tokens: its files are missing"):
             load(str(folder))
 
@@ -196,11 +197,7 @@ def test_tokens_without_an_embedding_are_refused(make_model, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["zzyzx"])
     tokenizer.save_pretrained(folder)
-    for load in (
-        load_finished,
-        lambda name: load_guide(GuideConfig(name=name)),
-        lambda name: load_student(ModelConfig(name=name)),
-    ):
+    for load in LOADS:
         with pytest.raises(UserError, match=r'\("zzyzx"\), and an embedding of'):
             load(str(folder))
 
@@ -254,3 +251,32 @@ def test_a_model_without_linear_layers_trains(write_config, make_model, tmp_path
     for command in ("plan", "train"):
         ended = gist(command, write_config(model={"name": str(folder)}, guide=None, training=training))
         assert ended.code == 0, ended.err
+
+
+def test_a_pointer_of_git_lfs_is_named(make_model, tmp_path):
+    """A clone without git-lfs looks whole, and safetensors says that a header is too large."""
+    folder = tmp_path / "m"
+    shutil.copytree(make_model(), folder)
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 90868376\n")
+    for load in LOADS:
+        with pytest.raises(UserError, match=r"model.safetensors of \d+ bytes: a pointer of git-lfs"):
+            load(str(folder))
+
+
+def test_weights_that_are_cut_short_are_an_error_of_the_user(make_model, tmp_path):
+    """A download that broke off; the message names the model."""
+    folder = tmp_path / "m"
+    shutil.copytree(make_model(), folder)
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    for load in LOADS:
+        with pytest.raises(UserError, match="could not be loaded"):
+            load(str(folder))
+
+
+def test_a_guide_that_has_prompts_and_gets_none_is_told(make_model, write_config, tmp_path):
+    """E5's similarities without its prompts are another model's; nobody reads a folder's config before choosing a guide."""
+    folder = changed(make_model(width=48), tmp_path / "guide", prompts=PROMPTS)
+    said = "guide.prompt is not set: " + str(folder) + ' reads texts without the prompts of its folder (query: "query: "'
+    assert said in gist("prepare", write_config(guide={"name": str(folder)})).err
+    assert said not in gist("prepare", write_config(guide={"name": str(folder), "prompt": "query: "})).err
