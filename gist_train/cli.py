@@ -58,12 +58,13 @@ def init(
     to: Annotated[Path, typer.Option(help="The YAML to write.")] = Path("my-model.yaml"),
     model: Annotated[str, typer.Option(help="Hub id or local folder of the student.")] = "BAAI/bge-small-en-v1.5",
     guide: Annotated[str, typer.Option(help="Hub id or local folder of the guide; self; or none.")] = "WhereIsAI/UAE-Large-V1",
+    force: Annotated[bool, typer.Option("--force", help="Replace the YAML if it is there.")] = False,
 ) -> None:
     """Look at your own files and write a commented starter YAML for them."""
     from gist_train.starter import starter_yaml, write_starter
 
     named = None if guide == "none" else expanded(guide)
-    write_starter(to, starter_yaml(files, model=expanded(model), guide=named, to=to))
+    write_starter(to, starter_yaml(files, model=expanded(model), guide=named, to=to), force=force)
     err.print(f"wrote {to}. Read it, then: gist-train plan {shlex.quote(str(to))}", highlight=False, soft_wrap=True)
 
 

@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class Uses:
     train: list[GuessedFile]
     tasks: dict[str, tuple[GuessedFile, GuessedFile | None]]
     """Name -> the file that judges and, for labelled texts, the file that the classifier is fitted on."""
-    left_out: list[tuple[GuessedFile, str]]
+    left_out: list[tuple[str, str]]
     """Files, and why they do nothing."""
 
 
@@ -55,12 +55,17 @@ def starter_yaml(files: Sequence[Path], *, model: str, guide: str | None, to: Pa
     """
     faults: list[Fault] = []
     guessed: list[GuessedFile] = []
+    of_folders: list[Fault] = []
     for path in _data_files(files, faults):
         try:
             guessed.append(judged(path))
-        except UserError as error:
-            faults += error.faults
-    uses = _uses(guessed)
+        except UserError as error:  # a file that was named must be of use; of a folder the others may be
+            (faults if path in files else of_folders).extend(error.faults)
+    uses = _uses(_shards_together(guessed))
+    if uses.train:
+        uses.left_out.extend((fault.where, f"{fault.found}; {fault.fix}") for fault in of_folders)
+    else:
+        faults += of_folders
     faults += [fault for one in uses.train if one.use == "labelled" for fault in _labelled_faults(one, guide)]
     if not uses.train and not faults:
         scored, expected = (
@@ -98,10 +103,15 @@ def run_name(to: Path) -> str:
     return _folder_name(to.stem) or "my-model"
 
 
-def write_starter(to: Path, text: str) -> None:
-    """Writes `text` to `to`, whole or not at all; UserError where something is there, or there is no such folder."""
-    if os.path.lexists(to):
-        raise UserError(Fault("--to", f"{shown(str(to))}, which exists", "a new file", "name another file, or remove that one"))
+def write_starter(to: Path, text: str, *, force: bool = False) -> None:
+    """Writes `text` to `to`, whole or not at all; UserError where something is there, or there is no such folder.
+
+    Args:
+        force: whether a file that is there is replaced.
+    """
+    if os.path.lexists(to) and not (force and to.is_file()):
+        fix = "name another file, or add --force to replace it"
+        raise UserError(Fault("--to", f"{shown(str(to))}, which exists", "a new file", fix))
     if not to.parent.is_dir():
         raise UserError(Fault("--to", f"{shown(str(to))}, in no folder", "a file in a folder that exists", "make the folder"))
     write_text(to, text)
@@ -130,6 +140,29 @@ def _data_files(given: Iterable[Path], faults: list[Fault]) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
+def _shards_together(guessed: Sequence[GuessedFile]) -> list[GuessedFile]:
+    """Files that are parts of one, named by their numbers, as one file whose path is a pattern of them."""
+    groups: dict[tuple[object, ...], list[GuessedFile]] = {}
+    for one in guessed:
+        path = Path(one.sample.path)
+        name = path.name[: len(path.name) - len("".join(path.suffixes))]
+        stem = SHARD.sub("", name)
+        key = (path.parent, stem, path.suffixes, one.use, tuple(one.roles.items())) if stem != name else (path,)
+        groups.setdefault(tuple(map(str, key)), []).append(one)
+    together = []
+    for parts in groups.values():
+        first = Path(parts[0].sample.path)
+        name = first.name[: len(first.name) - len("".join(first.suffixes))]
+        pattern = first.with_name(SHARD.sub("", name) + "*" + "".join(first.suffixes))
+        matched = {*map(str, Path(os.path.expanduser(pattern.parent)).glob(pattern.name))}
+        if len(parts) > 1 and matched == {os.path.expanduser(part.sample.path) for part in parts}:
+            sample = replace(parts[0].sample, path=str(pattern), whole=False)
+            together.append(replace(parts[0], sample=sample))
+        else:
+            together += parts
+    return together
+
+
 def _is_data(folder: Path, file: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
     return not hidden and file.is_file() and _suffix(file) in SOURCES
@@ -143,16 +176,18 @@ def _uses(guessed: Sequence[GuessedFile]) -> Uses:
     for one in guessed:
         if one.use == "scored":
             tasks[_free_name(_task_of(one), tasks)] = (one, None)
-    left_out: list[tuple[GuessedFile, str]] = []
+    left_out: list[tuple[str, str]] = []
     held_out = [(one, _fitted_on(one, train)) for one in given if one not in train]
     for one, fitted in sorted(held_out, key=_judging_order):  # so the best judge of a training file comes first
         judge = next((judge for judge, its in tasks.values() if its is fitted), None)
         if one.use != "labelled":
-            left_out.append((one, "pairs without scores judge nothing, unless made a retrieval task"))
+            left_out.append((one.sample.path, "pairs without scores judge nothing, unless made a retrieval task"))
+        elif one.sample.delimiter is not None:
+            left_out.append((one.sample.path, "evaluation reads commas, or tabs in a .tsv file: save it so"))
         elif fitted is None:
-            left_out.append((one, "no file above has its columns and labels"))
+            left_out.append((one.sample.path, "no file above has its columns and labels"))
         elif judge is not None:
-            left_out.append((one, f"{Path(judge.sample.path).name} judges in its place"))
+            left_out.append((one.sample.path, f"{Path(judge.sample.path).name} judges in its place"))
         else:
             tasks[_free_name(_set_of(one), tasks)] = (one, fitted)
     return Uses(train, tasks, left_out)

@@ -481,3 +481,50 @@ def test_a_corpus_and_a_plan_come_of_it(tmp_path, monkeypatch, make_model):
         corpus = prepare_corpus(config, torch.device("cpu"), QUIET)
         assert batch_plan(config, corpus).steps_per_epoch >= 1
     assert yaml.safe_load((tmp_path / "written.yaml").read_text())["guide"] == {"name": str(tiny)}
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_any_delimiter_is_guessed(tmp_path, delimiter):
+    """Half of Europe's spreadsheets write semicolons; the YAML must say so, and load."""
+    path = tmp_path / "faq.csv"
+    lines = [f"anchor{delimiter}positive"] + [f"question {n}, and more{delimiter}answer {n}" for n in range(20)]
+    path.write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
+    (tmp_path / "my.yaml").write_text(starter(path))
+    (source,) = load_config(tmp_path / "my.yaml").data.train
+    assert source.delimiter == delimiter
+    (first, *_) = read_rows(source, "data.train[0]")
+    assert (first.anchor, first.positives) == ("question 0, and more", ("answer 0",))
+
+
+def test_the_parts_of_one_file_are_one_source(tmp_path):
+    """A YAML of 200 sources, and as many tasks, is nothing that anybody reads."""
+    for n in range(4):
+        write(tmp_path / "data" / f"train-{n:05}-of-00004.parquet", PAIRS)
+    train, _, _ = started(tmp_path, tmp_path / "data")
+    assert list(train) == ["data/train*.parquet"]
+    write(tmp_path / "data" / "train-extra.parquet", PAIRS)  # which the pattern would take too
+    train, _, _ = started(tmp_path, tmp_path / "data")
+    assert len(train) == 5
+
+
+def test_a_bad_file_of_a_folder_is_listed(tmp_path):
+    """One log among the data must not keep the user from a first YAML; a file that is named must be of use."""
+    write(tmp_path / "data" / "good.jsonl", PAIRS)
+    (tmp_path / "data" / "log.jsonl").write_text("not JSON\n")
+    train, _, text = started(tmp_path, tmp_path / "data")
+    assert list(train) == ["data/good.jsonl"]
+    (line,) = [line for line in text.splitlines() if "log.jsonl" in line]
+    assert "not JSON" in line
+    with pytest.raises(UserError, match="not JSON"):
+        starter(tmp_path / "data" / "good.jsonl", tmp_path / "data" / "log.jsonl")
+
+
+def test_an_existing_yaml_is_replaced_only_by_force(tmp_path):
+    """It may hold an hour's work."""
+    path, to = write(tmp_path / "a.jsonl", PAIRS), tmp_path / "my.yaml"
+    assert gist("init", path, "--to", to).code == 0
+    to.write_text("mine")
+    again = gist("init", path, "--to", to)
+    assert (again.code, "--force" in again.err, to.read_text()) == (2, True, "mine")
+    assert gist("init", path, "--to", to, "--force").code == 0
+    assert to.read_text() != "mine"

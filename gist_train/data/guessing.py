@@ -55,6 +55,8 @@ class Sample:
     """Rows that can't be read."""
     whole: bool
     """Whether the file has no more rows."""
+    delimiter: str | None = None
+    """Between the columns of a CSV file, where that is no comma."""
 
     def values(self, column: str) -> list[object]:
         """Of the rows that fill the column."""
@@ -143,6 +145,7 @@ def _sample(path: Path) -> Sample:
     """The first rows of the file; UserError where none can be read."""
     file = _File(Path(os.path.expanduser(path)), str(path))
     with read_errors(file):
+        file.delimiter = _delimiter(file)
         read = list(islice(_rows(file), SAMPLED + 1))
     bad = [row for row in read[:SAMPLED] if isinstance(row, BadRow)]
     rows = [{name: row[name] for name in row if _fills(row[name])} for row in read[:SAMPLED] if not isinstance(row, BadRow)]
@@ -153,7 +156,18 @@ def _sample(path: Path) -> Sample:
         fix = "write the rows as JSON Lines, in a file that ends in .jsonl" if file.suffix == ".json" else "fix the rows"
         raise file.broken(f"no row that can be read: {bad[0].what}, {bad[0].found}", bad[0].expected, fix)
     columns = [name for name in dict.fromkeys(file.columns) if name and encodable(name)]
-    return Sample(str(path), file.name, SOURCES[file.suffix], columns, rows, len(bad), len(read) <= SAMPLED)
+    return Sample(str(path), file.name, SOURCES[file.suffix], columns, rows, len(bad), len(read) <= SAMPLED, file.delimiter)
+
+
+def _delimiter(file: TableFile) -> str | None:
+    """What the header of a .csv file has between its columns, where it has no comma; None for a comma, and all else."""
+    if file.suffix != ".csv":
+        return None
+    with file.open() as lines:
+        header = lines.readline().decode("utf-8-sig")
+    counts = {character: header.count(character) for character in ";\t|"}
+    most = max(counts, key=lambda character: counts[character])
+    return most if counts[most] and "," not in header else None
 
 
 def _rows(file: _File) -> Iterator[dict[str, object] | BadRow]:
@@ -289,6 +303,9 @@ def _labelled(sample: Sample, text: str, label: str) -> GuessedFile | None:
 
 
 def _scored(sample: Sample, roles: dict[str, str]) -> GuessedFile:
+    if sample.delimiter is not None:
+        found = f"pairs with a score, {shown(sample.delimiter)} between the columns"
+        raise sample.fault(found, "commas, or tabs in a .tsv file: evaluation reads no other", "save it so")
     usual = StsColumns().model_dump()
     return GuessedFile(sample, "scored", roles, {role: column for role, column in roles.items() if column != usual[role]})
 
