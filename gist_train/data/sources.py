@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from gist_train.config.conditions import Condition, UnlikeError
 from gist_train.config.errors import Fault, UserError, shown
@@ -168,16 +168,23 @@ def read_rows(
             ]
             prompts = prompts_of(source.prompts)
             for table, rows in _tables(source, where, all_fields):
-                judging = Judging(list(judges))
+                judging, known, names, watched, instructed = Judging(list(judges)), None, list[str](), False, False
                 for cells in _checked(table, rows):
                     if isinstance(cells, Fault):
                         yield cells
                         continue
                     columns, values = cells
-                    judging.see(values[len(fields) + len(asked) :], has_negative=values[2] is not None and values[2] != [])
-                    row = _row(table, fields, source.task, prompts, (columns[: len(fields)], values[: len(fields)]))
-                    chosen = dict(zip(asked, values[len(fields) :], strict=False))
-                    yield _selected(table, condition, chosen, row)
+                    if columns is not known:  # the same object from row to row, while the columns are the same
+                        known, names = columns, _names(fields, columns[: len(fields)])
+                        instructed = any(columns[len(ALIASES) : len(fields)])
+                        watched = any(column is not None for column in columns[len(fields) + len(asked) :])
+                    if watched:
+                        judging.see(values[len(fields) + len(asked) :], has_negative=values[2] is not None and values[2] != [])
+                    row = _row(table, names, source.task, prompts, values[: len(fields)], instructed=instructed)
+                    if condition is None:
+                        yield table.fault(row) if isinstance(row, BadRow) else row
+                    else:
+                        yield _selected(table, condition, dict(zip(asked, values[len(fields) :], strict=False)), row)
                 judging.refuse(table)
                 if unread is not None:
                     unread.update(table.unread)
@@ -251,10 +258,10 @@ def _row_fields(source: TableSource, keep_instructions: bool) -> list[Field]:
     return fields + [Field(key, names, False, False) for key, names in INSTRUCTIONS.items() if keep_instructions]
 
 
-def _selected(table: Table, condition: Condition | None, values: dict[str, object], row: Row | BadRow) -> Row | Fault | None:
+def _selected(table: Table, condition: Condition, values: dict[str, object], row: Row | BadRow) -> Row | Fault | None:
     """The row, if `condition` holds of its columns; a row that it leaves out may be bad."""
     try:
-        if condition is not None and not condition.holds(values):
+        if not condition.holds(values):
             return None
     except UnlikeError as unlike:
         row = BadRow(unlike.what, unlike.found, unlike.expected)
@@ -314,26 +321,28 @@ def _number(value: object) -> object:
 
 
 def _row(
-    table: Table, fields: Sequence[Field], task: str | None, prompts: tuple[str, str, str], cells: Cells | BadRow
+    table: Table, names: Sequence[str], task: str | None, prompts: tuple[str, str, str], cells: Sequence[Any], *, instructed: bool
 ) -> Row | BadRow:
-    """The row of anchor, positive, negative and task as they are in the table; no negative is None or []."""
-    if isinstance(cells, BadRow):
-        return cells
-    columns, (anchor, positive, negative, named_task, *instructions) = cells
-    names = _names(fields, columns)
+    """The row of anchor, positive, negative and task as they are in the table; no negative is None or [].
+
+    Args:
+        names: of the columns of the cells, for messages.
+        instructed: whether the table has columns of instructions, and they are kept.
+    """
+    anchor, positive, negative, named_task, *instructions = cells
     try:
         named = task or _task(named_task, names[3], table.name)
         if isinstance(anchor, list):  # MEDI's [instruction, text], in a table
             pairs = [pair(anchor, names[0]), pair(positive, names[1])]
             if negative is not None and negative != []:
                 pairs.append(pair(negative, names[2]))
-            return _row_of_pairs(pairs, named, None if len(fields) > len(ALIASES) else prompts)
+            return _row_of_pairs(pairs, named, None if instructions else prompts)
         return Row(
             text(anchor, names[0]),
             texts(positive, names[1]),
             () if negative is None or negative == [] else texts(negative, names[2]),
             named,
-            _instructions(instructions, names[4:]) if any(columns[4:]) else prompts,
+            _instructions(instructions, names[4:]) if instructed else prompts,
         )
     except BadRow as bad:
         return bad

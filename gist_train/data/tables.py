@@ -226,8 +226,8 @@ def jsonl_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | Ba
     """Cells of a JSON Lines file: one object a row, rows of unlike keys allowed."""
     nothing: Columns = (None,) * len(fields)
     keys: tuple[str, ...] | None = None
-    columns = ever = nothing
-    numbered = False
+    columns = ever = asked = nothing
+    numbered, absent = False, list[None]()
     needed = [index for index, field in enumerate(fields) if field.in_every_row]
     with file.open() as lines:
         for number, line in enumerate(lines, 1):
@@ -248,6 +248,9 @@ def jsonl_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | Ba
                     file.refuse_missing(fields, columns, present, named_too=False)
                 file.note_unread(fields, columns, present)
                 numbered = any(isinstance(column, tuple) for column in columns)
+                # What is asked for last is mostly not there, and need not be looked up in every row.
+                asked = columns[: max((index + 1 for index, column in enumerate(columns) if column is not None), default=0)]
+                absent = [None] * (len(columns) - len(asked))
                 keys = present
                 ever = tuple([old or new for old, new in zip(ever, columns, strict=True)])
             missing = [index for index in needed if columns[index] is None]
@@ -257,7 +260,7 @@ def jsonl_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | Ba
             elif numbered:
                 yield columns, [several(map(record.get, c)) if isinstance(c, tuple) else record.get(c) for c in columns]
             else:
-                yield columns, [*map(record.get, columns)]
+                yield columns, [*map(record.get, asked), *absent]
     if keys is not None:  # a row may lack its negative and task, but no file a column that the config names
         file.refuse_missing(fields, ever, keys)
 
