@@ -16,16 +16,19 @@ from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.evaluation import ClassificationTask, StsTask
 from gist_train.data.files import write_text
 from gist_train.data.guessing import SOURCES, GuessedFile, judged
+from gist_train.data.hub import is_saved
 from gist_train.data.tables import TableFile, encodable
 
 GUIDE_POOLING = {"WhereIsAI/UAE-Large-V1": "mean"}
 """Of a guide whose folder is not to decide it."""
 BATCH_SIZE = 32
-ENDINGS = ".jsonl, .csv, .tsv or .json (MEDI's array), each also with .gz, or .parquet"
+ENDINGS = ".jsonl, .json, .csv or .tsv, each also with .gz, or .parquet"
 HELD_OUT = re.compile(r"(?:^|[._ -])(test|dev|eval|val|valid|validation)$", re.IGNORECASE)
 """Names of files that a model is likely to be judged by."""
 SPLIT = re.compile(rf"{HELD_OUT.pattern}|(?:^|[._ -])train(?:ing)?$", re.IGNORECASE)
 SHARD = re.compile(r"[._ -]?\d{4,}(?:-of-\d+)?$")
+OF_A_DATA_SET = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""Files that describe a data set and hold no rows."""
 SAYS_NOTHING = {"", "data", "dataset", "default", "part"}
 """Names, beside those of splits, that files of any content have."""
 NOT_IN_YAML = yaml.reader.Reader.NON_PRINTABLE
@@ -124,6 +127,9 @@ def _data_files(given: Iterable[Path], faults: list[Fault]) -> list[Path]:
         there, name = Path(os.path.expanduser(path)), str(path).encode("utf-8", "backslashreplace").decode()
         if not encodable(str(path)):
             faults.append(Fault(name, "a name that is not UTF-8", "a name that a YAML file can hold", "rename it"))
+        elif is_saved(there):
+            fix = f"leave it out here and write into the YAML: - {{source: hub, path: {_written(str(path))}}}"
+            faults.append(Fault(name, "a folder that save_to_disk wrote", "files, or a folder of files", fix))
         elif there.is_dir():
             # Below it too: data sets of the hub have their files in data/.
             inside = sorted(path / file.relative_to(there) for file in there.rglob("*") if _is_data(there, file))
@@ -165,7 +171,7 @@ def _shards_together(guessed: Sequence[GuessedFile]) -> list[GuessedFile]:
 
 def _is_data(folder: Path, file: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return not hidden and file.is_file() and _suffix(file) in SOURCES
+    return not hidden and file.is_file() and _suffix(file) in SOURCES and file.name not in OF_A_DATA_SET
 
 
 def _uses(guessed: Sequence[GuessedFile]) -> Uses:

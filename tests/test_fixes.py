@@ -66,7 +66,7 @@ def test_options_that_messages_name_exist():
     assert [(place, name) for place, name in named if name not in options | OTHERS] == []
 
 
-def test_what_other_packages_call_it_is_told_by_a_name_that_exists():
+def test_names_of_other_packages_are_told_ours():
     """People type what they know; the hint must lead them to a field."""
     for key, place in ELSEWHERE.items():
         first = re.match(r"[a-z_.]+", place)[0].rstrip(".")

@@ -72,7 +72,7 @@ class TableSource(AnySource):
 
 
 class JsonlSource(TableSource):
-    """JSON Lines: one object a row."""
+    """JSON: an object a row, one a line or all in one array; or the file in which LlamaIndex saves pairs."""
 
     source: Literal["jsonl"] = "jsonl"
     """Format of the source."""

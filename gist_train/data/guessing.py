@@ -1,36 +1,47 @@
 """What a user's file is good for, guessed from its first rows: triplets, labelled texts or scored pairs, and in which columns."""
 
-import json
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from gist_train.config.conditions import Condition, UnlikeError
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.evaluation import StsColumns
 from gist_train.config.sources import LabelColumns
 from gist_train.data.medi import medi_pairs
-from gist_train.data.sources import ALIASES, NUMBERED, Judging
-from gist_train.data.sources import JUDGES as PAIR_JUDGES
-from gist_train.data.sources import SCORES as PAIR_SCORES
-from gist_train.data.tables import BadRow, Columns, Field, TableFile, encodable, jsonl_cells, read_errors, reader_of, several
+from gist_train.data.sources import ALIASES, NUMBERED, WATCHED, Judging
+from gist_train.data.tables import (
+    BadRow,
+    Columns,
+    Field,
+    TableFile,
+    encodable,
+    json_records,
+    jsonl_cells,
+    opened,
+    read_errors,
+    reader_of,
+    several,
+)
 
 SAMPLED = 200
 """Rows of a file that are looked at."""
 MOSTLY = 0.8
 """Share of these that a column must fill to be taken."""
-SOURCES = {".jsonl": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "medi"}
+WORDS_OF_A_TEXT = 5
+"""From so many words on, what stands in a header is a text and no name."""
+SOURCES = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 # In the order they are looked for: before all, what the readers know by themselves.
 NAMES = {
     "anchor": "question question1 sentence1 text1 premise instruction prompt title input source",
-    "positive": "positive_passage positive_passages answer answers response output target passage document context abstract "
+    "positive": "positive_passage answer answers response output target passage document context abstract "
     "body question2 sentence2 text2 entailment hypothesis summary text",
-    "negative": "hard_negative hard_negatives hard_neg negative_passage negative_passages sentence3 text3 contradiction "
-    "distractor distractors",
+    "negative": "negative_passage sentence3 text3 contradiction distractor distractors",
     "task": "dataset subset",
 }
 LABELS = ("label", "labels", "intent", "category", "class", "label_text")
@@ -38,6 +49,8 @@ SCORES = ("score", "similarity", "similarity_score", "relatedness_score")
 LIKE_TEXTS = ("question1", "sentence1", "text1", "premise")
 """Anchors whose partner is a text of the same kind: a score beside them, or one of JUDGES, judges the pair."""
 JUDGES = (*LABELS, "gold_label", "is_duplicate")
+TRIPLET = ("anchor", "positive", "negative")
+"""The order of the columns of triplets without a header, as MS MARCO's are."""
 Kind = Callable[[object], bool]
 
 
@@ -57,6 +70,8 @@ class Sample:
     """Whether the file has no more rows."""
     delimiter: str | None = None
     """Between the columns of a CSV file, where that is no comma."""
+    header: bool = True
+    """Whether the first row of a CSV file names its columns; else they are called 1, 2, ..."""
 
     def values(self, column: str) -> list[object]:
         """Of the rows that fill the column."""
@@ -96,6 +111,8 @@ class GuessedFile:
     """Rows looked at that are surely trained on."""
     guessed: bool = False
     """Whether a text got its role without a name that says so."""
+    where: str | None = None
+    """The condition that chooses the pairs that belong together, where a column says that some do not."""
 
     @property
     def unusable(self) -> int:
@@ -136,6 +153,8 @@ class _File(TableFile):
     """A file that notes its columns where its reader looks for fields among them."""
 
     columns: Sequence[str] = ()
+    medi = False
+    """Whether its rows are pairs of instruction and text."""
 
     def refuse_missing(self, _f: Sequence[Field], _c: Columns, present: Iterable[str], *, named_too: bool = True) -> None:  # noqa: ARG002
         self.columns = self.columns or list(present)
@@ -147,16 +166,26 @@ def _sample(path: Path) -> Sample:
     with read_errors(file):
         file.delimiter = _delimiter(file)
         read = list(islice(_rows(file), SAMPLED + 1))
+        if file.suffix in (".csv", ".tsv") and _is_row(file.columns):
+            file.columns, file.row, file.header = (), 0, False
+            read = list(islice(_rows(file), SAMPLED + 1))
     bad = [row for row in read[:SAMPLED] if isinstance(row, BadRow)]
-    rows = [{name: row[name] for name in row if _fills(row[name])} for row in read[:SAMPLED] if not isinstance(row, BadRow)]
+    rows = [
+        {name: opened(row[name]) for name in row if _fills(row[name])} for row in read[:SAMPLED] if not isinstance(row, BadRow)
+    ]
     if not rows:
         file.row = 0
         if not bad:
             raise file.broken("no rows", "one row or more", "fill the file, or leave it out")
-        fix = "write the rows as JSON Lines, in a file that ends in .jsonl" if file.suffix == ".json" else "fix the rows"
-        raise file.broken(f"no row that can be read: {bad[0].what}, {bad[0].found}", bad[0].expected, fix)
+        raise file.broken(f"no row that can be read: {bad[0].what}, {bad[0].found}", bad[0].expected, "fix the rows")
     columns = [name for name in dict.fromkeys(file.columns) if name and encodable(name)]
-    return Sample(str(path), file.name, SOURCES[file.suffix], columns, rows, len(bad), len(read) <= SAMPLED, file.delimiter)
+    source = "medi" if file.medi else SOURCES[file.suffix]
+    return Sample(str(path), file.name, source, columns, rows, len(bad), len(read) <= SAMPLED, file.delimiter, file.header)
+
+
+def _is_row(header: Sequence[str]) -> bool:
+    """Whether what should be names of columns are texts of a first row: names are known, or short."""
+    return 2 * sum(len(name.split()) >= WORDS_OF_A_TEXT for name in header) >= max(2, len(header))
 
 
 def _delimiter(file: TableFile) -> str | None:
@@ -172,32 +201,24 @@ def _delimiter(file: TableFile) -> str | None:
 
 def _rows(file: _File) -> Iterator[dict[str, object] | BadRow]:
     """Column -> value, by the format's own reader."""
-    if file.suffix == ".json":
-        file.columns = ("query", "pos", "neg", "task_name")
-        for row in medi_pairs(file):
-            texts = [] if isinstance(row, BadRow) else [text for _, text in row[0]]
-            yield row if isinstance(row, BadRow) else {**dict(zip(file.columns, texts, strict=False)), "task_name": row[1]}
-        return
     reader = reader_of(file)
     if reader is jsonl_cells:  # rows may have keys that the first has not
-        with file.open() as lines:
-            records = [_record(line) for line in islice(lines, SAMPLED)]
+        records = [record for record in islice(json_records(file), SAMPLED) if isinstance(record, dict)]
+        file.row = 0
         file.columns = [key for record in records for key in record]
+        file.medi = file.suffix == ".json" and bool(records) and isinstance(records[0].get("query"), list)
+        if file.medi:
+            file.columns = ("query", "pos", "neg", "task_name")
+            for row in medi_pairs(file):
+                texts = [] if isinstance(row, BadRow) else [text for _, text in row[0]]
+                yield row if isinstance(row, BadRow) else {**dict(zip(file.columns, texts, strict=False)), "task_name": row[1]}
+            return
     else:
         next(reader(file, [Field("", (), False, False)]), None)
         file.row = 0
     names = list(dict.fromkeys(file.columns))
     for cells in reader(file, [Field(name, (name,), False, False) for name in names]):
         yield cells if isinstance(cells, BadRow) else dict(zip(names, cells[1], strict=True))
-
-
-def _record(line: bytes) -> dict[str, object]:
-    """The object of a line of JSON, {} where it has none: the reader says what is wrong with it."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _judged(sample: Sample) -> GuessedFile:
@@ -213,6 +234,8 @@ def _judged(sample: Sample) -> GuessedFile:
         if text is not None and (labelled := _labelled(sample, text, label)):
             return labelled
     missing = [role for role in ("anchor", "positive") if role not in roles]
+    if not sample.header and not roles and len(others) == len(TRIPLET):
+        roles, missing = dict(zip(TRIPLET, others, strict=True)), list(TRIPLET)
     roles |= dict(zip(missing, others, strict=False)) if len(missing) == len(others) else {}
     if not ("anchor" in roles and "positive" in roles and sample.mostly(roles["anchor"], _is_string)):
         anchors, positives = (", ".join([*ALIASES[role], *NAMES[role].split()]) for role in ("anchor", "positive"))
@@ -227,17 +250,12 @@ def _judged(sample: Sample) -> GuessedFile:
             "fill them, rename two columns to anchor and positive, or leave the file out here and write into the YAML: "
             f"- {{source: {sample.source}, path: {sample.path}, columns: {{anchor: ..., positive: ...}}}}",
         )
-    alike = len(missing) == 2 or _plain(roles["anchor"]) in LIKE_TEXTS
+    alike = len(missing) >= 2 or _plain(roles["anchor"]) in LIKE_TEXTS
     score = sample.named(SCORES, _is_number)
     if alike and score is not None:
         return _scored(sample, {"text1": roles["anchor"], "text2": roles["positive"], "score": score})
-    if (verdict := _verdict(sample, roles)) is not None:
-        name, condition = verdict
-        names = ", ".join(f"{role}: {_quoted(column)}" for role, column in roles.items() if column not in ALIASES[role])
-        columns = f"columns: {{{names}}}, " if names else ""
-        line = f"- {{source: {sample.source}, path: {_quoted(sample.path)}, {columns}where: {_quoted(condition)}}}"
-        fix = f"leave the file out here and write into the YAML: {line}"
-        raise sample.fault(f"pairs that a column {shown(name)} judges", "pairs of texts that belong together", fix)
+    if (where := _condition(sample, roles)) is not None:
+        return _pairs(sample, roles, guessed=bool(missing), where=where)
     judge = sample.named(JUDGES, _fills)
     if alike and not missing and judge is not None and _plain(roles["positive"]) != "entailment":
         fix = f"keep the rows of which {shown(judge)} says so, and leave that column out"
@@ -260,7 +278,7 @@ def _roles(sample: Sample) -> dict[str, str]:
     return roles
 
 
-def _pairs(sample: Sample, roles: dict[str, str], *, guessed: bool) -> GuessedFile:
+def _pairs(sample: Sample, roles: dict[str, str], *, guessed: bool, where: str | None = None) -> GuessedFile:
     usual = {role: next((name for name in names if name in sample.columns), None) for role, names in ALIASES.items()}
     for role in ("negative", "task"):
         column = usual[role]
@@ -269,25 +287,28 @@ def _pairs(sample: Sample, roles: dict[str, str], *, guessed: bool) -> GuessedFi
             bad = next((value for value in sample.values(column) if not kind(value)), sample.values(column)[0])
             found, fix = f"{shown(column)} with {shown(bad)}", "rename the column, or make it text"
             raise sample.fault(found, f"text in a column of that name, which is the {role}", fix)
-    usable = sum(roles["anchor"] in row and roles["positive"] in row for row in sample.rows)
+    usable = sum(roles["anchor"] in row and roles["positive"] in row and _holds(where, row) for row in sample.rows)
     roles = {role: roles[role] for role in ALIASES if role in roles}
     columns = {role: column for role, column in roles.items() if column != usual[role]}
-    return GuessedFile(sample, "pairs", roles, columns, usable, guessed)
+    return GuessedFile(sample, "pairs", roles, columns, usable, guessed, where)
 
 
-def _verdict(sample: Sample, roles: dict[str, str]) -> tuple[str, str] | None:
-    """What `Judging` says of the rows."""
-    names = [name for name in (*PAIR_JUDGES, *PAIR_SCORES) if name in sample.columns and name not in roles.values()]
+def _condition(sample: Sample, roles: dict[str, str]) -> str | None:
+    """The condition that `Judging` finds in the rows."""
+    names = [name for name in WATCHED if name in sample.columns and name not in roles.values()]
     judging = Judging(names)
     negatives = [column for column in sample.columns if column == roles.get("negative") or NUMBERED.fullmatch(column)]
     for row in sample.rows:
         judging.see([row.get(name) for name in names], has_negative=any(column in row for column in negatives))
-    return judging.verdict()
+    verdict = judging.verdict()
+    return None if verdict is None else verdict[1]
 
 
-def _quoted(text: str) -> str:
-    """`text` as a YAML scalar."""
-    return text if re.fullmatch(r"[A-Za-z_./][A-Za-z0-9_./-]*", text) else json.dumps(text, ensure_ascii=False)
+def _holds(where: str | None, row: Mapping[str, object]) -> bool:
+    try:
+        return where is None or Condition(where).holds(row)
+    except UnlikeError:
+        return False
 
 
 def _labelled(sample: Sample, text: str, label: str) -> GuessedFile | None:
@@ -344,7 +365,7 @@ def _varies(sample: Sample, column: str) -> bool:
 
 def _is_prose(sample: Sample, column: str) -> bool:
     """Whether the column holds texts that nobody named: words, no numbers, ids, addresses or classes."""
-    if _plain(column) in (*JUDGES, *SCORES, *NAMES["task"].split()) or not sample.holds(column, _is_texts):
+    if _plain(column) in (*JUDGES, *SCORES, *WATCHED, *NAMES["task"].split()) or not sample.holds(column, _is_texts):
         return False
     texts = [str(text).strip() for value in sample.values(column) for text in (value if isinstance(value, list) else [value])]
     words = [text for text in texts if re.search(r"[^\W\d_]", text) and not re.fullmatch(r"[!-~]*[\d/_:@][!-~]*", text)]

@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-import ijson  # type: ignore[import-untyped]
-
 from gist_train.config.errors import shown
-from gist_train.data.tables import READ_BYTES, BadRow, TableFile, encodable, text
+from gist_train.data.tables import BadRow, TableFile, array_elements, encodable, text
 
 MEDI_TEXT = "[instruction, text], or a non-empty string"
 MEDI_FILE = 'an array of objects: [{"query": [instruction, text], "pos": ..., "neg": ..., "task_name": ...}, ...]'
@@ -18,26 +16,29 @@ Pairs = tuple[list[tuple[str, str]], object]
 def medi_pairs(file: TableFile) -> Iterator[Pairs | BadRow]:
     """The rows of the file, checked but for the task's name; one that is no array of objects raises UserError."""
     with file.open() as stream:
-        head = stream.peek()
-        body = head.lstrip(b"\xef\xbb\xbf \t\r\n")  # a byte-order mark, which ijson refuses, and white space
+        body = stream.peek().lstrip(b"\xef\xbb\xbf \t\r\n")  # a byte-order mark, which ijson refuses, and white space
         if not body:
             return
         if not body.startswith(b"["):  # of an object ijson would read what is under a key "item"
             begin = shown(body[:40].decode(errors="replace"))
             raise file.broken(f"it begins with {begin}", MEDI_FILE, "write it as one array, or as lines under source: jsonl")
-        stream.read(len(head) - len(body))
+    for record in array_elements(file, MEDI_FILE):
         try:
-            for record in ijson.items(stream, "item", buf_size=READ_BYTES):
-                if not isinstance(record, dict):
-                    raise file.broken(f"{shown(record)} in the array", MEDI_FILE, "write it as an array of objects")
-                file.row += 1
-                try:
-                    keys = ["query", "pos"] if record.get("neg") in (None, []) else ["query", "pos", "neg"]
-                    yield [pair(_value(record, key), key) for key in keys], record.get("task_name")
-                except BadRow as bad:
-                    yield bad
-        except ijson.JSONError as error:
-            raise file.broken(f"broken JSON: {shown(str(error))}", MEDI_FILE, "fetch or write it again, in UTF-8") from error
+            keys = ["query", "pos"] if record.get("neg") in (None, []) else ["query", "pos", "neg"]
+            if isinstance(record.get("query"), str):
+                _refuse_texts(record, keys[1:])
+            yield [pair(_value(record, key), key) for key in keys], record.get("task_name")
+        except BadRow as bad:
+            yield bad
+
+
+def _refuse_texts(record: dict[str, Any], keys: list[str]) -> None:
+    """BadRow where a list beside a query without instruction begins with a text: it is FlagEmbedding's list of texts."""
+    for key in keys:
+        value = record.get(key)
+        if isinstance(value, list) and value and isinstance(value[0], str) and value[0].strip():
+            found = f"{shown(value)} beside a query without instruction"
+            raise BadRow(f'"{key}" is a list of texts', found, f"{MEDI_TEXT}; source: jsonl reads lists of texts")
 
 
 def _value(record: dict[str, Any], key: str) -> object:

@@ -51,7 +51,7 @@ from gist_train.data.tables import (
 
 ALIASES = {
     "anchor": ("anchor", "query"),
-    "positive": ("positive", "pos", "positives"),
+    "positive": ("positive", "pos", "positives", "positive_passages"),
     "negative": ("negative", "neg", "negatives", "hard_negative", "hard_negatives", "hard_neg", "negative_passages"),
     "task": ("task", "task_name"),
 }
@@ -63,8 +63,23 @@ INSTRUCTIONS = {
 """Columns of the published triplets that hold MEDI's instructions."""
 NUMBERED = re.compile(r"(?:negatives?|neg|hard_negatives?|hard_neg)_?\d+")
 """Columns that hold one negative each, as mine_hard_negatives of sentence-transformers writes them."""
-JUDGES = ("label", "is_duplicate", "is_positive", "is_relevant", "relevant", "relevance", "clicked", "judgement", "judgment")
+JUDGES = (
+    "label",
+    "gold_label",
+    "is_duplicate",
+    "is_positive",
+    "is_relevant",
+    "relevant",
+    "relevance",
+    "clicked",
+    "judgement",
+    "judgment",
+)
 SCORES = ("score", "similarity", "similarity_score", "relevance_score")
+COUNTS = ("clicks", "click_count")
+WATCHED = (*JUDGES, *SCORES, *COUNTS)
+"""Columns that may say of a pair whether it belongs together."""
+ENTAILMENT = "entailment"
 NO_PROMPTS = ("", "", "")
 MOST_VALUES = 1000
 """Different values of a watched column that are remembered."""
@@ -126,7 +141,7 @@ def is_data_set(source: Source) -> TypeGuard[HubSource | ClassificationSource]:
     if not isinstance(source, ClassificationSource):
         return isinstance(source, HubSource)
     path = Path(source.path)
-    named_as_file = TableFile(path, "").suffix in (*READERS, ".json", ".txt")
+    named_as_file = TableFile(path, "").suffix in (*READERS, ".txt")
     return path.is_dir() or not (path.exists() or glob.has_magic(source.path) or named_as_file)
 
 
@@ -160,7 +175,7 @@ def read_rows(
             condition = None if source.where is None else Condition(source.where)
             fields = _row_fields(source, keep_instructions)
             asked = [] if condition is None else condition.columns
-            judges = {name: None for name in (*JUDGES, *SCORES) if name not in asked}
+            judges = {name: None for name in WATCHED if name not in asked}
             all_fields = [
                 *fields,
                 *(Field(None, (name,), False, True) for name in asked),
@@ -292,12 +307,17 @@ class Judging:
     def verdict(self) -> tuple[str, str] | None:
         """The column that says that some of the pairs do not belong together, and a condition that chooses the others."""
         for name, seen in zip(self._names, self._seen, strict=True):
+            if name in JUDGES and ENTAILMENT in seen and len(seen) > 1:
+                return name, f'{name} == "{ENTAILMENT}"'
             values = {value for value in seen if isinstance(value, float)}
             if len(values) < len(seen) or not values:  # texts, lists: something else than a judgement
                 continue
             least, most = min(values), max(values)
-            if name in JUDGES and least == 0.0 and values <= {0.0, 1.0, 2.0}:
-                return name, f"{name} == 1"
+            if name in JUDGES and least <= 0.0 and values <= {-1.0, 0.0, 1.0, 2.0}:
+                # Three classes are those of NLI: 0 is entailment, and -1 what the annotators disagreed on.
+                return name, f"{name} == 0" if name == "label" and most == 2.0 else f"{name} == 1"
+            if name in COUNTS and least == 0.0 < most:
+                return name, f"{name} > 0"
             if name in SCORES and least < most:
                 return name, f"{name} >= {least + 0.8 * (most - least):g}"
         return None
@@ -313,11 +333,12 @@ class Judging:
 
 
 def _number(value: object) -> object:
-    """A number, truth or numeric text as a float; anything else as something that is none."""
+    """A number, truth or numeric text as a float; anything else as something that is none: NLI's word is kept."""
     try:
         return float(value) if isinstance(value, int | float | str) else type(value)
     except ValueError:
-        return {"true": 1.0, "false": 0.0}.get(str(value).strip().lower(), "text")
+        word = str(value).strip().lower()
+        return word if word == ENTAILMENT else {"true": 1.0, "false": 0.0}.get(word, "text")
 
 
 def _row(

@@ -1,7 +1,7 @@
 """Tables of rows: JSONL, CSV, TSV and Parquet files -> the cells of the fields that a reader asks for.
 
 A bad row comes out as a BadRow; a file that is not what it is said to be raises UserError. Every reader streams: a file is never
-whole in memory. Rows count from 1, a CSV header excluded; in JSONL the row is the line.
+whole in memory, but for one that LlamaIndex saved. Rows count from 1, a CSV header excluded; in JSONL the row is the line.
 """
 
 import ast
@@ -18,6 +18,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import ijson  # type: ignore[import-untyped]
+
 from gist_train.config.errors import Fault, UserError, shown
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 A_TEXT = "a non-empty string"
 TEXTS = "a non-empty string, or a list of them"
 READ_BYTES = 1 << 18
+LINKS = re.compile(rb'\{\s*"(?:queries|corpus|relevant_docs|mode)"\s*:')
+"""How the one object begins in which LlamaIndex saves pairs."""
 ROWS_AT_A_TIME = 4096
 """Rows of a Parquet file or data set that become Python objects at a time."""
 CSV_FIELD_CHARACTERS = 1 << 27
@@ -195,14 +199,31 @@ def encodable(value: str) -> bool:
 
 
 def texts(value: object, column: str) -> tuple[str, ...]:
-    """One text or a list of them as a tuple of at least one. A list may be written as text, as tables without lists have it."""
-    if isinstance(value, str) and value.lstrip().startswith("[") and (written := _written_list(value)) is not None:
-        value = written
+    """One text or a list of them, as `opened` sees it, as a tuple of at least one."""
+    value = opened(value)
     if not isinstance(value, list):
         return (text(value, column, TEXTS),)
     if not value:
         raise BadRow(f'"{column}" is empty', "[]", TEXTS)
     return tuple([text(item, f"{column}[{index}]", TEXTS) for index, item in enumerate(value)])
+
+
+def opened(value: object) -> object:
+    """A list that JSON or Python wrote as text, as tables without lists have it, as a list; documents as their texts.
+
+    A document is `{"title": ..., "text": ...}`, as Tevatron has it.
+    """
+    if isinstance(value, str):
+        written = _written_list(value) if value.lstrip().startswith("[") else None
+        return value if written is None else written
+    return [_document(item) for item in value] if isinstance(value, list) else _document(value)
+
+
+def _document(value: object) -> object:
+    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
+        return value
+    title = value.get("title")
+    return f"{title} {value['text']}" if isinstance(title, str) and title.strip() else value["text"]
 
 
 def _written_list(value: str) -> list[object] | None:
@@ -223,46 +244,91 @@ Reader = Callable[[TableFile, Sequence[Field]], Iterator[Cells | BadRow]]
 
 
 def jsonl_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | BadRow]:
-    """Cells of a JSON Lines file: one object a row, rows of unlike keys allowed."""
+    """Cells of a file of JSON: one object a row, rows of unlike keys allowed."""
     nothing: Columns = (None,) * len(fields)
     keys: tuple[str, ...] | None = None
     columns = ever = asked = nothing
     numbered, absent = False, list[None]()
     needed = [index for index, field in enumerate(fields) if field.in_every_row]
-    with file.open() as lines:
-        for number, line in enumerate(lines, 1):
-            if line.isspace():
-                continue
-            file.row = number
-            if keys is None and line.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
-                file.row = 0
-                fix = "write each object on a line of its own; only source: medi reads an array"
-                raise file.broken("a JSON array", "JSON Lines: one object a line", fix)
-            record = _json_object(line)
-            if isinstance(record, BadRow):
-                yield record
-                continue
-            if (present := tuple(record)) != keys:
-                columns = column_of(fields, present)
-                if keys is None:
-                    file.refuse_missing(fields, columns, present, named_too=False)
-                file.note_unread(fields, columns, present)
-                numbered = any(isinstance(column, tuple) for column in columns)
-                # What is asked for last is mostly not there, and need not be looked up in every row.
-                asked = columns[: max((index + 1 for index, column in enumerate(columns) if column is not None), default=0)]
-                absent = [None] * (len(columns) - len(asked))
-                keys = present
-                ever = tuple([old or new for old, new in zip(ever, columns, strict=True)])
-            missing = [index for index in needed if columns[index] is None]
-            if missing:
-                names = fields[missing[0]].names
-                yield BadRow(f'"{names[0]}" is missing', f"the keys {shown(list(record))}", either(names))
-            elif numbered:
-                yield columns, [several(map(record.get, c)) if isinstance(c, tuple) else record.get(c) for c in columns]
-            else:
-                yield columns, [*map(record.get, asked), *absent]
+    for record in json_records(file):
+        if isinstance(record, BadRow):
+            yield record
+            continue
+        if (present := tuple(record)) != keys:
+            columns = column_of(fields, present)
+            if keys is None:
+                file.refuse_missing(fields, columns, present, named_too=False)
+            file.note_unread(fields, columns, present)
+            numbered = any(isinstance(column, tuple) for column in columns)
+            # What is asked for last is mostly not there, and need not be looked up in every row.
+            asked = columns[: max((index + 1 for index, column in enumerate(columns) if column is not None), default=0)]
+            absent = [None] * (len(columns) - len(asked))
+            keys = present
+            ever = tuple([old or new for old, new in zip(ever, columns, strict=True)])
+        missing = [index for index in needed if columns[index] is None]
+        if missing:
+            names = fields[missing[0]].names
+            yield BadRow(f'"{names[0]}" is missing', f"the keys {shown(list(record))}", either(names))
+        elif numbered:
+            yield columns, [several(map(record.get, c)) if isinstance(c, tuple) else record.get(c) for c in columns]
+        else:
+            yield columns, [*map(record.get, asked), *absent]
     if keys is not None:  # a row may lack its negative and task, but no file a column that the config names
         file.refuse_missing(fields, ever, keys)
+
+
+def json_records(file: TableFile) -> Iterator[dict[Any, Any] | BadRow]:
+    """The objects of a file of JSON: one a line, the elements of one array, or the pairs of LlamaIndex's one object."""
+    with file.open() as lines:
+        head = lines.peek().lstrip(b"\xef\xbb\xbf \t\r\n")
+        if head.startswith(b"["):
+            yield from array_elements(file, "an array of objects")
+            return
+        if file.suffix == ".json" and LINKS.match(head):
+            yield from _linked_pairs(file, lines.read())
+            return
+        for number, line in enumerate(lines, 1):
+            if not line.isspace():
+                file.row = number
+                yield _json_object(line)
+
+
+def array_elements(file: TableFile, expected: str) -> Iterator[dict[Any, Any]]:
+    """The objects of the array that the file is, read as a stream; anything else in it raises UserError."""
+    with file.open() as stream:
+        head = stream.peek()
+        stream.read(len(head) - len(head.lstrip(b"\xef\xbb\xbf \t\r\n")))  # ijson refuses a byte-order mark
+        try:
+            for record in ijson.items(stream, "item", buf_size=READ_BYTES, use_float=True):
+                if not isinstance(record, dict):
+                    raise file.broken(f"{shown(record)} in the array", expected, "write it as an array of objects")
+                file.row += 1
+                yield record
+        except ijson.JSONError as error:
+            raise file.broken(f"broken JSON: {shown(str(error))}", expected, "fetch or write it again, in UTF-8") from error
+
+
+def _linked_pairs(file: TableFile, content: bytes) -> Iterator[dict[str, object] | BadRow]:
+    """Each query of LlamaIndex's file with the documents that belong to it. Such a file is small enough to be read as a whole."""
+    try:
+        parts = json.loads(content.decode("utf-8-sig"))
+        queries, corpus, relevant = parts["queries"], parts["corpus"], parts["relevant_docs"]
+        pairs = [(name, query, relevant.get(name, [])) for name, query in queries.items()]
+        known = corpus.keys()
+    except UnicodeDecodeError:
+        raise  # said by read_errors
+    except (ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
+        expected = '{"queries": {id: text}, "corpus": {id: text}, "relevant_docs": {id: [ids]}}'
+        raise file.broken(
+            f"an object that is not so: {shown(str(error))}", expected, "write it again, or as JSON Lines"
+        ) from error
+    for name, query, documents in pairs:
+        file.row += 1
+        lost = next((document for document in documents if document not in known), None)
+        if lost is not None:
+            yield BadRow(f"query {shown(name)} has a document that is not there", shown(lost), "an id of corpus")
+        else:
+            yield {"query": query, "positive": [corpus[document] for document in documents]}
 
 
 def _json_object(line: bytes) -> dict[Any, Any] | BadRow:
@@ -367,7 +433,13 @@ def arrow_cells(table: Table, batches: "Iterable[pa.RecordBatch | pa.Table]", co
             yield columns, cells
 
 
-READERS: dict[str, Reader] = {".jsonl": jsonl_cells, ".csv": csv_cells, ".tsv": csv_cells, ".parquet": parquet_cells}
+READERS: dict[str, Reader] = {
+    ".jsonl": jsonl_cells,
+    ".json": jsonl_cells,
+    ".csv": csv_cells,
+    ".tsv": csv_cells,
+    ".parquet": parquet_cells,
+}
 """By a file's suffix, .gz aside."""
 
 

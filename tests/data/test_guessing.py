@@ -99,11 +99,16 @@ def test_medi(tmp_path, name):
     assert found.sample.rows[0] == {"query": "q 0", "pos": "p 0", "neg": "n 0"}
 
 
-def test_a_json_file_that_is_no_medi_says_what_to_write(tmp_path):
-    """An array of other objects is the likeliest JSON file: "broken" would not say that JSON Lines are wanted."""
-    fault = refused(write(tmp_path / "f.json", ASKED))
-    assert '"query" is missing' in fault.found
-    assert "JSON Lines" in fault.fix
+def test_a_json_file_that_is_no_medi(tmp_path):
+    """An array of other objects, or lines, is the likeliest JSON file; read as MEDI, lists of texts would be instructions."""
+    found, rows = tried(write(tmp_path / "f.json", ASKED))
+    assert (found.sample.source, len(rows)) == ("jsonl", len(ASKED))
+    texts = [{"query": f"q {i}", "pos": ["a", "b"], "neg": [f"n {i}", "m"]} for i in range(3)]
+    found, rows = tried(write(tmp_path / "f.json", texts))
+    assert (found.sample.source, rows[0].positives, found.negatives) == ("jsonl", ("a", "b"), [2])
+    lines = tmp_path / "lines.json"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in ASKED))
+    assert len(tried(lines)[1]) == len(ASKED)
 
 
 def test_only_the_first_rows_are_looked_at(tmp_path):
@@ -247,8 +252,40 @@ def test_scored_pairs(tmp_path):
     assert (found.use, found.columns) == ("scored", {})
 
 
-@pytest.mark.parametrize("names", [("sentence1", "sentence2", "label"), ("question1", "question2", "is_duplicate")])
-def test_judged_pairs_are_refused(tmp_path, names):
-    """Contradictions and pairs that are no paraphrases would be trained as positives."""
-    rows = [dict(zip(names, (f"one {i}", f"two {i}", i % 2), strict=True)) for i in range(8)]
-    assert names[2] in refused(write(tmp_path / "f.jsonl", rows)).found
+@pytest.mark.parametrize(
+    ("names", "values", "where"),
+    [
+        (("sentence1", "sentence2", "label"), (0, 1), "label == 1"),
+        (("premise", "hypothesis", "label"), (0, 1, 2), "label == 0"),
+        (("premise", "hypothesis", "label"), (0, 1, 2, -1), "label == 0"),
+        (("sentence1", "sentence2", "gold_label"), ("entailment", "neutral", "-"), 'gold_label == "entailment"'),
+        (("question1", "question2", "is_duplicate"), (0, 1), "is_duplicate == 1"),
+        (("query", "title", "clicked"), (False, True), "clicked == 1"),
+        (("query", "title", "clicks"), (0, 3, 11), "clicks > 0"),
+        (("query", "passage", "score"), (0.0, 0.5, 1.0), "score >= 0.8"),
+    ],
+)
+@pytest.mark.parametrize("name", ["f.jsonl", "f.csv"])
+def test_judged_pairs_are_chosen_from(tmp_path, name, names, values, where):
+    """Contradictions, pairs that are no paraphrases and titles that nobody clicked would be trained as positives."""
+    rows = [dict(zip(names, (f"one {i}", f"two {i}", values[i % len(values)]), strict=True)) for i in range(24)]
+    path = write(tmp_path / name, rows)
+    found = judged(path)
+    assert (found.use, found.where) == ("pairs", where)
+    given = {"source": found.sample.source, "path": str(path), "columns": found.columns or None}
+    chosen = [row for row in read_rows(TypeAdapter(Source).validate_python({**given, "where": where}), "it") if row is not None]
+    assert 0 < len(chosen) == found.usable < len(rows)
+    with pytest.raises(UserError, match="belong together"):  # without the condition
+        list(read_rows(TypeAdapter(Source).validate_python(given), "it"))
+
+
+def test_a_file_without_header(tmp_path):
+    """The first pair would become the names of the columns, and the YAML hold texts where names should be."""
+    rows = [[f"what is the number of case {i}", f"the number of case {i} is {i}", f"no case has {i} of them"] for i in range(9)]
+    for width, roles in ((2, {"anchor": "1", "positive": "2"}), (3, {"anchor": "1", "positive": "2", "negative": "3"})):
+        for name, delimiter in (("f.tsv", "\t"), ("f.csv", ",")):
+            (tmp_path / name).write_text("".join(delimiter.join(row[:width]) + "\n" for row in rows))
+            found = judged(tmp_path / name)
+            assert (found.sample.header, found.columns, found.usable) == (False, roles, 9)
+    (tmp_path / "f.csv").write_text("Question of the customer,Answer of the company\na b,c d\ne f,g h\n")
+    assert judged(tmp_path / "f.csv").sample.header

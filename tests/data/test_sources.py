@@ -159,8 +159,10 @@ def test_keep_instructions_makes_them_prompts_as_written(tmp_path):
     [
         ("f.csv", "question;answer\na;b\n", "commas between the columns"),
         ("f.csv", "question\tanswer\na\tb\n", "commas between the columns"),
-        ("f.jsonl", '[{"anchor": "a", "positive": "p"}]', "each object on a line of its own"),
-        ("f.jsonl", '[\n  {"anchor": "a", "positive": "p"}\n]', "each object on a line of its own"),
+        ("f.jsonl", '["a", "b"]', "an array of objects"),
+        ("f.jsonl", '[\n  {"anchor": "a", "positive": "p"},\n', "broken JSON"),
+        ("f.json", '{"queries": {"a": "b"}}', "relevant_docs"),
+        ("f.json", '{\n "mode": "text", "queries": [], "corpus": {}, "relevant_docs": {}}', "relevant_docs"),
         ("f.csv", "ancor,positive\na,p\n", 'did you mean "ancor"?'),
     ],
 )
@@ -276,7 +278,7 @@ def test_fault_names_file_row_and_field_and_mends(tmp_path):
         ({"anchor": ["Find: ", "a"], "positive": ["p", "q", "r"]}, '"positive" is no pair'),
         ({"positive": []}, '"positive" is empty'),
         ({"positive": ["p", ""]}, '"positive[1]" is empty'),
-        ({"positive": {"text": "p"}}, '"positive" is not a string'),
+        ({"positive": {"body": "p"}}, '"positive" is not a string'),
         ({"negative": ""}, '"negative" is empty'),
         ({"negative": ["n", None]}, '"negative[1]" is not a string'),
         ({"task": 7}, '"task" is not a string'),
@@ -328,7 +330,8 @@ def test_csv_ragged_rows_and_loose_quotes_are_bad_rows(tmp_path):
         ({"query": ["i", " "], "pos": ["i", "p"]}, '"query" is empty'),
         ({"query": ["i", "q"], "pos": ["i", None]}, '"pos" is not a string'),
         ({"query": [1, "q"], "pos": ["i", "p"]}, 'the instruction of "query" is not a string'),
-        ({"query": "q", "pos": "p", "neg": ["i", ""]}, '"neg" is empty'),
+        ({"query": ["i", "q"], "pos": "p", "neg": ["i", ""]}, '"neg" is empty'),
+        ({"query": "q", "pos": ["a", "b"]}, '"pos" is a list of texts'),
         ({"query": "q", "pos": "p", "task_name": 1}, '"task_name" is not a string'),
     ],
 )

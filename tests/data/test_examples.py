@@ -1,0 +1,77 @@
+"""The example files of docs/data.md: each line of it reads its file, and all hold the same rows."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from support.running import gist
+
+from gist_train.config.schema import DataConfig
+from gist_train.data.sources import ALIASES, COUNTS, JUDGES, SCORES, read_labelled, read_rows
+from gist_train.starter import starter_yaml
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "data.md").read_text()
+(BLOCK,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+SOURCES = DataConfig.model_validate(yaml.safe_load(BLOCK)["data"]).train
+WITHOUT = {"llamaindex.json": 0, "spreadsheet.csv": 0, "nli.csv": 0, "clicks.csv": 0, "triples.tsv": 1, "medi.json": 1}
+"""Files that hold less than the two negatives of a row."""
+OF_ROWS = [pytest.param(one, id=Path(one.path).name) for one in SOURCES if one.source != "classification"]
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("source", OF_ROWS)
+def test_each_example_holds_the_same_rows(source):
+    """A line of the page that reads something else than it says would be copied into many configs."""
+    rows, own = ([row for row in read_rows(one, "it") if row is not None] for one in (source, SOURCES[0]))
+    kept = WITHOUT.get(Path(source.path).name, 2)
+    assert [(row.anchor, row.positives, row.negatives) for row in rows] == [
+        (row.anchor, row.positives, row.negatives[:kept]) for row in own
+    ]
+    assert len(rows) == 3
+
+
+def test_the_labelled_example():
+    """It is read by other means."""
+    (source,) = [one for one in SOURCES if one.source == "classification"]
+    assert [row.label for row in read_labelled(source, "it")] == ["account", "account", "parcel", "parcel"]
+
+
+def test_the_page_names_every_example_and_column():
+    """A file or name that the page leaves out is one that nobody finds."""
+    assert {Path(one.path).name for one in SOURCES} == {file.name for file in (ROOT / "examples" / "rows").iterdir()}
+    for key, names in ALIASES.items():
+        (line,) = [line for line in PAGE.splitlines() if line.startswith(f"| {key} |")]
+        assert [name for name in names if f"`{name}`" not in line] == []
+    assert [name for name in ("label", "gold_label", "score", "clicks") if name not in (*JUDGES, *SCORES, *COUNTS)] == []
+
+
+def test_init_writes_the_lines_of_the_page():
+    """What a user is told to copy and what `init` writes must not be two answers."""
+    files = [Path(one.path) for one in SOURCES if Path(one.path).suffix]
+    text = starter_yaml(files, model="a/b", guide="a/c", to=Path("x.yaml"))
+    written = {one.path: one for one in DataConfig.model_validate(yaml.safe_load(text)["data"]).train}
+    for source in SOURCES:
+        if source.path in written:
+            assert written.pop(source.path).model_copy(update={"task": None}) == source
+    assert written == {}
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_other_tools_rows_give_the_losses_of_ours(tmp_path, write_config):
+    """FlagEmbedding's, Tevatron's and mined rows train as the same rows in our format do, to the last digit."""
+    losses = {}
+    for name in ("rows.jsonl", "array.json", "rows.parquet", "mined.csv", "lists.csv", "flagembedding.jsonl", "tevatron.jsonl"):
+        (source,) = [one for one in SOURCES if Path(one.path).name == name]
+        one = {"source": source.source, "path": str(ROOT / source.path), "task": "t"}
+        training = {"batch_size": 3, "max_steps": 2}
+        ended = gist("train", write_config(name, data={"train": [one]}, training=training))
+        assert ended.code == 0, ended.err
+        losses[name] = re.findall(r'"loss": ([\d.]+)', (tmp_path / "runs" / name / "metrics.jsonl").read_text())
+    assert len(losses["rows.jsonl"]) == 2
+    assert set(map(tuple, losses.values())) == {tuple(losses["rows.jsonl"])}
