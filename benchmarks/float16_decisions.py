@@ -47,7 +47,7 @@ def main() -> None:
     for step in range(1, told.steps + 1):
         rows = plan.batch(step)
         batch = corpus.batch(rows, plan.positives(rows, plan.epoch_of(step)))
-        exact = [guide.embeddings(ids) for ids in (batch.anchor, batch.positive, batch.negative)]
+        exact = [guide.anchor.embeddings(ids) for ids in (batch.anchor, batch.positive, batch.negative)]
         rounded = [torch.nn.functional.normalize(vectors.half().float(), dim=1) for vectors in exact]
         for block, (one, other) in enumerate(zip(decisions(*exact), decisions(*rounded), strict=True)):
             own = torch.eye(*one.shape, dtype=torch.bool) if BLOCKS[block] != "an" else torch.zeros_like(one)

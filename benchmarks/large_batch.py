@@ -129,7 +129,7 @@ def ours(told: Found) -> Found:
 
     corpus, tokens, rows = _opened(told)
     store = GuideStore(Path(told["work"]) / "store")
-    lookup = StoredGuide(store, store.positions(corpus.hashes))
+    lookup = StoredGuide.alike(store, store.positions(corpus.hashes))
     student, device = Path(told["work"]) / "student", torch.device(told["device"])
 
     def step(of: Any) -> tuple[float, Any]:

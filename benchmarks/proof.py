@@ -42,7 +42,7 @@ def _closest_decision(bench: Bench) -> float | None:
         return None
     nearest = []
     for batch in bench.batches:
-        a, p, n = (bench.guide.embeddings(ids).double() for ids in (batch.anchor, batch.positive, batch.negative))
+        a, p, n = (bench.guide.anchor.embeddings(ids).double() for ids in (batch.anchor, batch.positive, batch.negative))
         gaps = torch.cat([a @ p.T, a @ n.T, a @ a.T, p @ p.T], dim=1) - (a * p).sum(dim=1, keepdim=True)
         gaps[:, : len(a)].fill_diagonal_(torch.inf)  # the row's own pair, which is the threshold
         nearest.append(gaps.abs().min().item())

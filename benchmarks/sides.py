@@ -180,7 +180,7 @@ def fill_guide(
     for _ in store.fill(model, config, corpus.hashes[ids], corpus.text_lengths()[ids], lambda i: corpus.text(int(ids[i]))):
         pass
     seconds = time.perf_counter() - began
-    return StoredGuide(store, store.positions(corpus.hashes)), seconds
+    return StoredGuide.alike(store, store.positions(corpus.hashes)), seconds
 
 
 def run_ours(

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from gist_train.checks import check_device, check_student, report_device
 from gist_train.config.errors import Fault, UserError, shown
-from gist_train.config.models import GuideConfig
+from gist_train.config.models import GuideConfig, StoredModelConfig
 from gist_train.config.schema import Config, DataConfig, cache_folder, training_prompts
 from gist_train.config.sources import ClassificationSource
 from gist_train.data.batches import BatchPlan
@@ -30,7 +30,7 @@ from gist_train.model.pretrained import Pretrained
 from gist_train.model.whole import TextModel
 from gist_train.progress import follow
 from gist_train.training.setup import Prepared
-from gist_train.training.step_context import Guide, SelfGuide, StoredGuide
+from gist_train.training.step_context import Guide, SelfGuide, StoredGuide, StoredTexts
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +199,7 @@ def _evaluation_texts(config: Config) -> frozenset[bytes]:
 class _Embedder:
     """A model and the store of what it has embedded: the guide, or what triplets of labelled texts are mined with."""
 
-    model: GuideConfig
+    model: StoredModelConfig
     where: str
     """The model's key in the YAML."""
     folder: Path
@@ -238,13 +238,14 @@ class _Embedder:
 
 def _mining_stores(config: Config) -> dict[int, _Embedder]:
     """By source of labelled texts."""
-    folders: dict[GuideConfig, Path] = {}  # a model's identity is a hash over all of its weights: asked once
+    folders: dict[StoredModelConfig, Path] = {}  # a model's identity is a hash over all of its weights: asked once
     stores: dict[int, _Embedder] = {}
     for index, source in enumerate(config.data.train):
         if isinstance(source, ClassificationSource):
             named = source.mining.model
-            model = config.guide if named is None else named
-            assert isinstance(model, GuideConfig)  # the schema refuses a source without a model
+            guide = config.guide.of_roles[0] if isinstance(config.guide, GuideConfig) else None
+            model = guide if named is None else named
+            assert model is not None  # the schema refuses a source without a model
             where = "guide" if named is None else f"data.train[{index}].mining.model"
             if model not in folders:
                 folders[model] = store_folder(cache_folder(config), model, where)
@@ -320,18 +321,73 @@ def prepare_guide(config: Config, corpus: Corpus, device: torch.device, console:
     """
     if not isinstance(config.guide, GuideConfig):
         return None if config.guide is None else SelfGuide()
-    embedder = _Embedder(config.guide, "guide", store_folder(cache_folder(config), config.guide, "guide"))
-    store, positions = embedder.embed(corpus.hashes, corpus.text_lengths(), corpus.text, device, console, processes)
-    return StoredGuide(store, positions)
+    roles: dict[int, StoredTexts] = {}
+    for part in guide_parts(config, config.guide, corpus):
+        embedder = _Embedder(part.model, "guide", part.folder)
+        store, found = embedder.embed(part.hashes, part.lengths, part.text, device, console, processes)
+        roles |= part.stored(store, found)
+    return StoredGuide(*[roles[role] for role in range(3)])
 
 
 def guide_as_stored(config: Config, corpus: Corpus) -> Guide:
     """The guide where nothing is left to embed; None where its store lacks a text."""
     if not isinstance(config.guide, GuideConfig):
         return None if config.guide is None else SelfGuide()
-    store = GuideStore(store_folder(cache_folder(config), config.guide, "guide"))
-    positions = store.positions(corpus.hashes)
-    return None if (positions < 0).any() else StoredGuide(store, positions)
+    roles: dict[int, StoredTexts] = {}
+    for part in guide_parts(config, config.guide, corpus):
+        store = GuideStore(part.folder)
+        found = store.positions(part.hashes)
+        if (found < 0).any():
+            return None
+        roles |= part.stored(store, found)
+    return StoredGuide(*[roles[role] for role in range(3)])
+
+
+@dataclass(frozen=True, slots=True)
+class GuidePart:
+    """What the guide reads of a corpus after one of its prompts. Where it has one prompt there is one part."""
+
+    corpus: Corpus
+    model: StoredModelConfig
+    folder: Path
+    """Of its store."""
+    texts: NDArray[np.int64]
+    """(n,) text ids."""
+    roles: tuple[int, ...]
+    """Of whom the texts are: 0 anchors, 1 positives, 2 negatives."""
+
+    @property
+    def hashes(self) -> NDArray[np.uint8]:
+        """(n, 16)."""
+        return self.corpus.hashes[self.texts]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(n,) bytes."""
+        return self.corpus.text_lengths()[self.texts]
+
+    def text(self, index: int) -> str:
+        """The text `texts[index]`, without the prompt."""
+        return self.corpus.text(int(self.texts[index]))
+
+    def stored(self, store: GuideStore, found: NDArray[np.int64]) -> dict[int, StoredTexts]:
+        """By role, the texts that the store has at the places `found` (n,)."""
+        positions = np.full(self.corpus.text_count, -1)
+        positions[self.texts] = found
+        return dict.fromkeys(self.roles, StoredTexts(store, positions))
+
+
+def guide_parts(config: Config, guide: GuideConfig, corpus: Corpus) -> list[GuidePart]:
+    """All that the guide reads of the corpus."""
+    parts = []
+    for model in dict.fromkeys(guide.of_roles):
+        roles = tuple(role for role, other in enumerate(guide.of_roles) if other == model)
+        texts = np.arange(corpus.text_count)
+        if len(roles) < 3:
+            columns = (corpus.anchor, corpus.positive, corpus.negative)
+            texts = np.unique(np.concatenate([columns[role] for role in roles])).astype(np.int64)
+        parts.append(GuidePart(corpus, model, store_folder(cache_folder(config), model, "guide"), texts, roles))
+    return parts
 
 
 def batch_plan(config: Config, corpus: Corpus) -> BatchPlan:

@@ -247,7 +247,7 @@ def open_all(setup: Setup, report: Report) -> Opened:
     opened.tokens = prepare_tokens(opened.corpus, load_student(ModelConfig(name=str(student))), console)
     report.say(f"corpus of {opened.corpus.row_count:,} rows, {opened.corpus.text_count:,} texts, made and tokenised")
     stand_in: Any = _StandIn(opened.corpus.text_count)
-    opened.guide = StoredGuide(stand_in, np.arange(opened.corpus.text_count))
+    opened.guide = StoredGuide.alike(stand_in, np.arange(opened.corpus.text_count))
     return opened
 
 

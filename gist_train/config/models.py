@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import ValidationInfo, field_validator
+
 from gist_train.config.fields import BatchTokens, BelowOne, Layers, MaxLength, PathText, Prompt, Section, Text
 
 Pooling = Literal["cls", "mean", "last"]
@@ -26,7 +28,7 @@ class ModelConfig(Section):
     """Whether Python code from the model's repository may run."""
 
 
-class GuideConfig(Section):
+class StoredModelConfig(Section):
     """A frozen model whose embeddings are kept in a store: the guide, or the model that triplets are mined with."""
 
     name: PathText
@@ -45,3 +47,36 @@ class GuideConfig(Section):
     """Tokens that are embedded at a time; changes speed and memory only."""
     trust_remote_code: bool = False
     """Whether Python code from the model's repository may run."""
+
+
+class GuidePrompts(Section):
+    """Text the guide reads before the texts of each column."""
+
+    anchor: Prompt = ""
+    """Text before every anchor, and before labelled texts that triplets are mined from."""
+    positive: Prompt = ""
+    """Text before every positive."""
+    negative: Prompt = ""
+    """Text before every negative."""
+
+
+class GuideConfig(StoredModelConfig):
+    """The guide: a frozen model whose similarities decide which texts of a batch are no negatives."""
+
+    prompts: GuidePrompts | None = None
+    """Text before the texts of each column, in place of `prompt`; null = `prompt` before all of them."""
+
+    @field_validator("prompts")
+    @classmethod
+    def _one_of_both(cls, prompts: GuidePrompts | None, info: ValidationInfo) -> GuidePrompts | None:
+        if prompts is not None and info.data.get("prompt") is not None:
+            raise ValueError("leave guide.prompt out, or put its text into each of guide.prompts")
+        return prompts
+
+    @property
+    def of_roles(self) -> tuple[StoredModelConfig, StoredModelConfig, StoredModelConfig]:
+        """The model as it reads anchors, positives and negatives; they differ in `prompt` alone."""
+        plain = self.model_dump(exclude={"prompts"})
+        by_column = dict.fromkeys(GuidePrompts.model_fields, self.prompt) if self.prompts is None else dict(self.prompts)
+        anchor, positive, negative = [StoredModelConfig(**{**plain, "prompt": prompt}) for prompt in by_column.values()]
+        return anchor, positive, negative

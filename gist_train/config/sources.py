@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gist_train.config.fields import Count, Delimiter, PathText, Positive, Prompt, Section, Seed, Text, Weight, Where
-from gist_train.config.models import GuideConfig
+from gist_train.config.models import StoredModelConfig
 
 
 class Columns(Section):
@@ -128,7 +128,7 @@ class MediSource(AnySource):
 class MiningConfig(Section):
     """How labelled texts become triplets. The defaults are those of the MTEB triplets that GIST-small was trained with."""
 
-    model: GuideConfig | None = None
+    model: StoredModelConfig | None = None
     """Model whose embeddings say which texts are alike; null = the guide."""
     seed: Seed = 1029
     """Seed of the rows' order and of every draw."""

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gist_train.config.errors import Fault, UserError, shown
-from gist_train.config.models import GuideConfig
+from gist_train.config.models import StoredModelConfig
 from gist_train.data.files import Claims, locked, read_json, write_json
 from gist_train.data.fingerprints import ContentHashes
 from gist_train.model.loading import folder_prompt, identity
@@ -39,7 +39,7 @@ POLL_SECONDS = 0.25
 HASH_BYTES = 16
 
 
-def store_folder(cache: Path, guide: GuideConfig, where: str) -> Path:
+def store_folder(cache: Path, guide: StoredModelConfig, where: str) -> Path:
     """Where the store of this guide is: one folder for each model, revision, pooling, prompt, length and dtype.
 
     Args:
@@ -115,7 +115,7 @@ class GuideStore:
     def fill(
         self,
         guide: TextModel,
-        config: GuideConfig,
+        config: StoredModelConfig,
         hashes: NDArray[np.uint8],
         lengths: NDArray[np.int64],
         text: Callable[[int], str],
@@ -126,7 +126,7 @@ class GuideStore:
     def fill_together(
         self,
         load: Callable[[], TextModel],
-        config: GuideConfig,
+        config: StoredModelConfig,
         hashes: NDArray[np.uint8],
         lengths: NDArray[np.int64],
         text: Callable[[int], str],
@@ -200,7 +200,7 @@ class _Build:
         hashes: (M, 16) of the texts that were missing, in the order in which they are to be taken.
     """
 
-    def __init__(self, store: GuideStore, config: GuideConfig, hashes: NDArray[np.uint8]):
+    def __init__(self, store: GuideStore, config: StoredModelConfig, hashes: NDArray[np.uint8]):
         self._folder, self._config, self._hashes = store.folder, config, hashes
         self._index = _Index(hashes)
         self._seen = len(store)
@@ -259,14 +259,14 @@ class _Build:
             _append(written.fileno(), self._hashes[taken[new]].tobytes())
 
 
-def prompted(guide: TextModel, config: GuideConfig, texts: Sequence[str]) -> list[str]:
+def prompted(guide: TextModel, config: StoredModelConfig, texts: Sequence[str]) -> list[str]:
     """The texts as the guide reads them: after `guide.prompt`, or the default prompt of its folder."""
     prompt = guide.default_prompt if config.prompt is None else config.prompt
     return [prompt + text for text in texts]
 
 
 def _embed_into(
-    vectors: NDArray[np.float32], guide: TextModel, config: GuideConfig, ids: NDArray[np.int64], text: Callable[[int], str]
+    vectors: NDArray[np.float32], guide: TextModel, config: StoredModelConfig, ids: NDArray[np.int64], text: Callable[[int], str]
 ) -> Iterator[int]:
     """Puts the embeddings of the texts `ids` (n,), of length 1, into `vectors` (n, G); yields how many of them are done.
 

@@ -19,7 +19,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from gist_train.config.errors import Fault, UserError, shown
-from gist_train.config.models import GuideConfig, ModelConfig
+from gist_train.config.models import ModelConfig, StoredModelConfig
 from gist_train.data.files import read_json
 from gist_train.model.dropout import use_cheap_dropout
 from gist_train.model.encoder import Encoder
@@ -71,7 +71,7 @@ def load_student(config: ModelConfig, prompts: Mapping[str, str] | None = None) 
     return student
 
 
-def load_guide(config: GuideConfig, where: str = "guide") -> TextModel:
+def load_guide(config: StoredModelConfig, where: str = "guide") -> TextModel:
     """A frozen model, in eval mode: the guide, or what triplets are mined with.
 
     Args:
@@ -166,7 +166,7 @@ def _commit(where: str, name: str, revision: str | None) -> str:
         raise _not_found(where, name, error) from None
 
 
-def _load(where: str, config: ModelConfig | GuideConfig, *, encodes_only: bool) -> TextModel:
+def _load(where: str, config: ModelConfig | StoredModelConfig, *, encodes_only: bool) -> TextModel:
     """The model in `config`.
 
     Args:
@@ -228,7 +228,7 @@ def _why_not_ours(where: str, modules: Sequence[Any], tokenizer: Any) -> tuple[s
     return None
 
 
-def _check_code(where: str, config: ModelConfig | GuideConfig, model: SentenceTransformer) -> None:
+def _check_code(where: str, config: ModelConfig | StoredModelConfig, model: SentenceTransformer) -> None:
     """Raises UserError where a folder has code of its own that may not run: transformers would run its own in its place."""
     module: Any = model[0]
     code = (getattr(module.auto_model.config, "auto_map", None) or {}).get("AutoModel") if hasattr(module, "auto_model") else None
@@ -263,7 +263,7 @@ def _check_tokenizer(where: str, name: str, model: SentenceTransformer) -> None:
         raise _unfit(where, name, found, "an embedding for every token", fix)
 
 
-def _lengths(where: str, config: ModelConfig | GuideConfig, model: SentenceTransformer) -> tuple[int, int]:
+def _lengths(where: str, config: ModelConfig | StoredModelConfig, model: SentenceTransformer) -> tuple[int, int]:
     """Tokens that a text is cut to, and the most that the model can read."""
     module: Any = model[0]
     longest = _longest(module.auto_model) if hasattr(module, "auto_model") else NO_LIMIT

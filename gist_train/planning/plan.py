@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from gist_train.checks import check
-from gist_train.config.models import GuideConfig
-from gist_train.config.schema import Config, cache_folder
+from gist_train.config.models import GuideConfig, StoredModelConfig
+from gist_train.config.schema import Config
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Corpus, TokenTable
 from gist_train.evaluation.leakage import count_leaks
 from gist_train.model.device import this_device
-from gist_train.model.guide import HASH_BYTES, GuideStore, prompted, store_folder
+from gist_train.model.guide import HASH_BYTES, GuideStore, prompted
 from gist_train.model.loading import load_guide
 from gist_train.model.pretrained import Pretrained
 from gist_train.planning.estimates import (
@@ -37,7 +37,7 @@ from gist_train.planning.findings import (
     SelectedStep,
     TextTokens,
 )
-from gist_train.preparation import prepare, rows_of_sources
+from gist_train.preparation import guide_parts, prepare, rows_of_sources
 from gist_train.progress import terminal
 from gist_train.training.distributed import make_accelerator, precision_on
 from gist_train.training.loop import steps
@@ -161,23 +161,29 @@ def _epoch(epoch: EpochTokens) -> EpochTokenCounts:
 def _guide(config: Config, corpus: Corpus) -> GuidePass | None:
     if not isinstance(config.guide, GuideConfig):
         return None
-    store = GuideStore(store_folder(cache_folder(config), config.guide, "guide"))
-    missing = np.flatnonzero(store.positions(corpus.hashes) < 0)
-    width, tokens, sampled = store.width, 0, 0
-    if len(missing):
-        guide = load_guide(config.guide)
-        sample = _drawn_texts(missing, EXACT_TEXTS)
-        read = guide.tokens(prompted(guide, config.guide, [corpus.text(i) for i in sample.tolist()]))
-        width, sampled = guide.dimensions, len(sample)
-        tokens = round(sum(map(len, read)) * len(missing) / len(sample))
+    width = missing_texts = tokens = sampled = stored_texts = bytes_now = 0
+    for part in guide_parts(config, config.guide, corpus):
+        store = GuideStore(part.folder)
+        missing = part.texts[store.positions(part.hashes) < 0]
+        width = width or store.width
+        stored_texts += len(store) + len(missing)
+        bytes_now += folder_bytes(part.folder)
+        if len(missing):
+            guide = load_guide(part.model)
+            sample = _drawn_texts(missing, EXACT_TEXTS)
+            read = guide.tokens(prompted(guide, part.model, [corpus.text(i) for i in sample.tolist()]))
+            width = guide.dimensions
+            sampled += len(sample)
+            missing_texts += len(missing)
+            tokens += round(sum(map(len, read)) * len(missing) / len(sample))
     number = np.dtype(config.guide.dtype).itemsize
     return GuidePass(
         name=config.guide.name,
-        texts_to_embed=len(missing),
+        texts_to_embed=missing_texts,
         tokens_to_embed=tokens,
-        tokens_are_estimated=sampled < len(missing),
-        store_bytes=(len(store) + len(missing)) * (width * number + HASH_BYTES),
-        store_bytes_now=folder_bytes(store.folder),
+        tokens_are_estimated=sampled < missing_texts,
+        store_bytes=stored_texts * (width * number + HASH_BYTES),
+        store_bytes_now=bytes_now,
     )
 
 
@@ -237,7 +243,7 @@ def _measured(config: Config, prepared: Prepared, guide: GuidePass | None, stop:
     if isinstance(config.guide, GuideConfig) and guide is not None and stand_in:
         # Without a whole store: the student's own similarities, which cost a step as much as the guide's.
         prepared = replace(prepared, guide=SelfGuide())
-        pass_seconds = guide.tokens_to_embed / _guide_rate(config.guide, prepared.corpus, accelerator.device)
+        pass_seconds = guide.tokens_to_embed / _guide_rate(config.guide.of_roles[0], prepared.corpus, accelerator.device)
     job = open_training(config, accelerator, prepared)
     records = list(steps(job.training, 0, min(1 + MEASURED_STEPS, job.training.schedule.total_steps)))
     timed = records[1:] or records  # the first one also sets up what the others use
@@ -256,7 +262,7 @@ def _measured(config: Config, prepared: Prepared, guide: GuidePass | None, stop:
     )
 
 
-def _guide_rate(config: GuideConfig, corpus: Corpus, device: torch.device) -> float:
+def _guide_rate(config: StoredModelConfig, corpus: Corpus, device: torch.device) -> float:
     """Tokens that the guide embeds in a second on this machine, measured on texts drawn from the corpus."""
     guide = load_guide(config).to(device)
     texts = _drawn_texts(np.arange(corpus.text_count), MEASURED_GUIDE_TEXTS)

@@ -165,14 +165,13 @@ def _views(batch: Batch, start: int, stop: int) -> Ints:
 def _loss_inputs(training: Training, batch: Batch) -> LossInputs:
     ids: Sequence[NDArray[np.int32]] = (batch.anchor, batch.positive, batch.negative)
     stored = training.guide if isinstance(training.guide, StoredGuide) else None
-    guide = [None if stored is None else stored.embeddings(of_role) for of_role in ids]
     text_ids = [_tensor(of_role) if training.loss.mask_duplicates else None for of_role in ids]
     labels, negative_labels = labels_of(training.sources, batch)
     own_negatives_only, negative_rows = own_negatives_of(training.sources, batch)
     return LossInputs(
-        guide_anchor=guide[0],
-        guide_positive=guide[1],
-        guide_negative=guide[2],
+        guide_anchor=None if stored is None else stored.anchor.embeddings(batch.anchor),
+        guide_positive=None if stored is None else stored.positive.embeddings(batch.positive),
+        guide_negative=None if stored is None else stored.negative.embeddings(batch.negative),
         anchor_ids=text_ids[0],
         positive_ids=text_ids[1],
         negative_ids=text_ids[2],

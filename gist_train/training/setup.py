@@ -86,8 +86,8 @@ def open_training(config: Config, accelerator: Accelerator, prepared: Prepared) 
 def facts_of(config: Config, prepared: Prepared, precision: str, processes: int) -> Facts:
     """What a checkpoint must say so that a resume can tell whether it is the same mathematics."""
     match prepared.guide:
-        case StoredGuide(store=store):
-            guide: str | None = store.fingerprint
+        case StoredGuide(fingerprint=fingerprint):
+            guide: str | None = fingerprint
         case SelfGuide():
             guide = "self"
         case None:

@@ -23,16 +23,36 @@ from gist_train.training.update import LossScale
 
 
 @dataclass(frozen=True, slots=True)
-class StoredGuide:
-    """A guide whose embeddings of a corpus' texts are in its store."""
+class StoredTexts:
+    """What a guide's store holds of a corpus."""
 
     store: GuideStore
     positions: NDArray[np.int64]
-    """(texts of the corpus,) where the store has each text."""
+    """(texts of the corpus,) where the store has each text; -1 for those that it is not asked for."""
 
     def embeddings(self, text_ids: NDArray[np.int32]) -> Tensor:
         """(n, G) float32 of n texts."""
         return torch.from_numpy(self.store.read(self.positions[text_ids]))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredGuide:
+    """A guide whose embeddings are stored: the same store for all columns, unless it reads them after prompts of their own."""
+
+    anchor: StoredTexts
+    positive: StoredTexts
+    negative: StoredTexts
+
+    @classmethod
+    def alike(cls, store: GuideStore, positions: NDArray[np.int64]) -> "StoredGuide":
+        """One that reads all columns alike, and has each text of the corpus at `positions` (N,)."""
+        texts = StoredTexts(store, positions)
+        return cls(texts, texts, texts)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its model and prompts."""
+        return "+".join(dict.fromkeys(part.store.fingerprint for part in (self.anchor, self.positive, self.negative)))
 
 
 @dataclass(frozen=True, slots=True)

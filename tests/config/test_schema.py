@@ -210,7 +210,7 @@ def test_mathematics_leaves_out_only_what_may_change_on_resume():
     plain = mathematics(config(guide={"name": "g"}))
     assert mathematics(harmless) == plain
     assert {key.split(".")[0] for key in plain} == {"model", "guide", "data", "loss", "training", "optimizer", "schedule"}
-    assert len(plain) == 40
+    assert len(plain) == 41
     assert mathematics(config(guide="self"))["guide"] == "self"
     assert mathematics(config())["guide"] is None
 

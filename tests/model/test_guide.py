@@ -29,6 +29,7 @@ from gist_train.model import guide as guide_module
 from gist_train.model.guide import GuideStore, store_folder
 from gist_train.model.loading import load_guide, load_student
 from gist_train.model.pretrained import Pretrained
+from gist_train.planning.plan import plan
 from gist_train.training.step_context import SelfGuide
 
 CPU = torch.device("cpu")
@@ -281,7 +282,7 @@ def test_the_guide_reads_the_raw_text(make_model, write_config, write_rows):
     student = load_student(config.model)
     look_up = preparation.prepare_guide(config, corpus, CPU, QUIET)
     texts = [corpus.text(i) for i in range(corpus.text_count)]
-    vectors = look_up.embeddings(np.arange(len(texts))).numpy()
+    vectors = look_up.anchor.embeddings(np.arange(len(texts))).numpy()
     assert vectors.shape == (5, 48)
     np.testing.assert_allclose(vectors, live(config.guide, texts), rtol=0, atol=1e-6)
     for pair in pairs:
@@ -289,6 +290,44 @@ def test_the_guide_reads_the_raw_text(make_model, write_config, write_rows):
         assert one.tolist() == other.tolist()
         a, b = (vectors[texts.index(text.strip())] for text in pair)
         assert np.abs(a - b).max() > 5e-5  # the live guide above is met to 1e-6
+
+
+def test_prompts_by_column(make_model, write_config, write_rows, monkeypatch):
+    """E5 and its kind judge a question against passages only where each is read after its own prompt. A text of two columns
+    is then two texts to the guide; and another prompt for one column must not embed the others anew."""
+    rows = [{"anchor": f"q {i}", "positive": f"p {i}", "negative": [f"n {i}", f"q {i + 1}"]} for i in range(16)]
+    source = {"source": "jsonl", "path": str(write_rows("rows.jsonl", rows))}
+    folder = str(make_model(width=48, cased=True, vocabulary=300, seed=1))
+    real, embedded = guide_module.prompted, list[str]()
+    monkeypatch.setattr(guide_module, "prompted", lambda *given: (embedded.extend(real(*given)), real(*given))[1])
+
+    def prepared(anchor):
+        prompts = {"anchor": anchor, "positive": "passage: ", "negative": "passage: "}
+        guide = {"name": folder, "dtype": "float32", "prompts": prompts}
+        config = load_config(write_config(guide=guide, data={"train": [source]}))
+        corpus = preparation.prepare_corpus(config, CPU, QUIET)
+        assert preparation.guide_as_stored(config, corpus) is None
+        expected = plan(config).guide.texts_to_embed
+        embedded.clear()
+        guide = preparation.prepare_guide(config, corpus, CPU, QUIET)
+        assert len(embedded) == expected
+        assert plan(config).guide.texts_to_embed == 0
+        return corpus, guide
+
+    corpus, guide = prepared("query: ")
+    assert guide.positive.store.folder == guide.negative.store.folder != guide.anchor.store.folder
+    for texts, ids, prompt in (
+        (guide.anchor, corpus.anchor, "query: "),
+        (guide.positive, corpus.positive, "passage: "),
+        (guide.negative, corpus.negative, "passage: "),
+    ):
+        config = GuideConfig(name=folder, dtype="float32", prompt=prompt)
+        expected = live(config, [corpus.text(i) for i in ids.tolist()])
+        np.testing.assert_allclose(texts.embeddings(np.asarray(ids)).numpy(), expected, rtol=0, atol=1e-6)
+    _, other = prepared("ask: ")
+    assert sorted(embedded) == sorted(f"ask: q {i}" for i in range(16))
+    assert other.positive.store.folder == guide.positive.store.folder
+    assert other.fingerprint != guide.fingerprint
 
 
 @pytest.mark.parametrize(("given", "guide"), [(None, None), ("self", SelfGuide())])
@@ -315,7 +354,7 @@ def test_prepared_once(write_config, seen):
     assert seen == []
     assert console.file.getvalue() == ""
     every = np.arange(corpus.text_count)
-    assert torch.equal(again.embeddings(every), first.embeddings(every))
+    assert torch.equal(again.anchor.embeddings(every), first.anchor.embeddings(every))
 
 
 def prepare_beside(path: str, barrier: Any) -> tuple[list[str], int]:

@@ -70,7 +70,7 @@ def prepared(path: Path, on_call: Callable[[int], object] = lambda _: None) -> t
         read = watched(patch, on_call)
         accelerator.wait_for_everyone()
         look_up = prepare_guide(config, corpus, accelerator.device, QUIET, processes)
-    return read, look_up.embeddings(np.arange(corpus.text_count)).numpy()
+    return read, look_up.anchor.embeddings(np.arange(corpus.text_count)).numpy()
 
 
 def prepared_slowly(path: Path) -> tuple[list[list[str]], np.ndarray]:
