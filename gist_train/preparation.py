@@ -15,7 +15,7 @@ from rich.console import Console
 
 from gist_train.checks import check_device, check_student, report_device
 from gist_train.config.errors import Fault, UserError, shown
-from gist_train.config.models import GuideConfig, StoredModelConfig
+from gist_train.config.models import GuideConfig, GuideVectorsConfig, StoredModelConfig
 from gist_train.config.schema import Config, DataConfig, cache_folder, training_prompts
 from gist_train.config.sources import ClassificationSource
 from gist_train.data.batches import BatchPlan
@@ -27,6 +27,7 @@ from gist_train.data.overlap import Exclusion, normalized_hash
 from gist_train.model.guide import GuideStore, store_folder
 from gist_train.model.loading import load_guide, load_student
 from gist_train.model.pretrained import Pretrained
+from gist_train.model.vectors import refuse_missing, vector_store
 from gist_train.model.whole import TextModel
 from gist_train.progress import follow
 from gist_train.training.setup import Prepared
@@ -320,7 +321,7 @@ def prepare_guide(config: Config, corpus: Corpus, device: torch.device, console:
         UserError: the guide can't be loaded, or its store is damaged.
     """
     if not isinstance(config.guide, GuideConfig):
-        return None if config.guide is None else SelfGuide()
+        return _guide_without_model(config, corpus)
     roles: dict[int, StoredTexts] = {}
     for part in guide_parts(config, config.guide, corpus):
         embedder = _Embedder(part.model, "guide", part.folder)
@@ -332,7 +333,7 @@ def prepare_guide(config: Config, corpus: Corpus, device: torch.device, console:
 def guide_as_stored(config: Config, corpus: Corpus) -> Guide:
     """The guide where nothing is left to embed; None where its store lacks a text."""
     if not isinstance(config.guide, GuideConfig):
-        return None if config.guide is None else SelfGuide()
+        return _guide_without_model(config, corpus)
     roles: dict[int, StoredTexts] = {}
     for part in guide_parts(config, config.guide, corpus):
         store = GuideStore(part.folder)
@@ -341,6 +342,16 @@ def guide_as_stored(config: Config, corpus: Corpus) -> Guide:
             return None
         roles |= part.stored(store, found)
     return StoredGuide(*[roles[role] for role in range(3)])
+
+
+def _guide_without_model(config: Config, corpus: Corpus) -> Guide:
+    """No guide, the student, or vectors that were computed elsewhere; UserError where these lack a text."""
+    if not isinstance(config.guide, GuideVectorsConfig):
+        return None if config.guide is None else SelfGuide()
+    store = vector_store(cache_folder(config), config.guide)
+    positions = store.positions(corpus.hashes)
+    refuse_missing(store, [corpus.text(int(i)) for i in np.flatnonzero(positions < 0)], corpus.text_count)
+    return StoredGuide.alike(store, positions)
 
 
 @dataclass(frozen=True, slots=True)

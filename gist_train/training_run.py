@@ -11,7 +11,7 @@ from rich.console import Console
 
 from gist_train.checks import check, check_folders
 from gist_train.config.errors import Fault, UserError
-from gist_train.config.models import GuideConfig
+from gist_train.config.models import GuideConfig, GuideVectorsConfig
 from gist_train.config.schema import Config
 from gist_train.data.files import held, write_json
 from gist_train.evaluation.leakage import count_leaks, leakage_line
@@ -252,7 +252,11 @@ def _first_line(accelerator: Accelerator) -> str:
 def _plan_lines(config: Config, job: Job, done: int) -> str:
     counts = job.training.plan.counts(job.training.plan.epoch_of(done + 1))
     total = job.training.schedule.total_steps
-    guide = config.guide.name if isinstance(config.guide, GuideConfig) else config.guide or "none"
+    match config.guide:
+        case GuideConfig(name=name) | GuideVectorsConfig(vectors=name):
+            guide = name
+        case other:
+            guide = other or "none"
     shared = f", {counts.shared_text:,} beside a row with the same text" if counts.shared_text else ""
     resuming = f", resuming from step {done:,}" if done else ""
     ends = f", stopping at {job.stop:,}" if job.stop < total else ""

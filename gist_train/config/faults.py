@@ -127,7 +127,7 @@ def _trace(loc: tuple[int | str, ...]) -> tuple[KeyPath, Any, str]:
             continue
         models = models_in(hint)
         if len(models) > 1:
-            hint = next(model for model in models if tag_of(model) == part)
+            hint = next(model for model in models if part in (tag_of(model), model.__name__))
         elif part in models[0].model_fields:
             path = (*path, part)
             hint, about = hints_of(models[0])[part], models[0].model_fields[part].description or ""

@@ -49,6 +49,26 @@ class StoredModelConfig(Section):
     """Whether Python code from the model's repository may run."""
 
 
+class VectorColumns(Section):
+    """Columns of a Parquet file of vectors."""
+
+    text: Text = "text"
+    """Column of the texts, each as the corpus has it: without a prompt."""
+    vector: Text = "embedding"
+    """Column of the vectors: lists of numbers, all of one length."""
+
+
+class GuideVectorsConfig(Section):
+    """A guide whose embeddings were computed elsewhere, such as by a model behind an API."""
+
+    vectors: PathText
+    """A .parquet file of texts and vectors, or a .npy file of N vectors beside a .jsonl file of that name with the N texts."""
+    columns: VectorColumns = VectorColumns()
+    """Columns of the .parquet file; of a .jsonl file, `text` is the key."""
+    dtype: Literal["float32", "float16"] = "float16"
+    """Number format of the store on disk."""
+
+
 class GuidePrompts(Section):
     """Text the guide reads before the texts of each column."""
 

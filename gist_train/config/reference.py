@@ -28,6 +28,8 @@ def page() -> str:
         top.append(_row(name, Config, name))
         if models:
             sections += [f"\n## {name}\n", *_section(name, models[0], str(field.description or models[0].__doc__ or ""))]
+            for other in models[1:]:  # of another kind, which its first key says
+                sections += [f"\n## {name} ({tag_field(other)})\n", *_section(name, other, str(other.__doc__ or ""))]
     return "\n".join([HEAD, *_table(top), *sections]) + "\n"
 
 

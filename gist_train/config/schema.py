@@ -26,7 +26,7 @@ from gist_train.config.fields import (
     Text,
     Weights,
 )
-from gist_train.config.models import GuideConfig, ModelConfig
+from gist_train.config.models import GuideConfig, GuideVectorsConfig, ModelConfig
 from gist_train.config.sources import OUTSIDE_CORPUS, ClassificationSource, MediSource, Source
 from gist_train.config.training import TrainingConfig
 
@@ -164,11 +164,16 @@ def _guide_kind(guide: object) -> str | None:
         return "no guide"
     if guide == "self":
         return "self"
-    return "a guide model" if isinstance(guide, dict | GuideConfig) else None
+    if isinstance(guide, GuideVectorsConfig) or (isinstance(guide, dict) and "vectors" in guide):
+        return "GuideVectorsConfig"
+    return "GuideConfig" if isinstance(guide, dict | GuideConfig) else None
 
 
 Guide = Annotated[
-    Annotated[GuideConfig, Tag("a guide model")] | Annotated[Literal["self"], Tag("self")] | Annotated[None, Tag("no guide")],
+    Annotated[GuideConfig, Tag("GuideConfig")]
+    | Annotated[GuideVectorsConfig, Tag("GuideVectorsConfig")]
+    | Annotated[Literal["self"], Tag("self")]
+    | Annotated[None, Tag("no guide")],
     Discriminator(_guide_kind),
 ]
 
@@ -185,7 +190,7 @@ class Config(Section):
     model: ModelConfig
     """The model to train."""
     guide: Guide = None
-    """The guide; null = unguided baseline; self = the student's own similarities."""
+    """The guide: a model, or vectors computed elsewhere; null = unguided baseline; self = the student's own similarities."""
     data: DataConfig
     """Training rows and batches."""
 
@@ -284,6 +289,7 @@ _FREE_ON_RESUME = {
     "model.trust_remote_code",
     "guide.trust_remote_code",
     "guide.batch_tokens",
+    "guide.vectors",  # a checkpoint holds what is in the file
     "data.train",
     "data.exclude_evaluation_texts",
     "loss.block_size",

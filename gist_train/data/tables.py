@@ -24,6 +24,7 @@ from gist_train.config.errors import Fault, UserError, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]  # slow to import, so only where it is needed
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 A_TEXT = "a non-empty string"
 TEXTS = "a non-empty string, or a list of them"
@@ -401,16 +402,23 @@ def csv_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | BadR
 
 def parquet_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | BadRow]:
     """Cells of a Parquet file."""
+    with parquet_of(file) as table:
+        present = table.schema_arrow.names
+        columns = column_of(fields, present)
+        file.refuse_missing(fields, columns, present)
+        file.note_unread(fields, columns, present)
+        yield from arrow_cells(file, table.iter_batches(batch_size=ROWS_AT_A_TIME, columns=flat(columns)), columns)
+
+
+@contextmanager
+def parquet_of(file: TableFile) -> "Iterator[pq.ParquetFile]":
+    """The Parquet file, opened; what its reader raises within the block comes out as UserError."""
     import pyarrow as pa
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(file.path) as table:
-            present = table.schema_arrow.names
-            columns = column_of(fields, present)
-            file.refuse_missing(fields, columns, present)
-            file.note_unread(fields, columns, present)
-            yield from arrow_cells(file, table.iter_batches(batch_size=ROWS_AT_A_TIME, columns=flat(columns)), columns)
+            yield table
     # KeyError: two columns of one name; the others: dates and numbers that Python does not have.
     except (pa.ArrowException, OSError, KeyError, ValueError, OverflowError) as error:
         raise file.broken(f"Parquet's reader refuses it: {shown(str(error))}", "Parquet", "write it again") from error

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from gist_train.checks import check
-from gist_train.config.models import GuideConfig, StoredModelConfig
-from gist_train.config.schema import Config
+from gist_train.config.models import GuideConfig, GuideVectorsConfig, StoredModelConfig
+from gist_train.config.schema import Config, cache_folder
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Corpus, TokenTable
 from gist_train.evaluation.leakage import count_leaks
@@ -19,6 +19,7 @@ from gist_train.model.device import this_device
 from gist_train.model.guide import HASH_BYTES, GuideStore, prompted
 from gist_train.model.loading import load_guide
 from gist_train.model.pretrained import Pretrained
+from gist_train.model.vectors import vector_store
 from gist_train.planning.estimates import (
     EpochTokens,
     checkpoint_bytes,
@@ -159,6 +160,9 @@ def _epoch(epoch: EpochTokens) -> EpochTokenCounts:
 
 
 def _guide(config: Config, corpus: Corpus) -> GuidePass | None:
+    if isinstance(config.guide, GuideVectorsConfig):
+        stored = folder_bytes(vector_store(cache_folder(config), config.guide).folder)
+        return GuidePass(config.guide.vectors, 0, 0, tokens_are_estimated=False, store_bytes=stored, store_bytes_now=stored)
     if not isinstance(config.guide, GuideConfig):
         return None
     width = missing_texts = tokens = sampled = stored_texts = bytes_now = 0

@@ -73,6 +73,7 @@ def model_card(
     if hub_id is not None:
         config_text = yaml.safe_dump(_without_folders(yaml.safe_load(config_text)), sort_keys=False, allow_unicode=True)
     base, guide = config["model"], config["guide"]
+    guide_model = guide if isinstance(guide, dict) and "name" in guide else None
     base_licence = licence_of(base["name"], base["revision"])
     metadata = card_metadata(config, sources, changed, base_licence)
     metadata["gist_train"] = {
@@ -90,9 +91,9 @@ def model_card(
         base=shown["model"],
         base_licence=base_licence,
         guide=shown["guide"],
-        guide_on_hub=isinstance(guide, dict) and on_hub(guide["name"]),
-        guide_prompt=json.dumps(guide["prompt"], ensure_ascii=False) if isinstance(guide, dict) else None,
-        guide_licence=licence_of(guide["name"], guide["revision"]) if isinstance(guide, dict) else None,
+        guide_on_hub=guide_model is not None and on_hub(guide_model["name"]),
+        guide_prompt=None if guide_model is None else _guide_prompt(guide_model),
+        guide_licence=None if guide_model is None else licence_of(guide_model["name"], guide_model["revision"]),
         config=config,
         config_text=config_text.strip(),
         step=step,
@@ -112,6 +113,13 @@ def model_card(
         version=__version__,
     )
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
+
+
+def _guide_prompt(guide: dict[str, Any]) -> str:
+    """What the guide read before the texts, as JSON or as prompts by column; "" for nothing."""
+    if by_column := guide.get("prompts"):
+        return ", ".join(f"{column} {json.dumps(prompt, ensure_ascii=False)}" for column, prompt in by_column.items())
+    return json.dumps(guide["prompt"], ensure_ascii=False) if guide["prompt"] else ""
 
 
 def _without_folders(value: Any) -> Any:

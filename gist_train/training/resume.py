@@ -12,7 +12,7 @@ from gist_train.data.manifests import verified_manifest
 from gist_train.run_folder import Run
 from gist_train.training.checkpoint import Facts, checkpoint_to_resume
 
-CONTENT = {"corpus": "data.train", "guide": "guide.name", "precision": "training.precision", "student": "model.name"}
+CONTENT = {"corpus": "data.train", "guide": "guide", "precision": "training.precision", "student": "model.name"}
 """What a resume compares beside the config's fields, and the field that leads to it."""
 NEWER_FIELDS = {"training.cuda_graph": False}
 """Fields that manifests from before they were there lack, and what runs did then."""

@@ -112,7 +112,7 @@ def test_refuses(path: tuple[str, ...], bad: object):
     with pytest.raises(ValidationError) as caught:
         config(**{path[0]: given})
     (fault,) = caught.value.errors()
-    assert [part for part in fault["loc"] if part != "a guide model"] == list(path)
+    assert [part for part in fault["loc"] if part != "GuideConfig"] == list(path)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,161 @@
+"""Vectors that were computed elsewhere -> a guide's store, so that any model can be the guide, also one behind an API.
+
+Legend: N texts with a vector each, G numbers of a vector.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.models import GuideVectorsConfig
+from gist_train.data.corpus import text_hashes
+from gist_train.data.files import locked, whole_folder, write_json, write_text
+from gist_train.data.fingerprints import ContentHashes
+from gist_train.data.tables import (
+    ROWS_AT_A_TIME,
+    BadRow,
+    Field,
+    TableFile,
+    jsonl_cells,
+    parquet_cells,
+    parquet_of,
+    read_errors,
+    text,
+)
+from gist_train.model.guide import FORMAT, GuideStore
+
+WHERE = "guide.vectors"
+SHOWN_TEXTS = 3
+Part = tuple[list[str], NDArray[Any]]
+"""n texts, and their vectors (n, G) as they are in the file."""
+
+
+def vector_store(cache: Path, config: GuideVectorsConfig) -> GuideStore:
+    """The store with the file's vectors, brought to length 1; it is made once for a file's content.
+
+    Raises:
+        UserError: the file is missing or broken, or holds a vector that is not finite, of no direction or of another length.
+    """
+    files = _files(config)
+    hashes = ContentHashes(cache / "content-hashes.json")
+    parts = [FORMAT, *map(hashes.of, files), config.columns.model_dump(), config.dtype]
+    hashes.save()
+    name = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+    folder = cache / "guides" / name
+    with locked(cache / "guides", f".{name}.lock"):
+        if not folder.exists():
+            with whole_folder(folder) as made:
+                _write(made, config, _parts(files, config))
+    return GuideStore(folder)
+
+
+def refuse_missing(store: GuideStore, texts: list[str], all_texts: int) -> None:
+    """Raises UserError where `texts` of the corpus have no vector; it lists them in a file."""
+    if texts:
+        listed = store.folder / "missing.jsonl"
+        write_text(listed, "".join(json.dumps({"text": one}, ensure_ascii=False) + "\n" for one in texts))
+        first = ", ".join(map(shown, texts[:SHOWN_TEXTS])) + (", ..." if len(texts) > SHOWN_TEXTS else "")
+        found = f"no vector for {len(texts):,} of {all_texts:,} texts: {first}"
+        raise UserError(Fault(WHERE, found, "a vector for every text", f"add those of the texts that are listed in {listed}"))
+
+
+def _files(config: GuideVectorsConfig) -> list[Path]:
+    path = Path(config.vectors)
+    if path.suffix not in (".parquet", ".npy"):
+        raise _fault(shown(str(path)), "a file that ends in .parquet or .npy", "write the vectors in one of these formats")
+    files = [path] if path.suffix == ".parquet" else [path, path.with_suffix(".jsonl")]
+    for file in files:
+        if not os.path.isfile(file):
+            what = "a file that exists" if file == path else "the texts of the vectors, one object a line"
+            raise _fault(f"{shown(str(file))}, which is not there", what, "correct the path, or write the file")
+    return files
+
+
+def _parts(files: list[Path], config: GuideVectorsConfig) -> Iterator[Part]:
+    """What the files hold, some rows at a time."""
+    texts = TableFile(files[-1], f"{WHERE}: {files[-1].name}")
+    if len(files) == 1:
+        yield from _of_parquet(texts, config)
+    else:
+        yield from _beside(texts, files[0], config)
+
+
+def _of_parquet(file: TableFile, config: GuideVectorsConfig) -> Iterator[Part]:
+    import pyarrow as pa  # type: ignore[import-untyped]  # slow to import
+
+    column = config.columns.vector
+    texts = _texts(file, parquet_cells, config)
+    with parquet_of(file) as table:
+        if column not in table.schema_arrow.names:
+            found = f"the columns {', '.join(map(shown, table.schema_arrow.names))}"
+            raise _fault(found, f"a column {shown(column)}", "name the right column in guide.columns.vector")
+        for batch in table.iter_batches(batch_size=ROWS_AT_A_TIME, columns=[column]):
+            vectors = batch.column(0)
+            lists = isinstance(vectors.type, pa.ListType | pa.LargeListType | pa.FixedSizeListType)
+            if not lists or vectors.null_count or not pa.types.is_floating(vectors.type.value_type):
+                raise _fault(f"{shown(column)} of type {vectors.type}", "lists of floating-point numbers", "write them so")
+            widths = np.unique([len(one) for one in vectors])
+            if len(widths) > 1:
+                raise _fault(f"vectors of {widths[0]} and of {widths[-1]} numbers", "vectors of one length", "write them again")
+            numbers = vectors.flatten().to_numpy(zero_copy_only=False)
+            yield [next(texts) for _ in range(len(vectors))], numbers.reshape(len(vectors), -1)
+
+
+def _beside(file: TableFile, path: Path, config: GuideVectorsConfig) -> Iterator[Part]:
+    try:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise _fault(f"{path.name} cannot be read: {error}", "an array that numpy.save wrote", "write it again") from error
+    if vectors.ndim != 2 or vectors.dtype.kind != "f":
+        found = f"an array of {vectors.dtype} and shape {vectors.shape}"
+        raise _fault(found, "floating-point numbers of shape (N, G)", "write them so")
+    texts = list(_texts(file, jsonl_cells, config))
+    if len(texts) != len(vectors):
+        expected = "as many texts as vectors"
+        raise _fault(f"{len(vectors):,} vectors, and {len(texts):,} texts in {file.path.name}", expected, "write both again")
+    for first in range(0, len(texts), ROWS_AT_A_TIME):
+        yield texts[first : first + ROWS_AT_A_TIME], vectors[first : first + ROWS_AT_A_TIME]
+
+
+def _texts(file: TableFile, reader: Any, config: GuideVectorsConfig) -> Iterator[str]:
+    """The text of each row; a bad row raises UserError."""
+    name = config.columns.text
+    with read_errors(file):
+        for cells in reader(file, [Field("text", (name,), True, True)]):
+            try:
+                if isinstance(cells, BadRow):
+                    raise cells
+                yield text(cells[1][0], name)
+            except BadRow as bad:
+                where = f"{file.label}, row {file.row:,}: {bad.what}"
+                raise UserError(Fault(where, bad.found, bad.expected, "drop the row and its vector")) from None
+
+
+def _write(folder: Path, config: GuideVectorsConfig, parts: Iterator[Part]) -> None:
+    width = 0
+    with (folder / "embeddings.bin").open("wb") as embeddings, (folder / "hashes.bin").open("wb") as hashes:
+        for texts, vectors in parts:
+            if width and vectors.shape[1] != width:
+                raise _fault(f"vectors of {width} and of {vectors.shape[1]} numbers", "vectors of one length", "write them again")
+            width = vectors.shape[1]
+            exact = vectors.astype(np.float64)
+            lengths = np.linalg.norm(exact, axis=1, keepdims=True)
+            if (bad := np.flatnonzero(~(np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0)))).size:
+                found = f"a vector of length {lengths[bad[0], 0]} for {shown(texts[int(bad[0])])}"
+                raise _fault(found, "finite numbers that are not all 0", "compute it again")
+            embeddings.write((exact / lengths).astype(config.dtype).tobytes())
+            hashes.write(text_hashes(texts).tobytes())
+    if not width:
+        raise _fault("no vectors", "one for every text", "fill the file")
+    write_json(folder / "meta.json", {"format": FORMAT, **config.model_dump(), "width": width})
+
+
+def _fault(found: str, expected: str, fix: str) -> UserError:
+    return UserError(Fault(WHERE, found, expected, fix))
