@@ -325,8 +325,8 @@ def prepare_guide(config: Config, corpus: Corpus, device: torch.device, console:
     roles: dict[int, StoredTexts] = {}
     for part in guide_parts(config, config.guide, corpus):
         embedder = _Embedder(part.model, "guide", part.folder)
-        store, found = embedder.embed(part.hashes, part.lengths, part.text, device, console, processes)
-        roles |= part.stored(store, found)
+        store, places = embedder.embed(part.hashes, part.lengths, part.text, device, console, processes)
+        roles |= part.stored(store, places)
     return StoredGuide(*[roles[role] for role in range(3)])
 
 
@@ -337,10 +337,10 @@ def guide_as_stored(config: Config, corpus: Corpus) -> Guide:
     roles: dict[int, StoredTexts] = {}
     for part in guide_parts(config, config.guide, corpus):
         store = GuideStore(part.folder)
-        found = store.positions(part.hashes)
-        if (found < 0).any():
+        places = store.positions(part.hashes)
+        if (places < 0).any():
             return None
-        roles |= part.stored(store, found)
+        roles |= part.stored(store, places)
     return StoredGuide(*[roles[role] for role in range(3)])
 
 
@@ -381,10 +381,10 @@ class GuidePart:
         """The text `texts[index]`, without the prompt."""
         return self.corpus.text(int(self.texts[index]))
 
-    def stored(self, store: GuideStore, found: NDArray[np.int64]) -> dict[int, StoredTexts]:
-        """By role, the texts that the store has at the places `found` (n,)."""
+    def stored(self, store: GuideStore, places: NDArray[np.int64]) -> dict[int, StoredTexts]:
+        """By role, the texts that the store has at `places` (n,)."""
         positions = np.full(self.corpus.text_count, -1)
-        positions[self.texts] = found
+        positions[self.texts] = places
         return dict.fromkeys(self.roles, StoredTexts(store, positions))
 
 

@@ -89,6 +89,7 @@ def _parts(files: list[Path], config: GuideVectorsConfig) -> Iterator[Part]:
 
 def _of_parquet(file: TableFile, config: GuideVectorsConfig) -> Iterator[Part]:
     import pyarrow as pa  # type: ignore[import-untyped]  # slow to import
+    import pyarrow.compute as pc  # type: ignore[import-untyped]
 
     column = config.columns.vector
     texts = _texts(file, parquet_cells, config)
@@ -101,7 +102,7 @@ def _of_parquet(file: TableFile, config: GuideVectorsConfig) -> Iterator[Part]:
             lists = isinstance(vectors.type, pa.ListType | pa.LargeListType | pa.FixedSizeListType)
             if not lists or vectors.null_count or not pa.types.is_floating(vectors.type.value_type):
                 raise _fault(f"{shown(column)} of type {vectors.type}", "lists of floating-point numbers", "write them so")
-            widths = np.unique([len(one) for one in vectors])
+            widths = np.unique(pc.list_value_length(vectors).to_numpy(zero_copy_only=False))
             if len(widths) > 1:
                 raise _fault(f"vectors of {widths[0]} and of {widths[-1]} numbers", "vectors of one length", "write them again")
             numbers = vectors.flatten().to_numpy(zero_copy_only=False)
