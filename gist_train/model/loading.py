@@ -173,6 +173,7 @@ def _load(where: str, config: ModelConfig | StoredModelConfig, *, encodes_only: 
         where: its key in the YAML.
         encodes_only: whether sentence-transformers may run it where our encoder does not.
     """
+    _refuse_adapter(where, config.name)
     if not Path(config.name).is_dir():
         # Asked once: a misspelt name or a missing network shows here, and not after a dozen requests with retries each.
         _commit(where, config.name, config.revision)
@@ -212,6 +213,19 @@ def _load(where: str, config: ModelConfig | StoredModelConfig, *, encodes_only: 
     pooling = next(name for name, mode in POOLING_MODES.items() if mode == modules[1].pooling_mode)
     encoder = Encoder(modules[0].auto_model, pooling=pooling, normalized=len(modules) == 3)
     return Pretrained(model, encoder, model.tokenizer, max_length, longest, truncate_dim=model.truncate_dim)
+
+
+def _refuse_adapter(where: str, name: str) -> None:
+    """Raises UserError where a folder holds a LoRA adapter, whose weights the packed encoder would pass by."""
+    file = Path(name) / "adapter_config.json"
+    if file.is_file():
+        try:
+            base = shown(read_json(file)["base_model_name_or_path"])
+        except (ValueError, KeyError, TypeError):
+            base = "another model"
+        found = f"a LoRA adapter of {base} (adapter_config.json)"
+        fix = "merge it: peft's PeftModel.from_pretrained(...).merge_and_unload(), and save the model to a folder of its own"
+        raise _unfit(where, name, found, "a whole model", fix)
 
 
 def _why_not_ours(where: str, modules: Sequence[Any], tokenizer: Any) -> tuple[str, str, str] | None:

@@ -280,3 +280,16 @@ def test_a_guide_that_has_prompts_and_gets_none_is_told(make_model, write_config
     said = "guide.prompt is not set: " + str(folder) + ' reads texts without the prompts of its folder (query: "query: "'
     assert said in gist("prepare", write_config(guide={"name": str(folder)})).err
     assert said not in gist("prepare", write_config(guide={"name": str(folder), "prompt": "query: "})).err
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_adapter_is_refused_by_name(make_model, tmp_path, whole):
+    """Its weights stand beside those that the packed encoder reads: the model would be measured as if it were not tuned."""
+    folder = tmp_path / "adapter"
+    if whole:
+        shutil.copytree(make_model(), folder)
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "org/base"}')
+    for load in LOADS:
+        with pytest.raises(UserError, match='a LoRA adapter of "org/base"'):
+            load(str(folder))
