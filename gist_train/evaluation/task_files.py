@@ -10,10 +10,19 @@ from typing import TypeAlias, TypeVar
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.evaluation import LabelColumns
+from gist_train.data.sources import ALIASES
 from gist_train.data.tables import BadRow, Field, TableFile, read_errors, reader_of, text
 
 FAULTS_PER_FILE = 10
 """Bad rows named of one file; of the others the number."""
+SYNONYMS = {
+    **{(key, key): names[1:] for key, names in ALIASES.items()},
+    ("text1", "sentence1"): ("text1", "question1"),
+    ("text2", "sentence2"): ("text2", "question2"),
+    ("score", "score"): ("similarity", "similarity_score"),
+    ("label", "label"): ("is_duplicate", "intent", "category"),
+}
+"""Columns that are taken too where the config names none and the usual one is not there; by key and usual column."""
 A_NUMBER = "a finite number"
 AN_ID = "a non-empty string or a whole number"
 Record: TypeAlias = dict[str, object]
@@ -63,7 +72,7 @@ class TaskFile:
             self.fault(f"{shown(str(self.path))}, a folder", "a file", "name the file")
             return made
         keyed = columns.items() if isinstance(columns, Mapping) else [(None, column) for column in columns]
-        fields = [Field(key, (column,), True, True) for key, column in keyed]
+        fields = [Field(key, (column, *SYNONYMS.get((key or "", column), ())), True, True) for key, column in keyed]
         fields += [Field(None, (column,), False, False) for column in optional]
         names = [field.names[0] for field in fields]
         file = TableFile(self.path, self.label)

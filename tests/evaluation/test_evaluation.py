@@ -396,6 +396,36 @@ def test_bad_jsonl_rows(tmp_path, row, what):
     assert fault.where == f"evaluation.tasks[0] (c): train.jsonl, row 3: {what}"
 
 
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (StsTask, ("text1", "text2", "similarity")),
+        (StsTask, ("question1", "question2", "similarity_score")),
+        (PairTask, ("question1", "question2", "is_duplicate")),
+        (TripletTask, ("query", "pos", "neg")),
+        (TripletTask, ("anchor", "positives", "hard_negative")),
+        (ClusteringTask, ("text", "intent")),
+    ],
+)
+def test_other_usual_names_of_columns_are_taken(tmp_path, kind, names):
+    """A file that trains under these names must not need a `columns` to judge; what the config names is asked for as it is."""
+    lasts = [0, 1, 0, 1] if names[-1] not in ("neg", "hard_negative") else [f"no {n}" for n in range(4)]
+    rows = [dict(zip(names, ["a b", "c d", "e f", "g h"][n:] + ["x"] * n, strict=False)) for n in range(4)]
+    rows = [{**row, names[-1]: last} for row, last in zip(rows, lasts, strict=True)]
+    path = tmp_path / "f.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (task,) = load_tasks([kind(name="t", path=str(path))])
+    columns = kind.model_fields["columns"].default
+    usual = columns.model_dump().values()
+    renamed = tmp_path / "g.jsonl"
+    renamed.write_text("".join(json.dumps(dict(zip(usual, row.values(), strict=True))) + "\n" for row in rows))
+    (other,) = load_tasks([kind(name="t", path=str(renamed))])
+    assert content_hash(task) == content_hash(other)
+    first = next(iter(columns.model_dump()))
+    (fault,) = refused(kind(name="t", path=str(path), columns={first: "elsewhere"}))
+    assert fault.expected == 'a column "elsewhere"'
+
+
 def test_a_missing_column_is_told_once_with_what_is_there(tmp_path):
     """Told a row at a time, a wrong column name would bury the other faults."""
     columns = LabelColumns(text="question", label="intent")
