@@ -7,6 +7,7 @@ import pytest
 import yaml
 from support.running import gist
 
+from gist_train.config.errors import UserError
 from gist_train.config.schema import DataConfig
 from gist_train.data.sources import ALIASES, COUNTS, JUDGES, SCORES, read_labelled, read_rows
 from gist_train.starter import starter_yaml
@@ -53,7 +54,13 @@ def test_the_page_names_every_example_and_column():
 
 def test_init_writes_the_lines_of_the_page():
     """What a user is told to copy and what `init` writes must not be two answers."""
-    files = [Path(one.path) for one in SOURCES if Path(one.path).suffix]
+    judged = [one for one in SOURCES if one.source != "classification" and one.source != "medi" and one.where]
+    for source in judged:
+        with pytest.raises(UserError, match="where: ") as caught:
+            starter_yaml([Path(source.path)], model="a/b", guide="a/c", to=Path("x.yaml"))
+        (written,) = yaml.safe_load(str(caught.value).split("into the YAML: ")[1])
+        assert DataConfig.model_validate({"train": [written]}).train == [source]
+    files = [Path(one.path) for one in SOURCES if Path(one.path).suffix and one not in judged]
     text = starter_yaml(files, model="a/b", guide="a/c", to=Path("x.yaml"))
     written = {one.path: one for one in DataConfig.model_validate(yaml.safe_load(text)["data"]).train}
     for source in SOURCES:
