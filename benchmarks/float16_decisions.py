@@ -18,7 +18,7 @@ from gist_train.config.loading import load_config
 from gist_train.model.loss import BLOCKS
 from gist_train.model.masks import similarity_tolerance
 from gist_train.preparation import batch_plan, prepare_corpus, prepare_guide
-from gist_train.training.step_context import StoredGuide
+from gist_train.training.guides import StoredGuide
 
 
 def decisions(anchor: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor) -> list[torch.Tensor]:

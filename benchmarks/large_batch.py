@@ -125,7 +125,7 @@ def ours(told: Found) -> Found:
 
     from benchmarks.sides import Bench, run_ours
     from gist_train.model.guide import GuideStore
-    from gist_train.training.step_context import StoredGuide
+    from gist_train.training.guides import StoredGuide
 
     corpus, tokens, rows = _opened(told)
     store = GuideStore(Path(told["work"]) / "store")

@@ -42,9 +42,10 @@ from gist_train.model.encoder import Pack
 from gist_train.model.guide import GuideStore
 from gist_train.model.loading import load_guide, load_student
 from gist_train.training.distributed import make_accelerator
+from gist_train.training.guides import StoredGuide
 from gist_train.training.loop import StepRecord, steps
 from gist_train.training.schedule import Schedule
-from gist_train.training.step_context import SourceRules, StoredGuide, Training
+from gist_train.training.step_context import SourceRules, Training
 
 BATCH_SIZE, LEARNING_RATE, GRAD_CLIP, MAX_LENGTH, TEMPERATURE = 16, 5e-6, 1.0, 512, 0.01
 TextsOfBatch = list[list[int]]

@@ -30,8 +30,8 @@ from gist_train.model.pretrained import Pretrained
 from gist_train.model.vectors import refuse_missing, vector_store
 from gist_train.model.whole import TextModel
 from gist_train.progress import follow
+from gist_train.training.guides import Guide, SelfGuide, StoredGuide, guide_parts
 from gist_train.training.setup import Prepared
-from gist_train.training.step_context import Guide, SelfGuide, StoredGuide, StoredTexts
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,26 +322,27 @@ def prepare_guide(config: Config, corpus: Corpus, device: torch.device, console:
     """
     if not isinstance(config.guide, GuideConfig):
         return _guide_without_model(config, corpus)
-    roles: dict[int, StoredTexts] = {}
-    for part in guide_parts(config, config.guide, corpus):
+    parts = guide_parts(config, config.guide, corpus)
+    stored = []
+    for part in parts:
         embedder = _Embedder(part.model, "guide", part.folder)
-        store, places = embedder.embed(part.hashes, part.lengths, part.text, device, console, processes)
-        roles |= part.stored(store, places)
-    return StoredGuide(*[roles[role] for role in range(3)])
+        stored.append(part.stored(*embedder.embed(part.hashes, part.lengths, part.text, device, console, processes)))
+    return StoredGuide.of_parts(parts, stored)
 
 
 def guide_as_stored(config: Config, corpus: Corpus) -> Guide:
     """The guide where nothing is left to embed; None where its store lacks a text."""
     if not isinstance(config.guide, GuideConfig):
         return _guide_without_model(config, corpus)
-    roles: dict[int, StoredTexts] = {}
-    for part in guide_parts(config, config.guide, corpus):
+    parts = guide_parts(config, config.guide, corpus)
+    stored = []
+    for part in parts:
         store = GuideStore(part.folder)
         places = store.positions(part.hashes)
         if (places < 0).any():
             return None
-        roles |= part.stored(store, places)
-    return StoredGuide(*[roles[role] for role in range(3)])
+        stored.append(part.stored(store, places))
+    return StoredGuide.of_parts(parts, stored)
 
 
 def _guide_without_model(config: Config, corpus: Corpus) -> Guide:
@@ -352,53 +353,6 @@ def _guide_without_model(config: Config, corpus: Corpus) -> Guide:
     positions = store.positions(corpus.hashes)
     refuse_missing(store, [corpus.text(int(i)) for i in np.flatnonzero(positions < 0)], corpus.text_count)
     return StoredGuide.alike(store, positions)
-
-
-@dataclass(frozen=True, slots=True)
-class GuidePart:
-    """What the guide reads of a corpus after one of its prompts. Where it has one prompt there is one part."""
-
-    corpus: Corpus
-    model: StoredModelConfig
-    folder: Path
-    """Of its store."""
-    texts: NDArray[np.int64]
-    """(n,) text ids."""
-    roles: tuple[int, ...]
-    """Of whom the texts are: 0 anchors, 1 positives, 2 negatives."""
-
-    @property
-    def hashes(self) -> NDArray[np.uint8]:
-        """(n, 16)."""
-        return self.corpus.hashes[self.texts]
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """(n,) bytes."""
-        return self.corpus.text_lengths()[self.texts]
-
-    def text(self, index: int) -> str:
-        """The text `texts[index]`, without the prompt."""
-        return self.corpus.text(int(self.texts[index]))
-
-    def stored(self, store: GuideStore, places: NDArray[np.int64]) -> dict[int, StoredTexts]:
-        """By role, the texts that the store has at `places` (n,)."""
-        positions = np.full(self.corpus.text_count, -1)
-        positions[self.texts] = places
-        return dict.fromkeys(self.roles, StoredTexts(store, positions))
-
-
-def guide_parts(config: Config, guide: GuideConfig, corpus: Corpus) -> list[GuidePart]:
-    """All that the guide reads of the corpus."""
-    parts = []
-    for model in dict.fromkeys(guide.of_roles):
-        roles = tuple(role for role, other in enumerate(guide.of_roles) if other == model)
-        texts = np.arange(corpus.text_count)
-        if len(roles) < 3:
-            columns = (corpus.anchor, corpus.positive, corpus.negative)
-            texts = np.unique(np.concatenate([columns[role] for role in roles])).astype(np.int64)
-        parts.append(GuidePart(corpus, model, store_folder(cache_folder(config), model, "guide"), texts, roles))
-    return parts
 
 
 def batch_plan(config: Config, corpus: Corpus) -> BatchPlan:

@@ -31,8 +31,9 @@ from gist_train.data.corpus import Corpus, TokenTable
 from gist_train.model.loading import load_student
 from gist_train.preparation import batch_plan, prepare_corpus, prepare_tokens
 from gist_train.training.distributed import make_accelerator
+from gist_train.training.guides import StoredGuide
 from gist_train.training.setup import Prepared, open_training
-from gist_train.training.step_context import StoredGuide, Training
+from gist_train.training.step_context import Training
 
 SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 VOCABULARY, TEXTS_OF_TOKENIZER = 30_522, 60_000

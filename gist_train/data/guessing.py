@@ -13,21 +13,11 @@ from gist_train.config.conditions import Condition, UnlikeError
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.evaluation import StsColumns
 from gist_train.config.sources import LabelColumns
+from gist_train.data.formats import json_records, jsonl_cells, reader_of
+from gist_train.data.judging import WATCHED, Judging
 from gist_train.data.medi import medi_pairs
-from gist_train.data.sources import ALIASES, NUMBERED, WATCHED, Judging
-from gist_train.data.tables import (
-    BadRow,
-    Columns,
-    Field,
-    TableFile,
-    encodable,
-    json_records,
-    jsonl_cells,
-    opened,
-    read_errors,
-    reader_of,
-    several,
-)
+from gist_train.data.sources import ALIASES, NUMBERED
+from gist_train.data.tables import BadRow, Columns, Field, TableFile, encodable, opened, read_errors, several
 
 SAMPLED = 200
 """Rows of a file that are looked at."""

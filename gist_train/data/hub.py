@@ -13,7 +13,8 @@ from huggingface_hub import HfApi
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.sources import ClassificationSource, HubSource
-from gist_train.data.tables import ROWS_AT_A_TIME, Cells, Field, Table, arrow_cells, column_of
+from gist_train.data.formats import ROWS_AT_A_TIME, Cells, arrow_cells
+from gist_train.data.tables import Field, Table, column_of
 
 
 def hub_table(source: HubSource | ClassificationSource, where: str) -> Table:

@@ -1,10 +1,10 @@
 """MEDI's JSON: one array of objects with query, pos and neg as [instruction, text], read as a stream."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from gist_train.config.errors import shown
-from gist_train.data.tables import BadRow, TableFile, array_elements, encodable, text
+from gist_train.data.formats import array_elements
+from gist_train.data.tables import BEFORE_JSON, BadRow, TableFile, encodable, text
 
 MEDI_TEXT = "[instruction, text], or a non-empty string"
 MEDI_FILE = 'an array of objects: [{"query": [instruction, text], "pos": ..., "neg": ..., "task_name": ...}, ...]'
@@ -16,7 +16,7 @@ Pairs = tuple[list[tuple[str, str]], object]
 def medi_pairs(file: TableFile) -> Iterator[Pairs | BadRow]:
     """The rows of the file, checked but for the task's name; one that is no array of objects raises UserError."""
     with file.open() as stream:
-        body = stream.peek().lstrip(b"\xef\xbb\xbf \t\r\n")  # a byte-order mark, which ijson refuses, and white space
+        body = stream.peek().lstrip(BEFORE_JSON)
         if not body:
             return
         if not body.startswith(b"["):  # of an object ijson would read what is under a key "item"
@@ -32,7 +32,7 @@ def medi_pairs(file: TableFile) -> Iterator[Pairs | BadRow]:
             yield bad
 
 
-def _refuse_texts(record: dict[str, Any], keys: list[str]) -> None:
+def _refuse_texts(record: Mapping[str, object], keys: list[str]) -> None:
     """BadRow where a list beside a query without instruction begins with a text: it is FlagEmbedding's list of texts."""
     for key in keys:
         value = record.get(key)
@@ -41,7 +41,7 @@ def _refuse_texts(record: dict[str, Any], keys: list[str]) -> None:
             raise BadRow(f'"{key}" is a list of texts', found, f"{MEDI_TEXT}; source: jsonl reads lists of texts")
 
 
-def _value(record: dict[str, Any], key: str) -> object:
+def _value(record: Mapping[str, object], key: str) -> object:
     if key not in record:
         raise BadRow(f'"{key}" is missing', f"the keys {shown(list(record))}", MEDI_TEXT)
     return record[key]

@@ -27,27 +27,11 @@ from gist_train.config.sources import (
     Source,
     TableSource,
 )
+from gist_train.data.formats import READERS, Cells, Reader, csv_cells, jsonl_cells, parquet_cells, reader_of
 from gist_train.data.hub import commit_of, hub_cells, hub_table
+from gist_train.data.judging import WATCHED, Judging
 from gist_train.data.medi import Pairs, medi_pairs, pair
-from gist_train.data.tables import (
-    READERS,
-    BadRow,
-    Cells,
-    Columns,
-    Field,
-    Reader,
-    Table,
-    TableFile,
-    csv_cells,
-    encodable,
-    flat,
-    jsonl_cells,
-    parquet_cells,
-    read_errors,
-    reader_of,
-    text,
-    texts,
-)
+from gist_train.data.tables import BadRow, Columns, Field, Table, TableFile, encodable, flat, read_errors, text, texts
 
 ALIASES = {
     "anchor": ("anchor", "query"),
@@ -63,26 +47,7 @@ INSTRUCTIONS = {
 """Columns of the published triplets that hold MEDI's instructions."""
 NUMBERED = re.compile(r"(?:negatives?|neg|hard_negatives?|hard_neg)_?\d+")
 """Columns that hold one negative each, as mine_hard_negatives of sentence-transformers writes them."""
-JUDGES = (
-    "label",
-    "gold_label",
-    "is_duplicate",
-    "is_positive",
-    "is_relevant",
-    "relevant",
-    "relevance",
-    "clicked",
-    "judgement",
-    "judgment",
-)
-SCORES = ("score", "similarity", "similarity_score", "relevance_score")
-COUNTS = ("clicks", "click_count")
-WATCHED = (*JUDGES, *SCORES, *COUNTS)
-"""Columns that may say of a pair whether it belongs together."""
-ENTAILMENT = "entailment"
 NO_PROMPTS = ("", "", "")
-MOST_VALUES = 1000
-"""Different values of a watched column that are remembered."""
 T = TypeVar("T")
 
 
@@ -281,64 +246,6 @@ def _selected(table: Table, condition: Condition, values: dict[str, object], row
     except UnlikeError as unlike:
         row = BadRow(unlike.what, unlike.found, unlike.expected)
     return table.fault(row) if isinstance(row, BadRow) else row
-
-
-class Judging:
-    """What columns beside pairs say of them: pairs that do not belong together must not be trained as if they did.
-
-    Args:
-        names: of the columns that are watched.
-    """
-
-    def __init__(self, names: Sequence[str]):
-        self._names = names
-        self._seen: list[set[object]] = [set() for _ in names]
-        self._rows = 0
-
-    def see(self, values: Sequence[object], *, has_negative: bool) -> None:
-        """Takes in a row's cells. A row that has negatives of its own is no judged pair."""
-        if has_negative:
-            return
-        self._rows += 1
-        for value, seen in zip(values, self._seen, strict=True):
-            if value is not None and len(seen) <= MOST_VALUES:
-                seen.add(_number(value))
-
-    def verdict(self) -> tuple[str, str] | None:
-        """The column that says that some of the pairs do not belong together, and a condition that chooses the others."""
-        for name, seen in zip(self._names, self._seen, strict=True):
-            if name in JUDGES and ENTAILMENT in seen and len(seen) > 1:
-                return name, f'{name} == "{ENTAILMENT}"'
-            values = {value for value in seen if isinstance(value, float)}
-            if len(values) < len(seen) or not values:  # texts, lists: something else than a judgement
-                continue
-            least, most = min(values), max(values)
-            if name in JUDGES and least <= 0.0 and values <= {-1.0, 0.0, 1.0, 2.0}:
-                # Three classes are those of NLI: 0 is entailment, and -1 what the annotators disagreed on.
-                return name, f"{name} == 0" if name == "label" and most == 2.0 else f"{name} == 1"
-            if name in COUNTS and least == 0.0 < most:
-                return name, f"{name} > 0"
-            if name in SCORES and least < most:
-                return name, f"{name} >= {least + 0.8 * (most - least):g}"
-        return None
-
-    def refuse(self, table: Table) -> None:
-        """Raises UserError where a column says that some of the pairs do not belong together."""
-        if (verdict := self.verdict()) is not None:
-            name, condition = verdict
-            found = "numbers beside pairs that differ: some of these do not belong together"
-            fix = f"set where: {shown(condition)} on the source, or another condition on {name}"
-            expected = "pairs that belong together, or a condition that chooses them"
-            raise UserError(Fault(f"{table.label}: column {shown(name)}", found, expected, fix))
-
-
-def _number(value: object) -> object:
-    """A number, truth or numeric text as a float; anything else as something that is none: NLI's word is kept."""
-    try:
-        return float(value) if isinstance(value, int | float | str) else type(value)
-    except ValueError:
-        word = str(value).strip().lower()
-        return word if word == ENTAILMENT else {"true": 1.0, "false": 0.0}.get(word, "text")
 
 
 def _row(

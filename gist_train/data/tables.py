@@ -1,7 +1,6 @@
-"""Tables of rows: JSONL, CSV, TSV and Parquet files -> the cells of the fields that a reader asks for.
+"""What all tables of rows have in common: fields that are asked for, columns that hold them, texts, and how faults are said.
 
-A bad row comes out as a BadRow; a file that is not what it is said to be raises UserError. Every reader streams: a file is never
-whole in memory, but for one that LlamaIndex saved. Rows count from 1, a CSV header excluded; in JSONL the row is the line.
+A bad row is a BadRow; a file that is not what it is said to be raises UserError.
 """
 
 import ast
@@ -11,30 +10,20 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
-
-import ijson  # type: ignore[import-untyped]
+from typing import cast
 
 from gist_train.config.errors import Fault, UserError, shown
-
-if TYPE_CHECKING:
-    import pyarrow as pa  # type: ignore[import-untyped]  # slow to import, so only where it is needed
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 A_TEXT = "a non-empty string"
 TEXTS = "a non-empty string, or a list of them"
 READ_BYTES = 1 << 18
-LINKS = re.compile(rb'\{\s*"(?:queries|corpus|relevant_docs|mode)"\s*:')
-"""How the one object begins in which LlamaIndex saves pairs."""
-ROWS_AT_A_TIME = 4096
-"""Rows of a Parquet file or data set that become Python objects at a time."""
-CSV_FIELD_CHARACTERS = 1 << 27
-"""The module's own limit, 131,072, is less than a long document; without one an unclosed quote would fill the memory."""
+BEFORE_JSON = b"\xef\xbb\xbf \t\r\n"
+"""A byte-order mark, which ijson refuses, and white space."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,227 +226,3 @@ def _written_list(value: str) -> list[object] | None:
         if isinstance(written, list) and written and all(isinstance(item, str) for item in written):
             return written
     return None
-
-
-Cells = tuple[Columns, Sequence[Any]]
-"""By field, the column it was found in and its content, a list where there are numbered ones; None where the row has none."""
-Reader = Callable[[TableFile, Sequence[Field]], Iterator[Cells | BadRow]]
-
-
-def jsonl_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | BadRow]:
-    """Cells of a file of JSON: one object a row, rows of unlike keys allowed."""
-    nothing: Columns = (None,) * len(fields)
-    keys: tuple[str, ...] | None = None
-    columns = ever = asked = nothing
-    numbered, absent = False, list[None]()
-    needed = [index for index, field in enumerate(fields) if field.in_every_row]
-    for record in json_records(file):
-        if isinstance(record, BadRow):
-            yield record
-            continue
-        if (present := tuple(record)) != keys:
-            columns = column_of(fields, present)
-            if keys is None:
-                file.refuse_missing(fields, columns, present, named_too=False)
-            file.note_unread(fields, columns, present)
-            numbered = any(isinstance(column, tuple) for column in columns)
-            # What is asked for last is mostly not there, and need not be looked up in every row.
-            asked = columns[: max((index + 1 for index, column in enumerate(columns) if column is not None), default=0)]
-            absent = [None] * (len(columns) - len(asked))
-            keys = present
-            ever = tuple([old or new for old, new in zip(ever, columns, strict=True)])
-        missing = [index for index in needed if columns[index] is None]
-        if missing:
-            names = fields[missing[0]].names
-            yield BadRow(f'"{names[0]}" is missing', f"the keys {shown(list(record))}", either(names))
-        elif numbered:
-            yield columns, [several(map(record.get, c)) if isinstance(c, tuple) else record.get(c) for c in columns]
-        else:
-            yield columns, [*map(record.get, asked), *absent]
-    if keys is not None:  # a row may lack its negative and task, but no file a column that the config names
-        file.refuse_missing(fields, ever, keys)
-
-
-def json_records(file: TableFile) -> Iterator[dict[Any, Any] | BadRow]:
-    """The objects of a file of JSON: one a line, the elements of one array, or the pairs of LlamaIndex's one object."""
-    with file.open() as lines:
-        head = lines.peek().lstrip(b"\xef\xbb\xbf \t\r\n")
-        if head.startswith(b"["):
-            yield from array_elements(file, "an array of objects")
-            return
-        if file.suffix == ".json" and LINKS.match(head):
-            yield from _linked_pairs(file, lines.read())
-            return
-        for number, line in enumerate(lines, 1):
-            if not line.isspace():
-                file.row = number
-                yield _json_object(line)
-
-
-def array_elements(file: TableFile, expected: str) -> Iterator[dict[Any, Any]]:
-    """The objects of the array that the file is, read as a stream; anything else in it raises UserError."""
-    with file.open() as stream:
-        head = stream.peek()
-        stream.read(len(head) - len(head.lstrip(b"\xef\xbb\xbf \t\r\n")))  # ijson refuses a byte-order mark
-        try:
-            for record in ijson.items(stream, "item", buf_size=READ_BYTES, use_float=True):
-                if not isinstance(record, dict):
-                    raise file.broken(f"{shown(record)} in the array", expected, "write it as an array of objects")
-                file.row += 1
-                yield record
-        except ijson.JSONError as error:
-            raise file.broken(f"broken JSON: {shown(str(error))}", expected, "fetch or write it again, in UTF-8") from error
-
-
-def _linked_pairs(file: TableFile, content: bytes) -> Iterator[dict[str, object] | BadRow]:
-    """Each query of LlamaIndex's file with the documents that belong to it. Such a file is small enough to be read as a whole."""
-    try:
-        parts = json.loads(content.decode("utf-8-sig"))
-        queries, corpus, relevant = parts["queries"], parts["corpus"], parts["relevant_docs"]
-        pairs = [(name, query, relevant.get(name, [])) for name, query in queries.items()]
-        known = corpus.keys()
-    except UnicodeDecodeError:
-        raise  # said by read_errors
-    except (ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
-        expected = '{"queries": {id: text}, "corpus": {id: text}, "relevant_docs": {id: [ids]}}'
-        raise file.broken(
-            f"an object that is not so: {shown(str(error))}", expected, "write it again, or as JSON Lines"
-        ) from error
-    for name, query, documents in pairs:
-        file.row += 1
-        lost = next((document for document in documents if document not in known), None)
-        if lost is not None:
-            yield BadRow(f"query {shown(name)} has a document that is not there", shown(lost), "an id of corpus")
-        else:
-            yield {"query": query, "positive": [corpus[document] for document in documents]}
-
-
-def _json_object(line: bytes) -> dict[Any, Any] | BadRow:
-    try:
-        record = json.loads(line.decode().removeprefix("\ufeff"))
-    except UnicodeDecodeError:
-        return BadRow("not UTF-8", shown(line[:200]), "a JSON object in UTF-8")
-    except (ValueError, RecursionError) as error:  # ValueError: also a number of more digits than Python reads
-        found = f"{shown(line[:200].decode(errors='replace'))} ({shown(str(error))})"
-        return BadRow("not JSON", found, "one JSON object a line")
-    return record if isinstance(record, dict) else BadRow("not an object", shown(record), "one JSON object a line")
-
-
-def csv_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | BadRow]:
-    """Cells of a CSV file with a header, or of a TSV file. Of a field that not every row has, a blank cell is None."""
-    csv.field_size_limit(max(csv.field_size_limit(), CSV_FIELD_CHARACTERS))
-    with file.open() as lines:
-        decoded = (line.decode("utf-8" if number else "utf-8-sig") for number, line in enumerate(lines))
-        # A TSV file has no quoting, as everywhere in gist-train.
-        tabs = file.suffix == ".tsv" and file.delimiter is None
-        if tabs:
-            reader = csv.reader(decoded, delimiter="\t", quoting=csv.QUOTE_NONE)
-        else:
-            reader = csv.reader(decoded, delimiter=file.delimiter or ",", strict=True)
-        first = next((cells for cells in reader if cells), [])
-        header = [name.strip() for name in first] if file.header else [str(number + 1) for number in range(len(first))]
-        ahead = [] if file.header or not first else [first]
-        columns = column_of(fields, header)
-        if len(header) == 1 and file.header and not tabs and (other := re.search(r"[;\t|]", header[0])):
-            found = f'the header {shown(header[0])}, with "{other[0]}" between the columns'
-            expected = "commas between the columns, or tabs in a .tsv file"
-            raise file.broken(found, expected, f"save it so, or set delimiter: {json.dumps(other[0])} on its source")
-        if header:
-            file.refuse_missing(fields, columns, header)
-        file.note_unread(fields, columns, header)
-        if twice := next((name for name in flat(columns) if header.count(name) > 1), None):
-            raise file.broken(f"two columns {shown(twice)}", "each name once", "rename one of them")
-        places = [
-            None if c is None else header.index(c) if isinstance(c, str) else [header.index(name) for name in c] for c in columns
-        ]
-        optional = [index for index, field in enumerate(fields) if not field.in_every_row]
-        while header:
-            start = reader.line_num
-            try:
-                cells = ahead.pop() if ahead else next(reader, None)
-            except csv.Error as error:
-                # Within one line, the next line is the next row. Over several, a quote has swallowed who knows how many.
-                expected = 'quotes that close, and "" for a quote within them'
-                if reader.line_num - start > 1:
-                    found = f"broken quoting from line {start + 1:,} to {reader.line_num:,}: {error}"
-                    raise file.broken(found, expected, f"fix the quotes of line {start + 1:,}") from error
-                file.row += 1
-                yield BadRow("broken quoting", str(error), expected)
-                continue
-            if cells is None:
-                return
-            file.row += 1
-            if len(cells) == len(header):
-                values: list[Any] = [
-                    None if place is None else cells[place] if isinstance(place, int) else several(cells[p] for p in place)
-                    for place in places
-                ]
-                for index in optional:
-                    if isinstance(values[index], str) and not values[index].strip():
-                        values[index] = None
-                yield columns, values
-            elif cells:
-                yield BadRow("not as many fields as the header", f"{len(cells)}: {shown(cells)}", f"{len(header)} fields")
-
-
-def parquet_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | BadRow]:
-    """Cells of a Parquet file."""
-    with parquet_of(file) as table:
-        present = table.schema_arrow.names
-        columns = column_of(fields, present)
-        file.refuse_missing(fields, columns, present)
-        file.note_unread(fields, columns, present)
-        yield from arrow_cells(file, table.iter_batches(batch_size=ROWS_AT_A_TIME, columns=flat(columns)), columns)
-
-
-@contextmanager
-def parquet_of(file: TableFile) -> "Iterator[pq.ParquetFile]":
-    """The Parquet file, opened; what its reader raises within the block comes out as UserError."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(file.path) as table:
-            yield table
-    # KeyError: two columns of one name; the others: dates and numbers that Python does not have.
-    except (pa.ArrowException, OSError, KeyError, ValueError, OverflowError) as error:
-        raise file.broken(f"Parquet's reader refuses it: {shown(str(error))}", "Parquet", "write it again") from error
-
-
-def arrow_cells(table: Table, batches: "Iterable[pa.RecordBatch | pa.Table]", columns: Columns) -> Iterator[Cells]:
-    """Cells of Arrow batches, a row at a time."""
-    for batch in batches:
-        nothing = [None] * batch.num_rows
-        lists = [
-            nothing
-            if column is None
-            else batch.column(column).to_pylist()
-            if isinstance(column, str)
-            else [several(cells) for cells in zip(*(batch.column(name).to_pylist() for name in column), strict=True)]
-            for column in columns
-        ]
-        for cells in zip(*lists, strict=True):
-            table.row += 1
-            yield columns, cells
-
-
-READERS: dict[str, Reader] = {
-    ".jsonl": jsonl_cells,
-    ".json": jsonl_cells,
-    ".csv": csv_cells,
-    ".tsv": csv_cells,
-    ".parquet": parquet_cells,
-}
-"""By a file's suffix, .gz aside."""
-
-
-def reader_of(file: TableFile) -> Reader:
-    """The reader that the file's name asks for.
-
-    Raises:
-        UserError: it ends in none of the endings that are known.
-    """
-    if file.suffix not in READERS:
-        expected = f"a file that ends in {', '.join(READERS)}, or one of these with .gz"
-        raise UserError(Fault(file.label, f"the ending {shown(file.suffix)}", expected, "write it in one of these formats"))
-    return READERS[file.suffix]

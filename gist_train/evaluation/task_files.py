@@ -10,8 +10,9 @@ from typing import TypeAlias, TypeVar
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.evaluation import LabelColumns
+from gist_train.data.formats import reader_of
 from gist_train.data.sources import ALIASES
-from gist_train.data.tables import BadRow, Field, TableFile, read_errors, reader_of, text
+from gist_train.data.tables import BadRow, Field, TableFile, read_errors, text
 
 FAULTS_PER_FILE = 10
 """Bad rows named of one file; of the others the number."""

@@ -58,7 +58,7 @@ class Pretrained:
     @property
     def prompts(self) -> dict[str, str]:
         """Those of the model's folder, by name."""
-        return {name: prompt or "" for name, prompt in self.sentence_transformer.prompts.items()}
+        return prompts_of(self.sentence_transformer)
 
     @property
     def default_prompt(self) -> str:
@@ -188,6 +188,11 @@ class Pretrained:
             if type(error) is not Exception:
                 raise
             raise OSError(f"{folder}: {error}") from error  # tokenizers has no class of its own for a full disk
+
+
+def prompts_of(model: SentenceTransformer) -> dict[str, str]:
+    """The prompts of a model's folder, by name."""
+    return {name: prompt or "" for name, prompt in model.prompts.items()}
 
 
 def default_prompt_of(model: SentenceTransformer) -> str:

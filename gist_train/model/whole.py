@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.model.encoder import Tokens
-from gist_train.model.pretrained import Pretrained, default_prompt_of
+from gist_train.model.pretrained import Pretrained, default_prompt_of, prompts_of
 
 BATCH_TEXTS = 32
 """Texts that are encoded together, of like length."""
@@ -51,7 +51,7 @@ class WholeModel:
     @property
     def prompts(self) -> dict[str, str]:
         """Those of the model's folder, by name."""
-        return {name: prompt or "" for name, prompt in self.sentence_transformer.prompts.items()}
+        return prompts_of(self.sentence_transformer)
 
     @property
     def default_prompt(self) -> str:

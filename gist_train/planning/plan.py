@@ -38,13 +38,13 @@ from gist_train.planning.findings import (
     SelectedStep,
     TextTokens,
 )
-from gist_train.preparation import guide_parts, prepare, rows_of_sources
+from gist_train.preparation import prepare, rows_of_sources
 from gist_train.progress import terminal
 from gist_train.training.distributed import make_accelerator, precision_on
+from gist_train.training.guides import SelfGuide, guide_parts
 from gist_train.training.loop import steps
 from gist_train.training.schedule import Schedule
 from gist_train.training.setup import Prepared, last_step, open_training, schedule_of
-from gist_train.training.step_context import SelfGuide
 from gist_train.training.throughput import training_flops
 
 EXACT_TEXTS = 4096

@@ -16,7 +16,8 @@ from torch import Tensor
 from gist_train.data.corpus import Batch
 from gist_train.training.distributed import share
 from gist_train.training.gradient_cache import Texts, computed_tokens, cut, filled_tokens, texts_in
-from gist_train.training.step_context import StoredGuide, Training, labels_of, own_negatives_of
+from gist_train.training.guides import StoredGuide
+from gist_train.training.step_context import Training, labels_of, own_negatives_of
 
 Ints = NDArray[np.int64]
 

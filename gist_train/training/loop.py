@@ -24,8 +24,9 @@ from gist_train.model.loss import BLOCKS, LossOutput, guided_contrastive_loss
 from gist_train.training.distributed import gather_with_gradient, sum_over_ranks
 from gist_train.training.gradient_cache import encode, hand_on
 from gist_train.training.graphs import Graphs
+from gist_train.training.guides import SelfGuide
 from gist_train.training.inputs import Inputs, inputs_of
-from gist_train.training.step_context import SelfGuide, Training
+from gist_train.training.step_context import Training
 from gist_train.training.throughput import StepClock
 from gist_train.training.update import set_learning_rate, update
 

@@ -19,8 +19,9 @@ from gist_train.model.compiled import BorderedEncoder, CompiledEncoder
 from gist_train.model.pretrained import Pretrained
 from gist_train.training.checkpoint import Facts
 from gist_train.training.distributed import DTYPES, precision_of
+from gist_train.training.guides import Guide, SelfGuide, StoredGuide
 from gist_train.training.schedule import Schedule, make_schedule
-from gist_train.training.step_context import Guide, SelfGuide, SourceRules, StoredGuide, Training
+from gist_train.training.step_context import SourceRules, Training
 from gist_train.training.update import LossScale, for_graphs
 
 

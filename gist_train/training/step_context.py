@@ -1,67 +1,24 @@
 """All that a step of training reads besides its batch: model, data, guide, what a source's rows contrast with.
 
-Legend: B rows of the whole batch, M negatives, G width of the guide, S sources.
+Legend: B rows of the whole batch, M negatives, S sources.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from gist_train.config.schema import LossConfig
 from gist_train.config.sources import ClassificationSource, Source
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Batch, Corpus, TokenTable
-from gist_train.model.guide import GuideStore
+from gist_train.training.guides import Guide
 from gist_train.training.schedule import Schedule
 from gist_train.training.update import LossScale
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTexts:
-    """What a guide's store holds of a corpus."""
-
-    store: GuideStore
-    positions: NDArray[np.int64]
-    """(texts of the corpus,) where the store has each text; -1 for those that it is not asked for."""
-
-    def embeddings(self, text_ids: NDArray[np.int32]) -> Tensor:
-        """(n, G) float32 of n texts."""
-        return torch.from_numpy(self.store.read(self.positions[text_ids]))
-
-
-@dataclass(frozen=True, slots=True)
-class StoredGuide:
-    """A guide whose embeddings are stored: the same store for all columns, unless it reads them after prompts of their own."""
-
-    anchor: StoredTexts
-    positive: StoredTexts
-    negative: StoredTexts
-
-    @classmethod
-    def alike(cls, store: GuideStore, positions: NDArray[np.int64]) -> "StoredGuide":
-        """One that reads all columns alike, and has each text of the corpus at `positions` (N,)."""
-        texts = StoredTexts(store, positions)
-        return cls(texts, texts, texts)
-
-    @property
-    def fingerprint(self) -> str:
-        """Of its model and prompts."""
-        return "+".join(dict.fromkeys(part.store.fingerprint for part in (self.anchor, self.positive, self.negative)))
-
-
-@dataclass(frozen=True, slots=True)
-class SelfGuide:
-    """The student's own similarities guide."""
-
-
-Guide: TypeAlias = StoredGuide | SelfGuide | None
-"""None: no guide, and no candidate is masked by one."""
 
 
 @dataclass(frozen=True, slots=True)

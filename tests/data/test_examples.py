@@ -9,7 +9,8 @@ from support.running import gist
 
 from gist_train.config.errors import UserError
 from gist_train.config.schema import DataConfig
-from gist_train.data.sources import ALIASES, COUNTS, JUDGES, SCORES, read_labelled, read_rows
+from gist_train.data.judging import WATCHED
+from gist_train.data.sources import ALIASES, read_labelled, read_rows
 from gist_train.starter import starter_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +50,7 @@ def test_the_page_names_every_example_and_column():
     for key, names in ALIASES.items():
         (line,) = [line for line in PAGE.splitlines() if line.startswith(f"| {key} |")]
         assert [name for name in names if f"`{name}`" not in line] == []
-    assert [name for name in ("label", "gold_label", "score", "clicks") if name not in (*JUDGES, *SCORES, *COUNTS)] == []
+    assert [name for name in ("label", "gold_label", "score", "clicks") if name not in WATCHED] == []
 
 
 def test_init_writes_the_lines_of_the_page():

@@ -30,7 +30,7 @@ from gist_train.model.guide import GuideStore, store_folder
 from gist_train.model.loading import load_guide, load_student
 from gist_train.model.pretrained import Pretrained
 from gist_train.planning.plan import plan
-from gist_train.training.step_context import SelfGuide
+from gist_train.training.guides import SelfGuide
 
 CPU = torch.device("cpu")
 QUIET = Console(quiet=True)
