@@ -27,7 +27,7 @@ from gist_train.data.overlap import Exclusion, normalized_hash
 from gist_train.model.guide import GuideStore, store_folder
 from gist_train.model.loading import load_guide, load_student
 from gist_train.model.pretrained import Pretrained
-from gist_train.model.vectors import refuse_missing, vector_store
+from gist_train.model.vectors import refuse_missing, vector_files, vector_store
 from gist_train.model.whole import TextModel
 from gist_train.progress import follow
 from gist_train.training.guides import Guide, SelfGuide, StoredGuide, guide_parts
@@ -76,6 +76,7 @@ def prepare(
         check_device(config, student, device, processes.count)
     else:
         report_device(config, student, device, console)
+    check_guide(config)
     corpus = prepare_corpus(config, device, console, processes)
     for index, source in enumerate(rows_of_sources(config, corpus)[:SHOWN_SOURCES]):
         console.print(f"data.train[{index}] ({source.path}): {source}", highlight=False, markup=False, soft_wrap=True)
@@ -343,6 +344,15 @@ def guide_as_stored(config: Config, corpus: Corpus) -> Guide:
             return None
         stored.append(part.stored(store, places))
     return StoredGuide.of_parts(parts, stored)
+
+
+def check_guide(config: Config) -> None:
+    """Raises UserError where there is no such guide: millions of rows need not be read before."""
+    match config.guide:
+        case GuideConfig():
+            store_folder(cache_folder(config), config.guide, "guide")
+        case GuideVectorsConfig():
+            vector_files(config.guide)
 
 
 def _guide_without_model(config: Config, corpus: Corpus) -> Guide:

@@ -94,6 +94,14 @@ def test_two_sources_share_one_pass_of_the_guide(write_config, intents, write_ro
     assert set(corpus.source.tolist()) == {0, 1}
 
 
+@pytest.mark.parametrize("guide", [{"name": "./none"}, {"vectors": "none.parquet"}])
+def test_a_missing_guide_is_told_before_rows_are_read(write_config, guide, monkeypatch):
+    """The rows of a large set take many minutes, after which a slip of the pen would be told."""
+    monkeypatch.setattr(preparation, "prepare_corpus", lambda *_: pytest.fail("rows were read"))
+    with pytest.raises(UserError, match="none"):
+        preparation.prepare(load_config(write_config(guide=guide)), CPU, QUIET)
+
+
 def test_a_file_that_grows_while_it_is_read_is_told(write_config, tmp_path, monkeypatch):
     """Half of the old file and half of the new are no data set."""
     path = write_config()

@@ -34,7 +34,7 @@ def vector_store(cache: Path, config: GuideVectorsConfig) -> GuideStore:
     Raises:
         UserError: the file is missing or broken, or holds a vector that is not finite, of no direction or of another length.
     """
-    files = _files(config)
+    files = vector_files(config)
     hashes = ContentHashes(cache / "content-hashes.json")
     parts = [FORMAT, *map(hashes.of, files), config.columns.model_dump(), config.dtype]
     hashes.save()
@@ -57,7 +57,8 @@ def refuse_missing(store: GuideStore, texts: list[str], all_texts: int) -> None:
         raise UserError(Fault(WHERE, found, "a vector for every text", f"add those of the texts that are listed in {listed}"))
 
 
-def _files(config: GuideVectorsConfig) -> list[Path]:
+def vector_files(config: GuideVectorsConfig) -> list[Path]:
+    """The files that hold vectors and texts, which may be one; UserError where one is missing or of another format."""
     path = Path(config.vectors)
     if path.suffix not in (".parquet", ".npy"):
         raise _fault(shown(str(path)), "a file that ends in .parquet or .npy", "write the vectors in one of these formats")
