@@ -96,6 +96,10 @@ def _steps(planned: Plan) -> Rows:
         yield "", Text(f"inside warm-up: {peak}", style="bold yellow")
     if chosen.note:
         yield "", Text(chosen.note.strip(), style="yellow")
+    if planned.evaluation_tasks:
+        yield "evaluated on", Text(", ".join(planned.evaluation_tasks))
+    else:
+        yield "evaluated on", Text("nothing: name tasks in evaluation.tasks to see what training gains", style="yellow")
 
 
 def _tokens(planned: Plan) -> Rows:

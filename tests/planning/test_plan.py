@@ -113,6 +113,12 @@ def test_leaks_are_told(write_config, write_pairs, triplets):
     assert planned(write_config("bare"))["leakage"] == []
 
 
+def test_what_is_evaluated_is_said(write_config, write_pairs):
+    """Hours of training that nothing measures are the commonest regret: it must be seen before they begin."""
+    assert "evaluated on pairs" in " ".join(gist("plan", write_config(evaluation=write_pairs(["one"]))).out.split())
+    assert "evaluated on nothing: name tasks in evaluation.tasks" in " ".join(gist("plan", write_config("bare")).out.split())
+
+
 def test_a_corpus_of_before_there_was_exclusion_is_planned(write_config):
     """Its meta.json says nothing of rows left out; it must not be built again for that, nor break the plan."""
     path = write_config()
