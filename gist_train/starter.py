@@ -61,7 +61,9 @@ def starter_yaml(files: Sequence[Path], *, model: str, guide: str | None, to: Pa
     of_folders: list[Fault] = []
     for path in _data_files(files, faults):
         try:
-            guessed.append(_unjudged(judged(path)))
+            one = judged(path)
+            _refuse_judged(one)
+            guessed.append(one)
         except UserError as error:  # a file that was named must be of use; of a folder the others may be
             (faults if path in files else of_folders).extend(error.faults)
     uses = _uses(_shards_together(guessed))
@@ -199,15 +201,15 @@ def _uses(guessed: Sequence[GuessedFile]) -> Uses:
     return Uses(train, tasks, left_out)
 
 
-def _unjudged(one: GuessedFile) -> GuessedFile:
-    """The file; UserError with the line to write where one of its columns judges its pairs: the user says which belong."""
+def _refuse_judged(one: GuessedFile) -> None:
+    """Raises UserError where a column judges the pairs: which of them belong together, the user must say."""
     if one.where is None:
-        return one
+        return
     columns = ", ".join(f"{role}: {_written(column)}" for role, column in one.columns.items())
     of_columns = f"columns: {{{columns}}}, " if columns else ""
     line = f"- {{source: {one.sample.source}, path: {_written(one.sample.path)}, {of_columns}where: {_written(one.where)}}}"
-    found = f"pairs that a column judges: some do not belong together, perhaps all but those of {one.where}"
-    fix = f"leave the file out here and write into the YAML: {line}"
+    found = f"pairs beside a column that judges them; they seem to belong together where {one.where}"
+    fix = f"check that, leave the file out here and write into the YAML: {line}"
     raise UserError(Fault(one.sample.path, found, "pairs of texts that belong together", fix))
 
 

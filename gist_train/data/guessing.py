@@ -17,7 +17,7 @@ from gist_train.data.formats import json_records, jsonl_cells, reader_of
 from gist_train.data.judging import WATCHED, Judging
 from gist_train.data.medi import medi_pairs
 from gist_train.data.sources import ALIASES, NUMBERED
-from gist_train.data.tables import BadRow, Columns, Field, TableFile, encodable, opened, read_errors, several
+from gist_train.data.tables import BadRow, Columns, Field, TableFile, content_of, encodable, read_errors, several
 
 SAMPLED = 200
 """Rows of a file that are looked at."""
@@ -161,7 +161,9 @@ def _sample(path: Path) -> Sample:
             read = list(islice(_rows(file), SAMPLED + 1))
     bad = [row for row in read[:SAMPLED] if isinstance(row, BadRow)]
     rows = [
-        {name: opened(row[name]) for name in row if _fills(row[name])} for row in read[:SAMPLED] if not isinstance(row, BadRow)
+        {name: content_of(row[name]) for name in row if _fills(row[name])}
+        for row in read[:SAMPLED]
+        if not isinstance(row, BadRow)
     ]
     if not rows:
         file.row = 0
@@ -174,7 +176,7 @@ def _sample(path: Path) -> Sample:
 
 
 def _is_row(header: Sequence[str]) -> bool:
-    """Whether what should be names of columns are texts of a first row: names are known, or short."""
+    """Whether a header is the first row of data: names of columns are short."""
     return 2 * sum(len(name.split()) >= WORDS_OF_A_TEXT for name in header) >= max(2, len(header))
 
 

@@ -189,8 +189,8 @@ def encodable(value: str) -> bool:
 
 
 def texts(value: object, column: str) -> tuple[str, ...]:
-    """One text or a list of them, as `opened` sees it, as a tuple of at least one."""
-    value = opened(value)
+    """One text or a list of them, as `content_of` sees it, as a tuple of at least one."""
+    value = content_of(value)
     if not isinstance(value, list):
         return (text(value, column, TEXTS),)
     if not value:
@@ -198,7 +198,7 @@ def texts(value: object, column: str) -> tuple[str, ...]:
     return tuple([text(item, f"{column}[{index}]", TEXTS) for index, item in enumerate(value)])
 
 
-def opened(value: object) -> object:
+def content_of(value: object) -> object:
     """A list that JSON or Python wrote as text, as tables without lists have it, as a list; documents as their texts.
 
     A document is `{"title": ..., "text": ...}`, as Tevatron has it.

@@ -54,7 +54,7 @@ def refuse_missing(store: GuideStore, texts: list[str], all_texts: int) -> None:
         write_text(listed, "".join(json.dumps({"text": one}, ensure_ascii=False) + "\n" for one in texts))
         first = ", ".join(map(shown, texts[:SHOWN_TEXTS])) + (", ..." if len(texts) > SHOWN_TEXTS else "")
         found = f"no vector for {len(texts):,} of {all_texts:,} texts: {first}"
-        raise UserError(Fault(WHERE, found, "a vector for every text", f"add those of the texts that are listed in {listed}"))
+        raise UserError(Fault(WHERE, found, "a vector for every text", f"compute those of the texts in {listed}, and add them"))
 
 
 def vector_files(config: GuideVectorsConfig) -> list[Path]:
