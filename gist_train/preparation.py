@@ -25,7 +25,7 @@ from gist_train.data.files import locked
 from gist_train.data.fingerprints import ContentHashes, corpus_fingerprint
 from gist_train.data.overlap import Exclusion, normalized_hash
 from gist_train.model.guide import GuideStore, store_folder
-from gist_train.model.loading import load_guide, load_student
+from gist_train.model.loading import identity, load_guide, load_student
 from gist_train.model.pretrained import Pretrained
 from gist_train.model.vectors import refuse_missing, vector_files, vector_store
 from gist_train.model.whole import TextModel
@@ -350,7 +350,7 @@ def check_guide(config: Config) -> None:
     """Raises UserError where there is no such guide: millions of rows need not be read before."""
     match config.guide:
         case GuideConfig():
-            store_folder(cache_folder(config), config.guide, "guide")
+            identity(config.guide.name, config.guide.revision, "guide", lambda _: "")  # is it there: its content is read later
         case GuideVectorsConfig():
             vector_files(config.guide)
 
