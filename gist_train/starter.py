@@ -94,6 +94,7 @@ def starter_yaml(files: Sequence[Path], *, model: str, guide: str | None, to: Pa
         pooling=GUIDE_POOLING.get(guide or ""),
         uses=uses,
         task_of=_task_of,
+        as_written=_as_written,
         metric=next((f"{name}/{_first_metric(one)}" for name, (one, _) in uses.tasks.items()), None),
         says_nothing=_says_nothing,
         held_out=_held_out,
@@ -190,8 +191,6 @@ def _uses(guessed: Sequence[GuessedFile]) -> Uses:
         judge = next((judge for judge, its in tasks.values() if its is fitted), None)
         if one.use != "labelled":
             left_out.append((one.sample.path, "pairs without scores judge nothing, unless made a retrieval task"))
-        elif one.sample.delimiter is not None:
-            left_out.append((one.sample.path, "evaluation reads commas, or tabs in a .tsv file: save it so"))
         elif fitted is None:
             left_out.append((one.sample.path, "no file above has its columns and labels"))
         elif judge is not None:
@@ -205,9 +204,13 @@ def _refuse_judged(one: GuessedFile) -> None:
     """Raises UserError where a column judges the pairs: which of them belong together, the user must say."""
     if one.where is None:
         return
-    columns = ", ".join(f"{role}: {_written(column)}" for role, column in one.columns.items())
-    of_columns = f"columns: {{{columns}}}, " if columns else ""
-    line = f"- {{source: {one.sample.source}, path: {_written(one.sample.path)}, {of_columns}where: {_written(one.where)}}}"
+    keys = [
+        f"source: {one.sample.source}",
+        f"path: {_written(one.sample.path)}",
+        *_as_written(one),
+        f"where: {_written(one.where)}",
+    ]
+    line = f"- {{{', '.join(keys)}}}"
     found = f"pairs beside a column that judges them; they seem to belong together where {one.where}"
     fix = f"check that, leave the file out here and write into the YAML: {line}"
     raise UserError(Fault(one.sample.path, found, "pairs of texts that belong together", fix))
@@ -216,8 +219,13 @@ def _refuse_judged(one: GuessedFile) -> None:
 def _fitted_on(one: GuessedFile, train: Iterable[GuessedFile]) -> GuessedFile | None:
     """The training file that a classifier judged by `one` is fitted on: of its columns, with labels that it has too."""
     fit = [other for other in train if other.use == one.use == "labelled" and other.roles == one.roles]
-    fit = [other for other in fit if _labels(other) & _labels(one)]
+    fit = [other for other in fit if _labels(other) & _labels(one) and _written_alike(other, one)]
     return max(fit, key=lambda other: (_set_of(other) == _set_of(one), _folders(other)[0] == _folders(one)[0]), default=None)
+
+
+def _written_alike(one: GuessedFile, other: GuessedFile) -> bool:
+    """Whether a task can name both: it says once how its files are written."""
+    return (one.sample.delimiter, one.sample.header) == (other.sample.delimiter, other.sample.header)
 
 
 def _judging_order(judge: tuple[GuessedFile, GuessedFile | None]) -> tuple[bool, bool]:
@@ -269,6 +277,15 @@ def _set_of(one: GuessedFile) -> str:
     """What a training file and its test file are both called: banking77 of banking77_test.jsonl and of banking77/test.jsonl."""
     names = [SPLIT.sub("", name) for name in (_stem(one), *(folder.name for folder in _folders(one))) if encodable(name)]
     return next((name for name in names if name.lower() not in SAYS_NOTHING), one.sample.name)
+
+
+def _as_written(one: GuessedFile) -> list[str]:
+    """The keys that say how the file is written, each as in the YAML; none of them where it is as usual."""
+    columns = ", ".join(f"{role}: {_written(column)}" for role, column in one.columns.items())
+    keys = [f"columns: {{{columns}}}"] if columns else []
+    if one.sample.delimiter is not None:
+        keys.append(f"delimiter: {_written(one.sample.delimiter)}")
+    return keys if one.sample.header else [*keys, "header: false"]
 
 
 def _first_metric(one: GuessedFile) -> str:

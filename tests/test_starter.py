@@ -496,6 +496,17 @@ def test_any_delimiter_is_guessed(tmp_path, delimiter):
     assert (first.anchor, first.positives) == ("question 0, and more", ("answer 0",))
 
 
+def test_tasks_are_read_as_their_files_are_written(tmp_path):
+    """Scored pairs with semicolons between the columns judged nothing, and were refused."""
+    rows = "".join(f"a text {n};and another;{n % 5}\n" for n in range(20))
+    (tmp_path / "sts.csv").write_text("sentence1;sentence2;score\n" + rows)
+    write(tmp_path / "faq.jsonl", PAIRS)
+    (task,) = loaded(tmp_path, starter(tmp_path / "sts.csv", tmp_path / "faq.jsonl")).evaluation.tasks
+    assert task.delimiter == ";"
+    (read,) = load_tasks([task])
+    assert len(read.scores) == 20
+
+
 def test_the_parts_of_one_file_are_one_source(tmp_path):
     """A YAML of 200 sources, and as many tasks, is nothing that anybody reads."""
     for n in range(4):

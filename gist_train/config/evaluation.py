@@ -7,6 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from gist_train.config.fields import (
     Count,
     CountOrZero,
+    Delimiter,
     FolderName,
     MaxLength,
     MisplacedError,
@@ -69,30 +70,46 @@ class SidePrompts(Section):
     """Text before every document; null = the folder's prompt for documents, else the training's for positives."""
 
 
-class StsTask(Section):
+class ReadTask(Section):
+    """What tasks share whose rows are read here."""
+
+    type: str
+    """Kind of the task."""
+    name: FolderName
+    """Name of the task, the first part of its metrics' names."""
+    on_bad_row: Literal["fail", "skip"] = "fail"
+    """Whether a row that can't be used ends the command, or is left out and counted."""
+
+
+class FileTask(ReadTask):
+    """What tasks share that are files of rows."""
+
+    delimiter: Delimiter | None = None
+    """Character between the columns of a CSV file; null = a comma, or a tab in a .tsv file."""
+    header: bool = True
+    """Whether the first row of a CSV file names the columns; without one they are called "1", "2", ..."""
+    prompt: Prompt | None = None
+    """Text the model reads before every text; null = the folder's default prompt, else the one that all rows are trained with."""
+
+
+class StsTask(FileTask):
     """Semantic textual similarity: rank correlation with human scores."""
 
     METRICS: ClassVar = ("spearman", "pearson")
     type: Literal["sts"] = "sts"
     """Kind of the task."""
-    name: FolderName
-    """Name of the task, the first part of its metrics' names."""
     path: PathText
     """File of scored pairs."""
     columns: StsColumns = StsColumns()
     """Names of the file's columns."""
-    prompt: Prompt | None = None
-    """Text the model reads before every text; null = the folder's default prompt, else the one that all rows are trained with."""
 
 
-class RetrievalTask(Section):
+class RetrievalTask(ReadTask):
     """Retrieval over a folder of corpus, queries and judgements."""
 
     METRICS: ClassVar = ("ndcg@10", "recall@100", "mrr@10")
     type: Literal["retrieval"] = "retrieval"
     """Kind of the task."""
-    name: FolderName
-    """Name of the task, the first part of its metrics' names."""
     path: PathText
     """Folder in BEIR's or the flat layout."""
     split: Text = "test"
@@ -101,14 +118,12 @@ class RetrievalTask(Section):
     """Text the model reads before queries and documents."""
 
 
-class ClassificationTask(Section):
+class ClassificationTask(FileTask):
     """Classifiers fitted on the embeddings of `train`, judged on `test`: a logistic regression, and the 5 nearest neighbours."""
 
     METRICS: ClassVar = ("accuracy", "f1", "knn_accuracy")
     type: Literal["classification"] = "classification"
     """Kind of the task."""
-    name: FolderName
-    """Name of the task, the first part of its metrics' names."""
     train: PathText
     """File the classifiers are fitted on."""
     test: PathText
@@ -117,56 +132,42 @@ class ClassificationTask(Section):
     """Names of the columns of both files."""
     per_class: Count | None = None
     """Rows per class drawn from train with a seed; null = all rows."""
-    prompt: Prompt | None = None
-    """Text the model reads before every text; null = the folder's default prompt, else the one that all rows are trained with."""
 
 
-class ClusteringTask(Section):
+class ClusteringTask(FileTask):
     """Clustering: k-means into as many clusters as there are labels, against the labels."""
 
     METRICS: ClassVar = ("v_measure",)
     type: Literal["clustering"] = "clustering"
     """Kind of the task."""
-    name: FolderName
-    """Name of the task, the first part of its metrics' names."""
     path: PathText
     """File of labelled texts."""
     columns: LabelColumns = LabelColumns()
     """Names of the file's columns."""
-    prompt: Prompt | None = None
-    """Text the model reads before every text; null = the folder's default prompt, else the one that all rows are trained with."""
 
 
-class PairTask(Section):
+class PairTask(FileTask):
     """Pair classification: do the pairs that belong together have the higher similarities?"""
 
     METRICS: ClassVar = ("ap",)
     type: Literal["pair"] = "pair"
     """Kind of the task."""
-    name: FolderName
-    """Name of the task, the first part of its metrics' names."""
     path: PathText
     """File of pairs with a label of 0 or 1."""
     columns: PairColumns = PairColumns()
     """Names of the file's columns."""
-    prompt: Prompt | None = None
-    """Text the model reads before every text; null = the folder's default prompt, else the one that all rows are trained with."""
 
 
-class TripletTask(Section):
+class TripletTask(FileTask):
     """Triplets: the share of anchors that are more similar to their positive than to their negative."""
 
     METRICS: ClassVar = ("accuracy",)
     type: Literal["triplet"] = "triplet"
     """Kind of the task."""
-    name: FolderName
-    """Name of the task, the first part of its metrics' names."""
     path: PathText
     """File of triplets."""
     columns: TripletColumns = TripletColumns()
     """Names of the file's columns."""
-    prompt: Prompt | None = None
-    """Text the model reads before every text; null = the folder's default prompt, else the one that all rows are trained with."""
 
 
 LocalTask = Annotated[

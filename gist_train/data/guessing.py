@@ -316,9 +316,6 @@ def _labelled(sample: Sample, text: str, label: str) -> GuessedFile | None:
 
 
 def _scored(sample: Sample, roles: dict[str, str]) -> GuessedFile:
-    if sample.delimiter is not None:
-        found = f"pairs with a score, {shown(sample.delimiter)} between the columns"
-        raise sample.fault(found, "commas, or tabs in a .tsv file: evaluation reads no other", "save it so")
     usual = StsColumns().model_dump()
     return GuessedFile(sample, "scored", roles, {role: column for role, column in roles.items() if column != usual[role]})
 

@@ -81,7 +81,7 @@ def read_classification(task: ClassificationTask, where: str, faults: list[Fault
     """The task with its files read; None, and faults, where they have some."""
     paths, columns = [Path(path) for path in (task.train, task.test)], task.columns
     same_name = paths[0].name == paths[1].name
-    train, test = [TaskFile(path, f"{where}: {path if same_name else path.name}", faults) for path in paths]
+    train, test = [TaskFile(path, f"{where}: {path if same_name else path.name}", faults, task) for path in paths]
     numbers: dict[str, int] = {}
     make, names = partial(labelled, columns, numbers), {"text": columns.text, "label": columns.label}
     train_rows = train.read(names, make)

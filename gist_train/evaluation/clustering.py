@@ -44,7 +44,7 @@ class LoadedClustering:
 def read_clustering(task: ClusteringTask, where: str, faults: list[Fault]) -> LoadedClustering | None:
     """The task with its file read; None, and faults, where it has some."""
     path, columns = Path(task.path), task.columns
-    file = TaskFile(path, f"{where}: {path.name}", faults)
+    file = TaskFile(path, f"{where}: {path.name}", faults, task)
     numbers: dict[str, int] = {}
     rows = file.read({"text": columns.text, "label": columns.label}, partial(labelled, columns, numbers))
     if not file.clean:

@@ -115,9 +115,9 @@ def read_retrieval(task: RetrievalTask, where: str, faults: list[Fault]) -> Load
         faults.append(Fault(f"{where}: path", path, "a folder that exists", "correct the path"))
         return None
     # The flat names first: they belong to one split.
-    corpus = _part(folder, ("corpus.jsonl",), where, faults)
-    queries = _part(folder, (f"queries.{task.split}.jsonl", "queries.jsonl"), where, faults)
-    qrels = _part(folder, (f"qrels.{task.split}.tsv", f"qrels/{task.split}.tsv"), where, faults)
+    corpus = _part(task, ("corpus.jsonl",), where, faults)
+    queries = _part(task, (f"queries.{task.split}.jsonl", "queries.jsonl"), where, faults)
+    qrels = _part(task, (f"qrels.{task.split}.tsv", f"qrels/{task.split}.tsv"), where, faults)
     documents: dict[str, str | None] = {}
     bodies: list[str] = []
     asked: dict[str, str | None] = {}
@@ -172,7 +172,7 @@ def read_retrieval(task: RetrievalTask, where: str, faults: list[Fault]) -> Load
 
 
 def _judgements(
-    qrels: TaskFile, queries: Mapping[str, object] | None, documents: Mapping[str, object] | None
+    qrels: TaskFile, queries: Mapping[str, str | None] | None, documents: Mapping[str, str | None] | None
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
     """Query id -> document id -> judgement, those above 0 only; and what of the file is left out, in words.
 
@@ -202,18 +202,19 @@ def _judgements(
             left_out.append(f"{len(ids):,} judgements of {kind} that are not there")
     judged: dict[str, dict[str, float]] = {}
     for (query, document), score in said.items():
-        if score > 0 and (queries is None or query in queries):
+        if score > 0 and (queries is None or queries.get(query)):  # a query without a text was a bad row
             judged.setdefault(query, {})[document] = score
     if qrels.clean and not judged:
         qrels.fault("no score above 0", "one relevant document or more", "check the column", what=": score")
     return judged, left_out
 
 
-def _part(folder: Path, names: Sequence[str], where: str, faults: list[Fault]) -> TaskFile | None:
+def _part(task: RetrievalTask, names: Sequence[str], where: str, faults: list[Fault]) -> TaskFile | None:
     """The first that exists of `names` in the folder, each as it is or with .gz."""
+    folder = Path(task.path)
     for name in [name + ending for name in names for ending in ("", ".gz")]:
         if (folder / name).is_file():
-            return TaskFile(folder / name, f"{where}: {name}", faults)
+            return TaskFile(folder / name, f"{where}: {name}", faults, task)
     there = sorted(str(path.relative_to(folder)) for path in (*folder.glob("*"), *folder.glob("qrels/*")) if path.is_file())
     content = f"{shown(str(folder))} with {quoted(there[:20])}"
     expected = f"{' or '.join(names)}, or one of these with .gz"

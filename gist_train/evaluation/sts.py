@@ -41,7 +41,7 @@ class LoadedSts:
 def read_sts(task: StsTask, where: str, faults: list[Fault]) -> LoadedSts | None:
     """The task with its file read; None, and faults, where it has some."""
     path, columns = Path(task.path), task.columns
-    file = TaskFile(path, f"{where}: {path.name}", faults)
+    file = TaskFile(path, f"{where}: {path.name}", faults, task)
 
     def pair(row: Record) -> tuple[str, str, float]:
         text1, text2 = text(row[columns.text1], columns.text1), text(row[columns.text2], columns.text2)

@@ -3,16 +3,19 @@
 Rows count from 1 in messages, a header excluded; in JSONL the row is the line. Texts, labels and ids are stripped.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from gist_train.config.errors import Fault, UserError, shown
-from gist_train.config.evaluation import LabelColumns
+from gist_train.config.evaluation import FileTask, LabelColumns, ReadTask
 from gist_train.data.formats import reader_of
 from gist_train.data.sources import ALIASES
 from gist_train.data.tables import BadRow, Field, TableFile, read_errors, text
+
+logger = logging.getLogger(__name__)
 
 FAULTS_PER_FILE = 10
 """Bad rows named of one file; of the others the number."""
@@ -36,20 +39,19 @@ class TaskFile:
     Args:
         label: how messages call it.
         faults: where its faults are added.
+        task: says how its rows are written, and whether bad ones are left out.
     """
 
-    def __init__(self, path: Path, label: str, faults: list[Fault]):
+    def __init__(self, path: Path, label: str, faults: list[Fault], task: ReadTask):
         self.path = path
         self.label = label
         self.faults = faults
+        self.task = task
         self.bad_rows = 0
         self.to_the_end = False
         """Whether all rows were read, good and bad: only then can other files be compared with it."""
-
-    @property
-    def clean(self) -> bool:
-        """Whether all rows were read, and all are good."""
-        return self.to_the_end and self.bad_rows == 0
+        self.clean = False
+        """Whether all rows were read, and each is good or left out."""
 
     def fault(self, found: str, expected: str, fix: str, *, what: str = "") -> None:
         """Adds a fault of this file."""
@@ -58,7 +60,9 @@ class TaskFile:
     def read(
         self, columns: Mapping[str, str] | Sequence[str], make: Callable[[Record], Made], *, optional: Sequence[str] = ()
     ) -> list[Made]:
-        """What `make` makes of each good row. A row it raises BadRow on, and all that is wrong with the file, becomes a fault.
+        """What `make` makes of each good row. All that is wrong with the file becomes a fault.
+
+        A row that `make` raises BadRow on is one too, or is left out: then a line says how many are.
 
         Args:
             columns: key under `columns` in the YAML -> the column that every row must have; or the columns alone, where the YAML
@@ -77,6 +81,9 @@ class TaskFile:
         fields += [Field(None, (column,), False, False) for column in optional]
         names = [field.names[0] for field in fields]
         file = TableFile(self.path, self.label)
+        if isinstance(self.task, FileTask):
+            file.delimiter, file.header = self.task.delimiter, self.task.header
+        bad_rows = list[Fault]()
         try:
             with read_errors(file):
                 for row in reader_of(file)(file, fields):
@@ -85,21 +92,29 @@ class TaskFile:
                             raise row
                         made.append(make(dict(zip(names, row[1], strict=True))))
                     except BadRow as bad:
-                        self._bad(file.row, bad)
+                        self.bad_rows += 1
+                        if len(bad_rows) < FAULTS_PER_FILE:
+                            bad_rows.append(self._fault_of(file.row, bad))
         except UserError as error:
             self.faults += error.faults
         else:
             self.to_the_end = file.row > 0
             if file.row == 0:
                 self.fault("no rows", "one row or more", "fill the file")
+        skipped = self.task.on_bad_row == "skip" and self.bad_rows < file.row
+        self.clean = self.to_the_end and (skipped or not self.bad_rows)
+        if skipped and bad_rows:
+            first, counts = bad_rows[0], f"{self.bad_rows:,} of {file.row:,} rows left out"
+            logger.warning("%s: %s, as %s (%s)", self.label, counts, first.where.removeprefix(f"{self.label}, "), first.found)
+            return made
+        self.faults += bad_rows
         if self.bad_rows > FAULTS_PER_FILE:
             self.fault(f"{self.bad_rows - FAULTS_PER_FILE:,} more bad rows", "rows as above", "fix or drop these too")
         return made
 
-    def _bad(self, row: int, bad: BadRow) -> None:
-        self.bad_rows += 1
-        if self.bad_rows <= FAULTS_PER_FILE:
-            self.fault(bad.found, bad.expected, "fix the row or drop it", what=f", row {row:,}: {bad.what}")
+    def _fault_of(self, row: int, bad: BadRow) -> Fault:
+        fix = f"fix the row, drop it, or set on_bad_row: skip for {self.task.name}"
+        return Fault(f"{self.label}, row {row:,}: {bad.what}", bad.found, bad.expected, fix)
 
 
 def quoted(names: Iterable[str]) -> str:

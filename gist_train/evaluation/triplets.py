@@ -40,7 +40,7 @@ class LoadedTriplets:
 def read_triplets(task: TripletTask, where: str, faults: list[Fault]) -> LoadedTriplets | None:
     """The task with its file read; None, and faults, where it has some."""
     path, columns = Path(task.path), task.columns
-    file = TaskFile(path, f"{where}: {path.name}", faults)
+    file = TaskFile(path, f"{where}: {path.name}", faults, task)
     names = {"anchor": columns.anchor, "positive": columns.positive, "negative": columns.negative}
 
     def triplet(row: Record) -> tuple[str, ...]:

@@ -446,6 +446,47 @@ def test_many_bad_rows_are_counted(tmp_path):
     assert faults[-1].found == "1,490 more bad rows"
 
 
+def test_bad_rows_are_left_out_where_the_task_says_so(tmp_path, caplog):
+    """One empty cell of 2,000 rows need not send the user back to the file."""
+    path = text(tmp_path / "p.tsv", "sentence1\tsentence2\tscore\na\tb\t1\nc\t\t2\nd\te\tx\nf\tg\t3\n")
+    (task,) = load_tasks([StsTask(name="s", path=path, on_bad_row="skip")])
+    assert (task.texts1, task.texts2, list(task.scores)) == (("a", "f"), ("b", "g"), [1, 3])
+    (line,) = caplog.messages
+    for part in ("evaluation.tasks[0] (s): p.tsv", "2 of 4 rows left out", 'row 2: "sentence2" is empty'):
+        assert part in line
+
+
+def test_a_file_of_bad_rows_alone_is_refused_all_the_same(tmp_path):
+    """Nothing would be left to measure."""
+    path = text(tmp_path / "p.tsv", "sentence1\tsentence2\tscore\na\tb\tx\n")
+    faults = refused(StsTask(name="s", path=path, on_bad_row="skip"))
+    assert [fault.where for fault in faults] == ['evaluation.tasks[0] (s): p.tsv, row 1: "score" is not a number']
+
+
+def test_bad_rows_of_a_folder_take_what_judges_them_along(tmp_path, caplog):
+    """A query that was left out is not asked; a document that was is not found."""
+    task = beir(tmp_path, qrels="q1\td1\t1\nq2\td2\t1\nq2\td3\tbad\n")
+    lines(tmp_path / "queries.jsonl", {"_id": "q1", "text": " "}, {"_id": "q2", "text": "query 2"})
+    lines(tmp_path / "corpus.jsonl", *({"_id": f"d{n}", "text": f"doc {n}"} for n in (1, 2, 3)), {"_id": "d4", "text": 7})
+    (read,) = load_tasks([task.model_copy(update={"on_bad_row": "skip"})])
+    assert read.queries == ("query 2",)
+    assert read.documents == ("doc 1", "doc 2", "doc 3")
+    assert read.judgements == ({1: 1.0},)
+    said = " ".join(caplog.messages)
+    for part in ("queries.jsonl: 1 of 2 rows", "corpus.jsonl: 1 of 4 rows", "test.tsv: 1 of 3 rows"):
+        assert part in said
+
+
+@pytest.mark.parametrize("kind", [StsTask, PairTask])
+def test_other_delimiters_and_files_without_header(tmp_path, kind):
+    """As a source does: a file that trains could not judge."""
+    key = "score" if kind is StsTask else "label"
+    path = text(tmp_path / "p.csv", "a;b;1\nc;d, e;0\n")
+    columns = kind.model_fields["columns"].annotation(**{"text1": "1", "text2": "2", key: "3"})
+    (task,) = load_tasks([kind(name="s", path=path, delimiter=";", header=False, columns=columns)])
+    assert (task.texts1, task.texts2) == (("a", "c"), ("b", "d, e"))
+
+
 def test_files_that_cannot_be_read(tmp_path):
     """A traceback of gzip or of the decoder names no file."""
     cut = tmp_path / "cut.jsonl.gz"
