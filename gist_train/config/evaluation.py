@@ -16,7 +16,9 @@ from gist_train.config.fields import (
     Prompt,
     Section,
     Text,
+    Where,
 )
+from gist_train.config.sources import RowColumns
 
 
 class StsColumns(Section):
@@ -88,11 +90,16 @@ class FileTask(ReadTask):
     """Character between the columns of a CSV file; null = a comma, or a tab in a .tsv file."""
     header: bool = True
     """Whether the first row of a CSV file names the columns; without one they are called "1", "2", ..."""
+
+
+class PromptedTask(FileTask):
+    """What tasks share that have one prompt for all texts."""
+
     prompt: Prompt | None = None
     """Text the model reads before every text; null = the folder's default prompt, else the one that all rows are trained with."""
 
 
-class StsTask(FileTask):
+class StsTask(PromptedTask):
     """Semantic textual similarity: rank correlation with human scores."""
 
     METRICS: ClassVar = ("spearman", "pearson")
@@ -104,21 +111,25 @@ class StsTask(FileTask):
     """Names of the file's columns."""
 
 
-class RetrievalTask(ReadTask):
-    """Retrieval over a folder of corpus, queries and judgements."""
+class RetrievalTask(FileTask):
+    """Retrieval over a folder of corpus, queries and judgements, or over the anchors and positives of a file of rows."""
 
     METRICS: ClassVar = ("ndcg@10", "recall@100", "mrr@10")
     type: Literal["retrieval"] = "retrieval"
     """Kind of the task."""
     path: PathText
-    """Folder in BEIR's or the flat layout."""
+    """Folder in BEIR's or the flat layout; or a file of rows, whose anchors are to find their positives among all texts."""
     split: Text = "test"
-    """Which queries and judgements of the folder."""
+    """Which queries and judgements of a folder."""
+    columns: RowColumns | None = None
+    """Names of a file's columns; null = the usual names are looked for."""
+    where: Where | None = None
+    """Rows of a file that are taken: a condition over columns; null = all."""
     prompts: SidePrompts = SidePrompts()
     """Text the model reads before queries and documents."""
 
 
-class ClassificationTask(FileTask):
+class ClassificationTask(PromptedTask):
     """Classifiers fitted on the embeddings of `train`, judged on `test`: a logistic regression, and the 5 nearest neighbours."""
 
     METRICS: ClassVar = ("accuracy", "f1", "knn_accuracy")
@@ -134,7 +145,7 @@ class ClassificationTask(FileTask):
     """Rows per class drawn from train with a seed; null = all rows."""
 
 
-class ClusteringTask(FileTask):
+class ClusteringTask(PromptedTask):
     """Clustering: k-means into as many clusters as there are labels, against the labels."""
 
     METRICS: ClassVar = ("v_measure",)
@@ -146,7 +157,7 @@ class ClusteringTask(FileTask):
     """Names of the file's columns."""
 
 
-class PairTask(FileTask):
+class PairTask(PromptedTask):
     """Pair classification: do the pairs that belong together have the higher similarities?"""
 
     METRICS: ClassVar = ("ap",)
@@ -158,7 +169,7 @@ class PairTask(FileTask):
     """Names of the file's columns."""
 
 
-class TripletTask(FileTask):
+class TripletTask(PromptedTask):
     """Triplets: the share of anchors that are more similar to their positive than to their negative."""
 
     METRICS: ClassVar = ("accuracy",)

@@ -8,8 +8,8 @@ from gist_train.config.fields import Count, Delimiter, PathText, Positive, Promp
 from gist_train.config.models import StoredModelConfig
 
 
-class Columns(Section):
-    """What the columns of a table are called; null = the usual names are looked for."""
+class RowColumns(Section):
+    """What the columns of a table of rows are called; null = the usual names are looked for."""
 
     anchor: Text | None = None
     """Column of the anchor (the query)."""
@@ -17,6 +17,11 @@ class Columns(Section):
     """Column of the positive: one text or a list of them."""
     negative: Text | None = None
     """Column of the negative: one text or a list of them."""
+
+
+class Columns(RowColumns):
+    """What the columns of a table are called; null = the usual names are looked for."""
+
     task: Text | None = None
     """Column of the task's name."""
 

@@ -1,8 +1,8 @@
-"""Retrieval over a folder in BEIR's layout or the flat one: queries, documents and judgements. Config: `RetrievalTask`."""
+"""Retrieval over a folder in BEIR's layout or the flat one, or over a file of rows. Config: `RetrievalTask`."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from sklearn.metrics import ndcg_score  # type: ignore[import-untyped]
 
-from gist_train.config.errors import Fault, shown
+from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.evaluation import RetrievalTask
-from gist_train.data.tables import BadRow, text
+from gist_train.config.sources import Columns, CsvSource, JsonlSource, ParquetSource, Source
+from gist_train.data.sources import Row, read_rows
+from gist_train.data.tables import BadRow, TableFile, text
 from gist_train.evaluation.encoding import TextEncoder, encode_lists, side_prompt, unit
 from gist_train.evaluation.metrics import Items
-from gist_train.evaluation.task_files import Record, TaskFile, identifier, number, quoted
+from gist_train.evaluation.task_files import FAULTS_PER_FILE, Record, TaskFile, identifier, number, quoted
 
 logger = logging.getLogger(__name__)
 
@@ -110,9 +112,16 @@ def _near(similarities: NDArray[np.float32], judged: Collection[int]) -> NDArray
 def read_retrieval(task: RetrievalTask, where: str, faults: list[Fault]) -> LoadedRetrieval | None:
     """The task with its files read; None, and faults, where they have some."""
     folder = Path(task.path)
+    if folder.is_file() and (source := _source(task)) is not None:
+        return _read_rows(task, source, where, faults)
+    if given := [key for key in ("columns", "where", "delimiter", "header") if _is_set(task, key)]:
+        fix = f"take {' and '.join(given)} out, or name a file of rows"
+        faults.append(Fault(f"{where}: {given[0]}", f"{shown(str(folder))}, which is no file of rows", "a file of rows", fix))
+        return None
     if not folder.is_dir():
-        path = f"{shown(str(folder))}, which is {'a file' if folder.exists() else f'no folder in {Path.cwd()}'}"
-        faults.append(Fault(f"{where}: path", path, "a folder that exists", "correct the path"))
+        what = f"a file that ends in {shown(folder.suffix)}" if folder.exists() else f"neither folder nor file in {Path.cwd()}"
+        expected = "a folder, or a file of rows (.jsonl, .json, .csv, .tsv or .parquet), that exists"
+        faults.append(Fault(f"{where}: path", f"{shown(str(folder))}, which is {what}", expected, "correct the path"))
         return None
     # The flat names first: they belong to one split.
     corpus = _part(task, ("corpus.jsonl",), where, faults)
@@ -169,6 +178,63 @@ def read_retrieval(task: RetrievalTask, where: str, faults: list[Fault]) -> Load
         itself=itself if max(itself) >= 0 else (),
         prompts=(task.prompts.query, task.prompts.document),
     )
+
+
+def retrieval_of_rows(name: str, rows: Iterable[Row], prompts: tuple[str | None, str | None] = (None, None)) -> LoadedRetrieval:
+    """Each anchor asks for its positives among the positives and negatives of all rows; a text counts once on a side."""
+    found: dict[str, dict[int, float]] = {}
+    index: dict[str, int] = {}
+    for row in rows:
+        found.setdefault(row.anchor, {}).update((index.setdefault(positive, len(index)), 1.0) for positive in row.positives)
+        for negative in row.negatives:
+            index.setdefault(negative, len(index))
+    itself = tuple(index.get(query, -1) for query in found)
+    own = itself if max(itself, default=-1) >= 0 else ()
+    return LoadedRetrieval(name, tuple(found), tuple(index), tuple(found.values()), itself=own, prompts=prompts)
+
+
+def _source(task: RetrievalTask) -> Source | None:
+    """The task's file as training would read it; None where its ending says that it holds no rows."""
+    columns = None if task.columns is None else Columns(**task.columns.model_dump())
+    match TableFile(Path(task.path), "").suffix:
+        case ".jsonl" | ".json":
+            return JsonlSource(path=task.path, columns=columns, where=task.where)
+        case ".csv" | ".tsv":
+            return CsvSource(path=task.path, columns=columns, where=task.where, delimiter=task.delimiter, header=task.header)
+        case ".parquet":
+            return ParquetSource(path=task.path, columns=columns, where=task.where)
+    return None
+
+
+def _read_rows(task: RetrievalTask, source: Source, where: str, faults: list[Fault]) -> LoadedRetrieval | None:
+    """The task over a file of rows."""
+    if _is_set(task, "split"):
+        faults.append(Fault(f"{where}: split", f"{shown(task.split)}, and a file of rows", "a folder", "take split out"))
+    rows, bad = list[Row](), list[Fault]()
+    try:
+        for row in read_rows(source, where):
+            if isinstance(row, Fault):
+                fix = f"fix the row, drop it, or set on_bad_row: skip for {task.name}"
+                bad.append(replace(row, fix=fix))
+            elif row is not None:
+                rows.append(row)
+    except UserError as error:
+        faults += error.faults
+        return None
+    if bad and (task.on_bad_row == "fail" or not rows):
+        faults += bad[:FAULTS_PER_FILE]
+        return None
+    if bad:
+        logger.warning("%s: %s of %s rows left out, as %s", where, f"{len(bad):,}", f"{len(rows) + len(bad):,}", bad[0].where)
+    loaded = retrieval_of_rows(task.name, rows, (task.prompts.query, task.prompts.document))
+    if len(loaded.documents) < 2:
+        found = f"{len(loaded.documents)} different positives and negatives in {len(rows):,} rows"
+        faults.append(Fault(where, found, "two or more", "a ranking needs documents to rank: add rows"))
+    return loaded
+
+
+def _is_set(task: RetrievalTask, key: str) -> bool:
+    return bool(getattr(task, key) != RetrievalTask.model_fields[key].default)
 
 
 def _judgements(

@@ -25,6 +25,7 @@ from gist_train.config.evaluation import (
     StsTask,
     TripletTask,
 )
+from gist_train.config.sources import RowColumns
 from gist_train.evaluation import retrieval
 from gist_train.evaluation.classification import LoadedClassification, drawn_rows
 from gist_train.evaluation.clustering import LoadedClustering
@@ -367,7 +368,7 @@ def test_all_faults_of_all_tasks_come_at_once(tmp_path):
     ]
     assert len(faults) == 6
     assert faults[5].where == "evaluation.tasks[2] (r): path"
-    assert "no folder in" in faults[5].found
+    assert "neither folder nor file in" in faults[5].found
 
 
 @pytest.mark.parametrize("score", ["nan", "inf", "", "1,5"])
@@ -520,6 +521,54 @@ def test_faults_of_judgements(tmp_path):
         ("qrels/test.tsv, row 2: a pair that was judged before", "2, 1 before"),
         ('qrels/test.tsv, row 3: "score" is not a number', '"yes"'),
     ]
+
+
+def test_a_file_of_rows_asks_each_anchor_for_its_positives(tmp_path):
+    """Held-out pairs judge a search without a folder of three files made of them."""
+    rows = [
+        {"query": "q1", "pos": ["a", "b"], "neg": ["c"], "lang": "en"},
+        {"query": "q2", "pos": "a", "neg": [], "lang": "en"},
+        {"query": "q1", "pos": "d", "neg": "q2", "lang": "en"},
+        {"query": "q3", "pos": "d", "neg": None, "lang": "de"},
+    ]
+    task = RetrievalTask(name="faq", path=lines(tmp_path / "faq.jsonl", *rows), where='lang == "en"')
+    (read,) = load_tasks([task])
+    assert (read.queries, read.documents) == (("q1", "q2"), ("a", "b", "c", "d", "q2"))
+    assert read.judgements == ({0: 1, 1: 1, 3: 1}, {0: 1})
+    assert read.itself == (-1, 4)  # q2 is a document too, and no hit of itself
+    named = text(tmp_path / "faq.csv", "ask;say\nq1;a\nq2;b\n")
+    columns = RowColumns(anchor="ask", positive="say")
+    (of_csv,) = load_tasks([RetrievalTask(name="faq", path=named, columns=columns, delimiter=";")])
+    assert (of_csv.queries, of_csv.documents, of_csv.judgements) == (("q1", "q2"), ("a", "b"), ({0: 1}, {1: 1}))
+
+
+def test_rows_of_a_file_are_judged_as_the_same_folder_is(tmp_path):
+    """The same question must not get another figure by how its texts are written."""
+    (tmp_path / "beir").mkdir()
+    folder = beir(tmp_path / "beir", qrels="q1\td1\t1\nq1\td3\t1\nq2\td2\t1\n")
+    rows = [{"anchor": "query 1", "positive": ["doc 1", "doc 3"]}, {"anchor": "query 2", "positive": "doc 2"}]
+    file = RetrievalTask(name="r", path=lines(tmp_path / "rows.jsonl", *rows))
+    names = ("query 1", "query 2", "doc 1", "doc 2", "doc 3")
+    encoder = Table({name: angle(degrees) for name, degrees in zip(names, (0, 40, 50, 10, 20), strict=True)})
+    of_folder, of_file = (values_of(encoder, load_tasks([task])[0]) for task in (folder, file))
+    assert of_folder == of_file
+    assert of_file["r/ndcg@10"] < 1
+
+
+def test_faults_of_a_file_of_rows(tmp_path):
+    """The fix names this task's key and not the training's."""
+    path = lines(tmp_path / "rows.jsonl", {"anchor": "a", "positive": "b"}, {"anchor": " ", "positive": "c"})
+    (fault,) = refused(RetrievalTask(name="r", path=path))
+    assert fault.where == 'evaluation.tasks[0] (r): rows.jsonl, row 2: "anchor" is empty'
+    assert fault.fix == "fix the row, drop it, or set on_bad_row: skip for r"
+    (fault,) = refused(RetrievalTask(name="r", path=path, on_bad_row="skip"))
+    assert (fault.found, fault.expected) == ("1 different positives and negatives in 1 rows", "two or more")
+    assert next(fault.fix for fault in refused(RetrievalTask(name="r", path=path, split="dev"))) == "take split out"
+    (tmp_path / "f").mkdir()
+    (fault,) = refused(beir(tmp_path / "f").model_copy(update={"where": "lang == 'en'", "delimiter": ";"}))
+    assert (fault.where, fault.fix) == ("evaluation.tasks[0] (r): where", "take where and delimiter out, or name a file of rows")
+    (fault,) = refused(RetrievalTask(name="r", path=text(tmp_path / "rows.txt", "a")))
+    assert 'a file that ends in ".txt"' in fault.found
 
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path):
