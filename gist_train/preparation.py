@@ -23,6 +23,7 @@ from gist_train.data.building import SHOWN_FAULTS, build_corpus, labelled_texts,
 from gist_train.data.corpus import Corpus, TokenTable, text_hashes
 from gist_train.data.files import locked
 from gist_train.data.fingerprints import ContentHashes, corpus_fingerprint
+from gist_train.data.held_out import held_out_texts
 from gist_train.data.overlap import Exclusion, normalized_hash
 from gist_train.model.guide import GuideStore, store_folder
 from gist_train.model.loading import identity, load_guide, load_student
@@ -155,7 +156,7 @@ def prepare_corpus(config: Config, device: torch.device, console: Console, proce
         UserError: the sources can't be read, a row is bad, or the model for mining can't be loaded; or evaluation tasks, whose
             texts are to be left out, can't be read.
     """
-    excluded = _evaluation_texts(config) if config.data.exclude_evaluation_texts else frozenset()
+    excluded = _evaluation_texts(config)
     stores = _mining_stores(config)
     fingerprint, files = _fingerprint(config, stores, excluded)
     corpora = cache_folder(config) / "corpora"
@@ -184,17 +185,24 @@ def prepare_corpus(config: Config, device: torch.device, console: Console, proce
         console.print(f"{skipped:,} rows were skipped: {folder / 'skipped.jsonl'} says which and why")
     if corpus.excluded_texts:
         rows, texts = corpus.excluded_rows, corpus.excluded_texts
-        console.print(f"left out: {texts:,} texts that are in an evaluation set, and with them {rows:,} rows", highlight=False)
+        console.print(f"left out: {texts:,} texts that evaluation judges on, and with them {rows:,} rows", highlight=False)
     return corpus
 
 
 def _evaluation_texts(config: Config) -> frozenset[bytes]:
-    """Normalised hashes of all texts that the config's tasks are judged on."""
-    # Here, since it brings scikit-learn along, which nothing else of the preparation needs.
-    from gist_train.evaluation.tasks import load_tasks
+    """Normalised hashes of the texts that no row may hold: of rows that are held out and, where asked for, of the tasks."""
+    excluded = frozenset[bytes]()
+    # Imported here, since they bring scikit-learn along, which nothing else of the preparation needs.
+    if config.evaluation.held_out is not None:
+        from gist_train.evaluation.held_out import held_out_folder
 
-    parts = [texts for task in load_tasks(config.evaluation.tasks) for texts in task.judged_texts().values()]
-    return frozenset(normalized_hash(text) for texts in parts for text in texts)
+        excluded |= held_out_texts(held_out_folder(config, config.evaluation.held_out))
+    if config.data.exclude_evaluation_texts:
+        from gist_train.evaluation.tasks import load_tasks
+
+        parts = [texts for task in load_tasks(config.evaluation.tasks) for texts in task.judged_texts().values()]
+        excluded |= frozenset(normalized_hash(text) for texts in parts for text in texts)
+    return excluded
 
 
 @dataclass(frozen=True, slots=True)

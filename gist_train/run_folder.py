@@ -57,6 +57,11 @@ class Run:
         return self.folder / "evaluation-items" / terms / f"step-{step:09d}-{task}.safetensors"
 
     @property
+    def held_out(self) -> Path:
+        """The folder of the rows that were held out of training, where `evaluation.held_out` says so."""
+        return self.folder / "held-out"
+
+    @property
     def selected(self) -> Path:
         """Which model was selected, and why."""
         return self.folder / "selected.json"

@@ -61,7 +61,7 @@ def train(config: Config, *, resume: str = "auto", timeout: float | None = None,
         NonFiniteError: loss or gradient is not finite.
     """
     signals = StopSignal()  # before the guide's pass: a launcher may go while it runs
-    if timeout is None and config.evaluation.every and config.evaluation.tasks:
+    if timeout is None and config.evaluation.every and config.evaluation.judges:
         timeout = HOST_TIMEOUT.total_seconds()
     accelerator, note = make_accelerator(config.training.precision, timeout)
     console = console or terminal()

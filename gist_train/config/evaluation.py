@@ -9,6 +9,7 @@ from gist_train.config.fields import (
     CountOrZero,
     Delimiter,
     FolderName,
+    HeldOut,
     MaxLength,
     MisplacedError,
     MtebName,
@@ -214,6 +215,11 @@ EvaluationTask = Annotated[
 ]
 
 
+HELD_OUT, HELD_OUT_LABELS = "held_out", "held_out_labels"
+"""Names of the tasks that rows held out of training make: of pairs and triplets, and of labelled texts."""
+HELD_OUT_METRICS = {HELD_OUT: RetrievalTask.METRICS, HELD_OUT_LABELS: ClassificationTask.METRICS}
+
+
 class EvaluationConfig(Section):
     """Which tasks judge the model, and when."""
 
@@ -225,6 +231,8 @@ class EvaluationConfig(Section):
     """Dimensions that an embedding is cut to; null = all. Scores of two values are never mixed."""
     stop_after: Count | None = None
     """Evaluations without a rise of selection.metric after which the run ends; null = it trains to its end."""
+    held_out: HeldOut | None = None
+    """Rows of data.train that judge and do not train, as tasks held_out and held_out_labels: a share (0.05) or a number (500)."""
 
     @field_validator("stop_after")
     @classmethod
@@ -239,17 +247,26 @@ class EvaluationConfig(Section):
 
     @field_validator("tasks")
     @classmethod
-    def _names_are_unique(cls, tasks: list[EvaluationTask]) -> list[EvaluationTask]:
+    def _names_are_unique(cls, tasks: list[EvaluationTask], info: ValidationInfo) -> list[EvaluationTask]:
         names = [task.name for task in tasks]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"give each task a name of its own; used more than once: {', '.join(twice)}")
+        if info.data.get("held_out") is not None and (taken := [name for name in names if name in HELD_OUT_METRICS]):
+            raise ValueError(f"give {taken[0]} another name: what evaluation.held_out holds out is called so")
         return tasks
+
+    @property
+    def judges(self) -> bool:
+        """Whether there is a task."""
+        return bool(self.tasks) or self.held_out is not None
 
 
 def is_measured(evaluation: EvaluationConfig, name: str) -> bool:
     """Whether a task gives the metric `name`, "<task>/<metric>". What mteb calls its metrics is not known before it is asked."""
     task_name, _, metric = name.partition("/")
+    if evaluation.held_out is not None and task_name in HELD_OUT_METRICS:
+        return metric in HELD_OUT_METRICS[task_name]
     named = [task for task in evaluation.tasks if task.name == task_name]
     return any(isinstance(task, MtebTask) or metric in task.METRICS for task in named)
 
@@ -260,4 +277,6 @@ def listed_metrics(evaluation: EvaluationConfig) -> str:
     for task in evaluation.tasks:
         metrics = ["<mteb's name of the metric>"] if isinstance(task, MtebTask) else task.METRICS
         names += [f"{task.name}/{metric}" for metric in metrics]
+    if evaluation.held_out is not None:
+        names += [f"{task}/{metric}" for task, metrics in HELD_OUT_METRICS.items() for metric in metrics]
     return ", ".join(names) or "none: evaluation.tasks is empty"

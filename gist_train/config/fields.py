@@ -15,6 +15,8 @@ from gist_train.config.conditions import Condition
 
 LARGEST_WEIGHT = 1_000_000
 """Of a metric: sums of larger ones would overflow."""
+LARGEST_SHARE_HELD_OUT = 0.5
+"""Of the rows: a model is trained on the others."""
 
 
 def _plain_folder_name(name: str) -> str:
@@ -66,6 +68,15 @@ def _weights(metric: object) -> object:
     return {name: float(weight) for name, weight in metric.items()}
 
 
+def _held_out(amount: object) -> object:
+    """1.0 may be meant as one row or as all of them: neither."""
+    share = isinstance(amount, float) and 0 < amount <= LARGEST_SHARE_HELD_OUT
+    rows = isinstance(amount, int) and not isinstance(amount, bool) and amount >= 1
+    if amount is not None and not share and not rows:
+        raise ValueError("name a share with a point, such as 0.05, a number of rows without one, such as 500, or null for none")
+    return amount
+
+
 Prompt = Annotated[str, AfterValidator(_whole_characters), "text"]
 Text = Annotated[str, Field(min_length=1), "text that is not empty"]
 PathText = Annotated[str, Field(min_length=1), AfterValidator(expanded), "text that is not empty"]
@@ -99,6 +110,9 @@ Dimensions = Annotated[
 Weights = Annotated[list[Positive], Field(min_length=1), "a list of numbers above 0, at least one"]
 MetricWeights = Annotated[
     dict[str, float], BeforeValidator(_weights), "a metric such as stsb/spearman, or a mapping of metrics to their weights"
+]
+HeldOut = Annotated[
+    float | int, BeforeValidator(_held_out), "a share of the rows, above 0 and at most 0.5, or a whole number of rows, at least 1"
 ]
 Betas = Annotated[list[BelowOne], Field(min_length=2, max_length=2), "a list of two numbers of at least 0 and below 1"]
 

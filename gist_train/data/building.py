@@ -124,7 +124,7 @@ def refuse_bad(data: DataConfig, faults: Sequence[Fault], read: int, bad: int, u
     if not usable:
         fix, found = "look at source: and columns: of data.train: are the files what they say?", f"{read:,} rows"
         if excluded:
-            found += f", {excluded:,} of them left out by data.exclude_evaluation_texts"
+            found += f", {excluded:,} of them left out with the texts that evaluation judges on"
             fix = "train on other texts than those of evaluation.tasks"
         raise UserError(*faults[:1], Fault("data.train", f"{found}, none of them usable", "at least one usable row", fix))
     if bad and data.on_bad_row == "fail":
@@ -159,7 +159,7 @@ def labelled_texts(source: ClassificationSource, where: str, exclusion: Exclusio
     else:
         return rows, faults, left_out
     if left_out:
-        found += f", {left_out:,} more left out by data.exclude_evaluation_texts"
+        found += f", {left_out:,} more left out with the texts that evaluation judges on"
     column = f"{where}: {source.path}: {source.columns.label}"
     expected = "two different labels or more, one of them on two rows or more"
     raise UserError(*faults[:SHOWN_FAULTS], Fault(column, found, expected, fix))

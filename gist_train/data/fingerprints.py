@@ -77,7 +77,7 @@ def corpus_fingerprint(
     Args:
         hashes: of files, remembered.
         mined_with: by source of labelled texts, the fingerprint of the store of embeddings that its triplets are mined with.
-        excluded: the normalised hashes of the texts that are left out, where data.exclude_evaluation_texts.
+        excluded: the normalised hashes of the texts that are left out, since evaluation judges on them.
 
     Raises:
         UserError: a source names no file, or a data set that is not there.
@@ -89,7 +89,7 @@ def corpus_fingerprint(
         if isinstance(source, ClassificationSource):
             settings["mining"]["model"] = mined_with[index]
         parts.append([settings, _content(source, f"data.train[{index}]", hashes)])
-    if data.exclude_evaluation_texts:  # and else nothing: corpora of before there was this key are found
+    if excluded:  # and else nothing: corpora of before there was this key are found
         texts = hashlib.blake2b(b"".join(sorted(excluded)), digest_size=16).hexdigest()
         # A row that keeps to its own negatives goes with the last of them: so here, the rows depend on it.
         parts.append([NORMALIZATION, texts, [source.in_batch_negatives for source in data.train]])

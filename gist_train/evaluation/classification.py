@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ NEIGHBOURS = 5
 class LoadedClassification:
     """The rows a classifier may be fitted on and those it is judged on."""
 
+    METRICS: ClassVar = ClassificationTask.METRICS
     name: str
     train_texts: tuple[str, ...]
     train_labels: NDArray[np.int64]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ DRAW_SEED = 42
 class LoadedClustering:
     """N labelled texts."""
 
+    METRICS: ClassVar = ClusteringTask.METRICS
     name: str
     texts: tuple[str, ...]
     labels: NDArray[np.int64]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from gist_train.config.errors import Fault, UserError
+from gist_train.config.evaluation import HELD_OUT_METRICS, EvaluationConfig
 from gist_train.data.corpus import Corpus
 from gist_train.data.files import read_json
 from gist_train.data.overlap import count_overlaps
@@ -38,8 +39,8 @@ def count_leaks(corpus: Corpus, tasks: Sequence[LoadedTask]) -> list[Leak]:
     return leaks
 
 
-def leaks_of(run: Run, tasks: Sequence[str]) -> list[Leak]:
-    """What run.json of a run folder says of these tasks; those that came after the training were not checked.
+def leaks_of(run: Run, evaluation: EvaluationConfig) -> list[Leak]:
+    """What run.json of a run folder says of the tasks; those that came after the training were not checked.
 
     Raises:
         UserError: run.json can't be read.
@@ -50,6 +51,8 @@ def leaks_of(run: Run, tasks: Sequence[str]) -> list[Leak]:
     except (ValueError, TypeError, AttributeError):
         fix = "train again: it writes it anew, and counts"
         raise UserError(Fault(str(path), "a file that can't be read", "what gist-train train writes", fix)) from None
+    held_out = [leak.task for leak in known if leak.task in HELD_OUT_METRICS] if evaluation.held_out is not None else []
+    tasks = [task.name for task in evaluation.tasks] + held_out
     by_task = {task: [leak for leak in known if leak.task == task] for task in tasks}
     return [leak for task, leaks in by_task.items() for leak in leaks or [Leak(task, None, 0, 0, 0)]]
 

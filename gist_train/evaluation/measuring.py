@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from gist_train.config.errors import Fault, UserError
-from gist_train.config.evaluation import EvaluationConfig, MtebTask
+from gist_train.config.evaluation import EvaluationConfig
 from gist_train.config.models import ModelConfig
 from gist_train.config.schema import Config, cache_folder, training_prompts
 from gist_train.data.files import read_json
 from gist_train.data.manifests import verified_manifest
+from gist_train.evaluation.held_out import held_out_tasks
 from gist_train.evaluation.metrics import Items, Score, task_of
 from gist_train.evaluation.mteb_tasks import LoadedMteb, measure_mteb
 from gist_train.evaluation.score_file import Terms, append_scores, read_items, read_scores
@@ -46,7 +47,7 @@ class Measuring:
             config.evaluation,
             config.model,
             training_prompts(config),
-            load_tasks(config.evaluation.tasks),
+            [*load_tasks(config.evaluation.tasks), *held_out_tasks(config)],
             cache_folder(config) / "mteb",
         )
 
@@ -57,7 +58,7 @@ class Measuring:
         Raises:
             UserError: there is none, or their files have faults.
         """
-        if not config.evaluation.tasks:
+        if not config.evaluation.judges:
             fix = "add one, e.g. {type: sts, name: stsb, path: stsb_dev.tsv}"
             raise UserError(Fault("evaluation.tasks", "no task", "one task at least", fix))
         return cls.of(config)
@@ -74,8 +75,7 @@ class Measuring:
 
     def only(self, names: Collection[str]) -> "Measuring":
         """Those tasks alone."""
-        config = self.config.model_copy(update={"tasks": [task for task in self.config.tasks if task.name in names]})
-        return replace(self, config=config, tasks=[task for task in self.tasks if task.name in names])
+        return replace(self, tasks=[task for task in self.tasks if task.name in names])
 
     def cut_to(self, truncate_dim: int) -> "Measuring":
         """The same tasks, of embeddings cut to `truncate_dim` dimensions."""
@@ -85,8 +85,7 @@ class Measuring:
         """Names of the task's scores, "<task>/<metric>"."""
         if isinstance(task, LoadedMteb):
             return [f"{task.name}/{metric}" for metric in task.metrics()]
-        (named,) = [named for named in self.config.tasks if named.name == task.name and not isinstance(named, MtebTask)]
-        return [f"{task.name}/{metric}" for metric in named.METRICS]
+        return [f"{task.name}/{metric}" for metric in task.METRICS]
 
     def in_order(self, scores: Mapping[str, float]) -> Scores:
         """The scores of all tasks, in the order of the config."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from gist_train.evaluation.task_files import Record, TaskFile, zero_or_one
 class LoadedPairs:
     """N pairs of texts that belong together or not."""
 
+    METRICS: ClassVar = PairTask.METRICS
     name: str
     texts1: tuple[str, ...]
     texts2: tuple[str, ...]

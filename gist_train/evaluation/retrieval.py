@@ -4,6 +4,7 @@ import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ UNKNOWN_SHARE = 0.2
 class LoadedRetrieval:
     """Queries that have a relevant document, and all documents."""
 
+    METRICS: ClassVar = RetrievalTask.METRICS
     name: str
     queries: tuple[str, ...]
     documents: tuple[str, ...]

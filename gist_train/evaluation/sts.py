@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from gist_train.evaluation.task_files import Record, TaskFile, number
 class LoadedSts:
     """N pairs of texts with a human score each."""
 
+    METRICS: ClassVar = StsTask.METRICS
     name: str
     texts1: tuple[str, ...]
     texts2: tuple[str, ...]

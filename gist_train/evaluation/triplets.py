@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from gist_train.evaluation.task_files import Record, TaskFile
 class LoadedTriplets:
     """N anchors with a positive and a negative each."""
 
+    METRICS: ClassVar = TripletTask.METRICS
     name: str
     anchors: tuple[str, ...]
     positives: tuple[str, ...]

@@ -62,7 +62,7 @@ def _data(planned: Plan) -> Rows:
         if count:
             yield "", f"{count:,} {DROPPED[reason]}"
     if planned.excluded_texts:
-        yield "excluded", f"{planned.excluded_texts:,} texts that are in an evaluation set"
+        yield "excluded", f"{planned.excluded_texts:,} texts that evaluation judges on"
     for leak in planned.leakage:
         if leak.shared:
             shared = f"{leak.shared:,} of {leak.texts:,} texts of {leak.task} ({leak.part})"
@@ -99,7 +99,12 @@ def _steps(planned: Plan) -> Rows:
     if planned.evaluation_tasks:
         yield "evaluated on", Text(", ".join(planned.evaluation_tasks))
     else:
-        yield "evaluated on", Text("nothing: name tasks in evaluation.tasks to see what training gains", style="yellow")
+        yield (
+            "evaluated on",
+            Text(
+                "nothing: name tasks in evaluation.tasks, or set evaluation.held_out, to see what training gains", style="yellow"
+            ),
+        )
 
 
 def _tokens(planned: Plan) -> Rows:

@@ -64,7 +64,7 @@ def model_card(
         evaluation = evaluation or EvaluationConfig.model_validate(config["evaluation"])
         scores = read_scores(run, Terms.of(evaluation))
         before, after = scores.get(0, {}), scores.get(step, {})
-        leaks = leaks_of(run, [task.name for task in evaluation.tasks])
+        leaks = leaks_of(run, evaluation)
     config["evaluation"] = evaluation.model_dump(mode="json")
     changed = sorted(changes(before, after), key=lambda change: change.key)
     sources = list(zip(config["data"]["train"], described["data"], strict=True))

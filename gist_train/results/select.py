@@ -36,7 +36,7 @@ def select(config: Config, run: Run, criteria: Criteria, console: Console) -> Se
     """
     if not run.saved_steps():
         raise no_checkpoint(run)
-    measuring = Measuring.of(config) if config.evaluation.tasks else None
+    measuring = Measuring.of(config) if config.evaluation.judges else None
     with locked(run.folder, SELECT_LOCK):
         losses = training_losses(run, run.saved_steps())
         steps = _steps_to_choose_from(run, criteria, losses)
@@ -182,7 +182,7 @@ def _keep(
         base=base,
         candidates=[_row(candidate, criteria, losses, distances.get(candidate)) for candidate in order],
         evaluation=config.evaluation,
-        leakage=leaks_of(run, [task.name for task in config.evaluation.tasks]),
+        leakage=leaks_of(run, config.evaluation),
     )
     write_selected(run, selected)
     drop_other_means(run, folder)

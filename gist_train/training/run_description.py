@@ -1,6 +1,7 @@
 """A run described in its own folder: config.yaml and run.json."""
 
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ from accelerate import Accelerator
 
 from gist_train.config.loading import resolved_yaml
 from gist_train.config.schema import Config
-from gist_train.data.files import write_json, write_text
+from gist_train.data.files import whole_folder, write_json, write_text
+from gist_train.evaluation.held_out import held_out_folder
 from gist_train.evaluation.leakage import Leak
 from gist_train.run_folder import Run
 from gist_train.training.distributed import precision_of
@@ -30,6 +32,11 @@ def describe(run: Run, config: Config, accelerator: Accelerator, job: Job, leaka
         leakage: what the training rows share with evaluation tasks.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
+    if config.evaluation.held_out is not None:
+        drawn = held_out_folder(config, config.evaluation.held_out)
+        if drawn != run.held_out:  # the data may have changed when the run is evaluated
+            with whole_folder(run.held_out, replace=True) as beside:
+                shutil.copytree(drawn, beside, dirs_exist_ok=True)
     write_text(run.config, resolved_yaml(config))
     described = {
         "gist_train": __version__,

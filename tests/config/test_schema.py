@@ -205,12 +205,22 @@ def test_mathematics_leaves_out_only_what_may_change_on_resume():
         checkpoint={"every": 1},
         selection={"around": 3},
         tracking={"log_every": 1},
-        evaluation={"every": 3, "tasks": [{"type": "sts", "name": "s", "path": "p"}]},
+        evaluation={"every": 3, "max_length": 64, "truncate_dim": 8, "tasks": [{"type": "sts", "name": "s", "path": "p"}]},
     )
     plain = mathematics(config(guide={"name": "g"}))
     assert mathematics(harmless) == plain
-    assert {key.split(".")[0] for key in plain} == {"model", "guide", "data", "loss", "training", "optimizer", "schedule"}
-    assert len(plain) == 41
+    assert {key.split(".")[0] for key in plain} == {
+        "model",
+        "guide",
+        "data",
+        "loss",
+        "training",
+        "optimizer",
+        "schedule",
+        "evaluation",
+    }
+    assert [key for key in plain if key.startswith("evaluation")] == ["evaluation.held_out"]  # which rows train
+    assert len(plain) == 42
     assert mathematics(config(guide="self"))["guide"] == "self"
     assert mathematics(config())["guide"] is None
 

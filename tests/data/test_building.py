@@ -339,9 +339,9 @@ def test_nothing_left_is_told_with_the_key(tmp_path, write_rows):
     path = write_rows("pairs.jsonl", [{"anchor": "a", "positive": "b"}] * 3)
     with pytest.raises(UserError) as caught:
         built(tmp_path / "corpus", data_of(path), ["a"])
-    assert "3 rows, 3 of them left out by data.exclude_evaluation_texts" in str(caught.value)
+    assert "3 rows, 3 of them left out with the texts that evaluation judges on" in str(caught.value)
     labelled = write_rows("labels.jsonl", [{"text": word, "label": word[0]} for word in ("x1", "x2", "y1")])
     with pytest.raises(UserError) as caught:
         mined(tmp_path / "corpus", labelled, ["y1"])
-    assert "1 more left out by data.exclude_evaluation_texts" in str(caught.value)
+    assert "1 more left out with the texts that evaluation judges on" in str(caught.value)
     assert not (tmp_path / "corpus").exists()

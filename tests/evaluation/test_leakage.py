@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 from support.corpora import built, data_of
 
+from gist_train.config.evaluation import EvaluationConfig, StsTask
 from gist_train.evaluation.classification import LoadedClassification
 from gist_train.evaluation.clustering import LoadedClustering
 from gist_train.evaluation.leakage import Leak, count_leaks, leakage_line, leakage_table, leaks_of
@@ -86,13 +87,21 @@ def test_leaks_outlive_the_run(tmp_path):
     """A card is written weeks later, from the run folder alone; one of before leaks were counted opens too."""
     leaks = [Leak("sts", "pairs", 3, 1, 1), Leak("mteb", None, 0, 0, 0)]
     unchecked = [Leak("sts", None, 0, 0, 0), Leak("mteb", None, 0, 0, 0)]
-    assert leaks_of(Run(tmp_path), []) == []
-    assert leaks_of(Run(tmp_path), ["sts", "mteb"]) == unchecked
+
+    def known(*names: str, held_out: float | None = None) -> list[Leak]:
+        tasks = [StsTask(name=name, path="f.tsv") for name in names]
+        return leaks_of(Run(tmp_path), EvaluationConfig(tasks=tasks, held_out=held_out))
+
+    assert known() == []
+    assert known("sts", "mteb") == unchecked
     (tmp_path / "run.json").write_text("{}")
-    assert leaks_of(Run(tmp_path), ["sts", "mteb"]) == unchecked
+    assert known("sts", "mteb") == unchecked
     (tmp_path / "run.json").write_text(json.dumps({"leakage": [asdict(leak) for leak in leaks]}))
-    assert leaks_of(Run(tmp_path), ["sts", "mteb"]) == leaks
-    assert leaks_of(Run(tmp_path), ["later", "sts"]) == [Leak("later", None, 0, 0, 0), leaks[0]]
+    assert known("sts", "mteb") == leaks
+    assert known("later", "sts") == [Leak("later", None, 0, 0, 0), leaks[0]]
+    held_out = Leak("held_out", "queries", 20, 0, 0)
+    (tmp_path / "run.json").write_text(json.dumps({"leakage": [asdict(held_out), asdict(leaks[0])]}))
+    assert known("sts", held_out=0.1) == [leaks[0], held_out]
 
 
 @pytest.mark.parametrize("leak", [Leak("ir", "queries", 300, 0, 0), Leak("ir", "documents", 1_000, 14, 37)])

@@ -108,7 +108,7 @@ def test_leaks_are_told(write_config, write_pairs, triplets):
     assert found["leakage"] == [{**leak, "shared": 0, "rows": 0}]
     assert found["excluded_texts"] == 1
     page = " ".join(gist("plan", path, *exclude).out.split())
-    assert "1 texts that are in an evaluation set" in page
+    assert "1 texts that evaluation judges on" in page
     assert "leaked" not in page
     assert planned(write_config("bare"))["leakage"] == []
 
