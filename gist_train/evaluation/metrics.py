@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import pearsonr, spearmanr  # type: ignore[import-untyped]
+from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import (  # type: ignore[import-untyped]
     average_precision_score,
     f1_score,
