@@ -1,5 +1,6 @@
 """The user's own files -> a commented starter YAML: what each is good for is guessed, and the YAML says so."""
 
+import json
 import math
 import os
 import re
@@ -13,9 +14,16 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from gist_train.config.errors import Fault, UserError, shown
-from gist_train.config.evaluation import ClassificationTask, StsTask
+from gist_train.config.evaluation import (
+    HELD_OUT,
+    HELD_OUT_LABELS,
+    HELD_OUT_METRICS,
+    ClassificationTask,
+    RetrievalTask,
+    StsTask,
+)
 from gist_train.data.files import write_text
-from gist_train.data.guessing import SOURCES, GuessedFile, judged
+from gist_train.data.guessing import SAMPLED, SOURCES, GuessedFile, judged
 from gist_train.data.hub import is_saved
 from gist_train.data.tables import TableFile, encodable
 
@@ -23,15 +31,39 @@ GUIDE_POOLING = {"WhereIsAI/UAE-Large-V1": "mean"}
 """Of a guide whose folder is not to decide it."""
 BATCH_SIZE = 32
 ENDINGS = ".jsonl, .json, .csv or .tsv, each also with .gz, or .parquet"
-HELD_OUT = re.compile(r"(?:^|[._ -])(test|dev|eval|val|valid|validation)$", re.IGNORECASE)
+TEST_NAME = re.compile(r"(?:^|[._ -])(test|dev|eval|val|valid|validation)$", re.IGNORECASE)
 """Names of files that a model is likely to be judged by."""
-SPLIT = re.compile(rf"{HELD_OUT.pattern}|(?:^|[._ -])train(?:ing)?$", re.IGNORECASE)
+SPLIT = re.compile(rf"{TEST_NAME.pattern}|(?:^|[._ -])train(?:ing)?$", re.IGNORECASE)
 SHARD = re.compile(r"[._ -]?\d{4,}(?:-of-\d+)?$")
 OF_A_DATA_SET = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files that describe a data set and hold no rows."""
 SAYS_NOTHING = {"", "data", "dataset", "default", "part"}
 """Names, beside those of splits, that files of any content have."""
+METRICS = {"sts": StsTask.METRICS, "classification": ClassificationTask.METRICS, "retrieval": RetrievalTask.METRICS}
+FEWEST_HELD_OUT, MOST_HELD_OUT = 10, 1000
+"""Rows: with fewer a score says little, with more each evaluation takes long."""
 NOT_IN_YAML = yaml.reader.Reader.NON_PRINTABLE
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """What an evaluation task is made of."""
+
+    type: str
+    """sts, classification or retrieval."""
+    path: str
+    """The file that judges, or a folder of documents, queries and judgements."""
+    file: GuessedFile | None = None
+    """The same, where it is a file."""
+    fitted: GuessedFile | None = None
+    """The file that a classifier of labelled texts is fitted on."""
+    split: str = "test"
+    """Whose queries and judgements of a folder are taken."""
+
+    @property
+    def metric(self) -> str:
+        """What a checkpoint is chosen by."""
+        return METRICS[self.type][0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +71,8 @@ class Uses:
     """What is done with each of the files."""
 
     train: list[GuessedFile]
-    tasks: dict[str, tuple[GuessedFile, GuessedFile | None]]
-    """Name -> the file that judges and, for labelled texts, the file that the classifier is fitted on."""
+    tasks: dict[str, Judge]
+    """By name."""
     left_out: list[tuple[str, str]]
     """Files, and why they do nothing."""
 
@@ -59,14 +91,15 @@ def starter_yaml(files: Sequence[Path], *, model: str, guide: str | None, to: Pa
     faults: list[Fault] = []
     guessed: list[GuessedFile] = []
     of_folders: list[Fault] = []
-    for path in _data_files(files, faults):
+    data_files, judges = _data_files(files, faults)
+    for path in data_files:
         try:
             one = judged(path)
             _refuse_judged(one)
             guessed.append(one)
         except UserError as error:  # a file that was named must be of use; of a folder the others may be
             (faults if path in files else of_folders).extend(error.faults)
-    uses = _uses(_shards_together(guessed))
+    uses = _uses(_shards_together(guessed), judges)
     if uses.train:
         uses.left_out.extend((fault.where, f"{fault.found}; {fault.fix}") for fault in of_folders)
     else:
@@ -79,6 +112,8 @@ def starter_yaml(files: Sequence[Path], *, model: str, guide: str | None, to: Pa
         )
         fix = "name such a file too, or keep the pairs of a high score"
         faults += [Fault(one.sample.path, scored, expected, fix) for one in guessed]
+        judging = "documents, queries and judgements: they judge a model and train none"
+        faults += [Fault(judge.path, judging, expected, "name such a file too") for judge in judges]
     if faults:
         raise UserError(*faults)
     loader = PackageLoader("gist_train", "")
@@ -95,7 +130,8 @@ def starter_yaml(files: Sequence[Path], *, model: str, guide: str | None, to: Pa
         uses=uses,
         task_of=_task_of,
         as_written=_as_written,
-        metric=next((f"{name}/{_first_metric(one)}" for name, (one, _) in uses.tasks.items()), None),
+        metric=next((f"{name}/{judge.metric}" for name, judge in uses.tasks.items()), _held_out_metric(uses)),
+        rows_held_out=_rows_held_out(uses),
         says_nothing=_says_nothing,
         held_out=_held_out,
         on_bad_row="skip" if any(one.unusable for one in uses.train) else "fail",
@@ -123,9 +159,10 @@ def write_starter(to: Path, text: str, *, force: bool = False) -> None:
     write_text(to, text)
 
 
-def _data_files(given: Iterable[Path], faults: list[Fault]) -> list[Path]:
-    """The files given and those of the folders given, each once; adds a fault for each that can't be one."""
+def _data_files(given: Iterable[Path], faults: list[Fault]) -> tuple[list[Path], list[Judge]]:
+    """The files given and those of the folders given, each once, and the folders that judge; adds a fault for what is neither."""
     files: list[Path] = []
+    judges: list[Judge] = []
     for path in given:
         there, name = Path(os.path.expanduser(path)), str(path).encode("utf-8", "backslashreplace").decode()
         if not encodable(str(path)):
@@ -135,9 +172,13 @@ def _data_files(given: Iterable[Path], faults: list[Fault]) -> list[Path]:
             faults.append(Fault(name, "a folder that save_to_disk wrote", "files, or a folder of files", fix))
         elif there.is_dir():
             # Below it too: data sets of the hub have their files in data/.
-            inside = sorted(path / file.relative_to(there) for file in there.rglob("*") if _is_data(there, file))
-            files += inside
-            if not inside:
+            judging = {folder: split for folder in (there, *there.rglob("*")) if (split := _split(folder)) is not None}
+            judges += [
+                Judge("retrieval", str(path / folder.relative_to(there)), split=judging[folder]) for folder in sorted(judging)
+            ]
+            data = [file for file in there.rglob("*") if _is_data(there, file) and not judging.keys() & {*file.parents}]
+            files += sorted(path / file.relative_to(there) for file in data)
+            if not data and not judging:
                 faults.append(Fault(name, "a folder without data files", f"files that end in {ENDINGS}", "name the files"))
         elif not there.exists():
             fix = f"correct the path: it starts from {Path.cwd()}"
@@ -146,7 +187,16 @@ def _data_files(given: Iterable[Path], faults: list[Fault]) -> list[Path]:
             faults.append(Fault(name, f"the ending {shown(_suffix(there))}", ENDINGS, "write it in one of these formats"))
         else:
             files.append(path)
-    return list(dict.fromkeys(files))
+    return list(dict.fromkeys(files)), judges
+
+
+def _split(folder: Path) -> str | None:
+    """Whose judgements are taken of a folder in BEIR's or the flat layout, test before others; None of any other folder."""
+    if not any((folder / f"corpus.jsonl{ending}").is_file() for ending in ("", ".gz")):
+        return None
+    names = [path.name.split(".tsv")[0].removeprefix("qrels.") for path in sorted(folder.glob("qrels*.tsv*"))]
+    names += [path.name.split(".tsv")[0] for path in sorted(folder.glob("qrels/*.tsv*"))]
+    return next((name for name in ("test", "dev", *names) if name in names), None)
 
 
 def _shards_together(guessed: Sequence[GuessedFile]) -> list[GuessedFile]:
@@ -177,26 +227,30 @@ def _is_data(folder: Path, file: Path) -> bool:
     return not hidden and file.is_file() and _suffix(file) in SOURCES and file.name not in OF_A_DATA_SET
 
 
-def _uses(guessed: Sequence[GuessedFile]) -> Uses:
-    """Files whose names say test train nothing, unless there are no others; a labelled one judges beside its training file."""
+def _uses(guessed: Sequence[GuessedFile], judges: Sequence[Judge]) -> Uses:
+    """Files whose names say test judge, a labelled one beside its training file; they train only where there are no others."""
     given = [one for one in guessed if one.use != "scored"]
     train = [one for one in given if not _held_out(one)] or given
-    tasks: dict[str, tuple[GuessedFile, GuessedFile | None]] = {}
+    tasks: dict[str, Judge] = {}
+    for judge in judges:
+        tasks[_free_name(Path(os.path.abspath(os.path.expanduser(judge.path))).name, tasks)] = judge
     for one in guessed:
         if one.use == "scored":
-            tasks[_free_name(_task_of(one), tasks)] = (one, None)
+            tasks[_free_name(_task_of(one), tasks)] = Judge("sts", one.sample.path, one)
     left_out: list[tuple[str, str]] = []
     held_out = [(one, _fitted_on(one, train)) for one in given if one not in train]
     for one, fitted in sorted(held_out, key=_judging_order):  # so the best judge of a training file comes first
-        judge = next((judge for judge, its in tasks.values() if its is fitted), None)
-        if one.use != "labelled":
-            left_out.append((one.sample.path, "pairs without scores judge nothing, unless made a retrieval task"))
+        better = next((judge for judge in tasks.values() if fitted is not None and judge.fitted is fitted), None)
+        if one.use == "pairs":
+            tasks[_free_name(_task_of(one), tasks)] = Judge("retrieval", one.sample.path, one)
+        elif one.use == "medi":
+            left_out.append((one.sample.path, "a file in MEDI's format judges nothing"))
         elif fitted is None:
             left_out.append((one.sample.path, "no file above has its columns and labels"))
-        elif judge is not None:
-            left_out.append((one.sample.path, f"{Path(judge.sample.path).name} judges in its place"))
+        elif better is not None:
+            left_out.append((one.sample.path, f"{Path(better.path).name} judges in its place"))
         else:
-            tasks[_free_name(_set_of(one), tasks)] = (one, fitted)
+            tasks[_free_name(_set_of(one), tasks)] = Judge("classification", one.sample.path, one, fitted)
     return Uses(train, tasks, left_out)
 
 
@@ -269,7 +323,7 @@ def _stem(one: GuessedFile) -> str:
 
 def _held_out(one: GuessedFile) -> str:
     """The word in the file's name that says so: test, dev, ...; "" where none does."""
-    split = HELD_OUT.search(_stem(one))
+    split = TEST_NAME.search(_stem(one))
     return split[1].lower() if split else ""
 
 
@@ -288,9 +342,29 @@ def _as_written(one: GuessedFile) -> list[str]:
     return keys if one.sample.header else [*keys, "header: false"]
 
 
-def _first_metric(one: GuessedFile) -> str:
-    """What a task made of the file is chosen by."""
-    return (StsTask if one.use == "scored" else ClassificationTask).METRICS[0]
+def _rows_held_out(uses: Uses) -> float | int | None:
+    """What `evaluation.held_out` is to be where no file judges: a share, fewer of many rows; None where there are too few."""
+    rows = sum(map(_estimated_rows, uses.train))
+    if uses.tasks or rows < 2 * FEWEST_HELD_OUT:
+        return None
+    share = 0.05 if 0.05 * rows >= FEWEST_HELD_OUT else 0.2
+    return MOST_HELD_OUT if share * rows > MOST_HELD_OUT else share
+
+
+def _estimated_rows(one: GuessedFile) -> int:
+    """Its rows; of a file that was not read to its end by its size, in which a row is as long as those looked at."""
+    if one.sample.whole:
+        return len(one.sample.rows)
+    path = Path(os.path.expanduser(one.sample.path))
+    size = sum(part.stat().st_size for part in ([path] if path.exists() else path.parent.glob(path.name)))
+    return max(SAMPLED, size * len(one.sample.rows) // max(1, len(json.dumps(one.sample.rows, default=str))))
+
+
+def _held_out_metric(uses: Uses) -> str | None:
+    if _rows_held_out(uses) is None:
+        return None
+    name = HELD_OUT_LABELS if all(one.use == "labelled" for one in uses.train) else HELD_OUT
+    return f"{name}/{HELD_OUT_METRICS[name][0]}"
 
 
 def _says_nothing(one: GuessedFile) -> bool:

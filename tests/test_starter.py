@@ -1,6 +1,7 @@
 """The starter YAML: which file trains, which judges, what is refused, and that what is written loads and makes a corpus."""
 
 import csv
+import gzip
 import json
 import shlex
 from pathlib import Path
@@ -80,9 +81,8 @@ def started(tmp_path: Path, *files: Path) -> tuple[dict[str, str | None], dict[s
 
     train = {short(source.path): getattr(source, "task", None) for source in config.data.train}
     tasks = {
-        task.name: (short(task.path),) if task.type == "sts" else (short(task.train), short(task.test))
+        task.name: (short(task.train), short(task.test)) if task.type == "classification" else (short(task.path),)
         for task in config.evaluation.tasks
-        if task.type != "retrieval"
     }
     return train, tasks, text
 
@@ -252,15 +252,9 @@ def test_what_can_not_judge_is_left_out_and_listed(tmp_path):
     others = [{**row, "label": f"other {row['label']}"} for row in LABELLED]
     renamed = [{"utterance": row["text"], "label": row["label"]} for row in LABELLED]
     files = {
-        "pairs_test.jsonl": PAIRS,
-        "triplets.dev.csv": [{**row, "negative": "no"} for row in PAIRS],
         "others_test.jsonl": others,
         "renamed_test.jsonl": renamed,
         "one_test.jsonl": [{"text": f"out of scope {i}", "label": "oos"} for i in range(9)],
-    }
-    told = {
-        "pairs_test.jsonl": "retrieval",
-        "triplets.dev.csv": "retrieval",
     }
     good = [write(tmp_path / "l.jsonl", LABELLED), write(tmp_path / "p.jsonl", PAIRS)]
     train, tasks, text = started(tmp_path, *good, *[write(tmp_path / name, rows) for name, rows in files.items()])
@@ -269,7 +263,56 @@ def test_what_can_not_judge_is_left_out_and_listed(tmp_path):
     for name in files:
         (line,) = [line for line in text.splitlines() if f"{tmp_path}/{name}: " in line]
         assert line.lstrip().startswith("# ")
-        assert told.get(name, "columns and labels") in line
+        assert "columns and labels" in line
+
+
+def test_held_out_pairs_judge_a_search(tmp_path):
+    """They were listed as of no use, and the model that they were kept for was measured on nothing."""
+    triplets = [{"q": row["anchor"], "answer": row["positive"], "negative": "no"} for row in PAIRS]
+    files = [write(tmp_path / name, rows) for name, rows in (("faq_test.jsonl", PAIRS), ("t/dev.csv", triplets))]
+    train, tasks, text = started(tmp_path, write(tmp_path / "faq.jsonl", PAIRS), *files)
+    assert list(train) == ["faq.jsonl"]
+    assert tasks == {"faq_test": ("faq_test.jsonl",), "t": ("t/dev.csv",)}
+    config = load_config(tmp_path / "written.yaml")
+    assert [task.type for task in config.evaluation.tasks] == ["retrieval"] * 2
+    assert config.selection.metric == {"faq_test/ndcg@10": 1}
+    assert config.evaluation.held_out is None
+    assert "Its name says dev, so it trains nothing" in text
+
+
+@pytest.mark.parametrize(("qrels", "split"), [("qrels/test.tsv", "test"), ("qrels.dev.tsv", "dev"), ("qrels/faq.tsv.gz", "faq")])
+def test_a_folder_of_documents_and_judgements_judges(tmp_path, qrels, split):
+    """As data files the three of them are no pairs of texts, and the whole folder was refused."""
+    folder = tmp_path / "data" / "search"
+    write(folder / "corpus.jsonl", [{"_id": f"d{n}", "text": row["positive"]} for n, row in enumerate(PAIRS)])
+    write(folder / "queries.jsonl", [{"_id": f"q{n}", "text": row["anchor"]} for n, row in enumerate(PAIRS)])
+    (folder / qrels).parent.mkdir(exist_ok=True)
+    judged = ("query-id\tcorpus-id\tscore\n" + "".join(f"q{n}\td{n}\t1\n" for n in range(len(PAIRS)))).encode()
+    (folder / qrels).write_bytes(gzip.compress(judged) if qrels.endswith(".gz") else judged)
+    assert "name such a file too" in str(refused(tmp_path / "data"))
+    write(tmp_path / "data" / "faq.jsonl", PAIRS)
+    train, tasks, _ = started(tmp_path, tmp_path / "data")
+    assert (list(train), tasks) == (["data/faq.jsonl"], {"search": ("data/search",)})
+    assert load_config(tmp_path / "written.yaml").evaluation.tasks[0].split == split
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [(PAIRS[:19], None), (PAIRS, 0.2), (PAIRS * 10, 0.05), (PAIRS * 700, 1000)],
+    ids=["19", "40", "400", "many"],
+)
+def test_with_nothing_to_judge_by_rows_are_held_out(tmp_path, rows, expected):
+    """Training for hours and no way to tell what it gained was the first evening of many."""
+    path = write(
+        tmp_path / "faq.jsonl",
+        [{"anchor": f"{row['anchor']} {n}", "positive": f"{row['positive']} {n}"} for n, row in enumerate(rows)],
+    )
+    started(tmp_path, path)
+    config = load_config(tmp_path / "written.yaml")
+    assert config.evaluation.held_out == expected
+    assert config.selection.metric == (None if expected is None else {"held_out/ndcg@10": 1})
+    started(tmp_path, write(tmp_path / "l.jsonl", LABELLED))
+    assert load_config(tmp_path / "written.yaml").selection.metric == {"held_out_labels/accuracy": 1}
 
 
 def test_parquet_trains_and_judges(tmp_path):
