@@ -56,15 +56,22 @@ def _version(
 def init(
     files: Annotated[list[Path], typer.Argument(help="Data files, or folders of them.", metavar="FILES", show_default=False)],
     to: Annotated[Path, typer.Option(help="The YAML to write.")] = Path("my-model.yaml"),
-    model: Annotated[str, typer.Option(help="Hub id or local folder of the student.")] = "BAAI/bge-small-en-v1.5",
-    guide: Annotated[str, typer.Option(help="Hub id or local folder of the guide; self; or none.")] = "WhereIsAI/UAE-Large-V1",
+    model: Annotated[str | None, typer.Option(help="Hub id or local folder of the student. [default: by the machine]")] = None,
+    guide: Annotated[str | None, typer.Option(help="The guide, likewise; self; or none. [default: by the machine]")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the YAML if it is there.")] = False,
 ) -> None:
     """Look at your own files and write a commented starter YAML for them."""
-    from gist_train.starter import starter_yaml, write_starter
+    from gist_train.starter.models import pair_for
+    from gist_train.starter.page import starter_yaml, write_starter
 
-    named = None if guide == "none" else expanded(guide)
-    write_starter(to, starter_yaml(files, model=expanded(model), guide=named, to=to), force=force)
+    no_gpu = False
+    if model is None or guide is None:  # only then is torch worth its seconds
+        from gist_train.model.device import on_cpu
+
+        no_gpu = on_cpu()
+    pair = pair_for(model and expanded(model), guide and expanded(guide), on_cpu=no_gpu)
+    named = None if pair.guide == "none" else pair.guide
+    write_starter(to, starter_yaml(files, model=pair.model, guide=named, to=to), force=force)
     err.print(f"wrote {to}. Read it, then: gist-train plan {shlex.quote(str(to))}", highlight=False, soft_wrap=True)
 
 

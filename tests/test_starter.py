@@ -19,8 +19,11 @@ from gist_train.config.loading import load_config
 from gist_train.config.schema import Config
 from gist_train.data.sources import read_labelled, read_rows
 from gist_train.evaluation.tasks import load_tasks
+from gist_train.model import device
 from gist_train.preparation import batch_plan, prepare_corpus
-from gist_train.starter import GUIDE_POOLING, run_name, starter_yaml, write_starter
+from gist_train.starter.models import COST_OF_LARGE, LARGE, SMALL, pair_for
+from gist_train.starter.names import run_name
+from gist_train.starter.page import GUIDE_POOLING, starter_yaml, write_starter
 
 ODD = "a \"b\": 'c' # d, {e} [f] \\ %g\n\t- h\u2028i\x85j\x7f\ufeff\N{PARTY POPPER}"
 """Every sign that YAML might take for its own, four that end a line and one that a YAML file may not hold."""
@@ -477,17 +480,63 @@ def test_commands_name_the_file(tmp_path, to):
 def test_the_command_line_writes_it(tmp_path, monkeypatch):
     """The default guide would lose the pooling that the GIST models had it with, were it called otherwise there than here."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(device, "on_cpu", lambda: False)
     write(Path("data/f.jsonl"), PAIRS)
     ended = gist("init", "data")
     assert (ended.code, ended.out) == (0, "")
     config = load_config(Path("my-model.yaml"))
-    assert (config.name, config.model.name) == ("my-model", "BAAI/bge-small-en-v1.5")
+    assert (config.name, config.model.name) == ("my-model", LARGE.model)
     assert {config.guide.name: config.guide.pooling} == GUIDE_POOLING
+    assert "No GPU" not in Path("my-model.yaml").read_text()
     again = gist("init", "data")
     assert (again.code, "exists" in again.err) == (2, True)
     assert gist("init", "data", "--to", "b.yaml", "--guide", "none", "--model", "a/b").code == 0
     config = load_config(Path("b.yaml"))
     assert (config.name, config.guide, config.model.name) == ("b", None, "a/b")
+    monkeypatch.setattr(device, "on_cpu", lambda: True)
+    assert gist("init", "data", "--force").code == 0
+    config = load_config(Path("my-model.yaml"))
+    assert (config.model.name, config.guide.name, config.guide.pooling) == (*SMALL, None)
+    assert f"The larger pair, {LARGE.model} under\n  # {LARGE.guide}, costs 2 times" in Path("my-model.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "on_cpu", "expected"),
+    [
+        (None, None, False, LARGE),
+        (None, None, True, SMALL),
+        (LARGE.model, None, True, LARGE),  # the usual guide would be the student itself
+        ("a/b", None, True, ("a/b", SMALL.guide)),
+        ("a/b", None, False, ("a/b", LARGE.guide)),
+        (None, "none", True, (SMALL.model, "none")),
+        (None, "c/d", False, (LARGE.model, "c/d")),
+    ],
+)
+def test_the_pair_is_one_that_the_machine_can_train(model, guide, on_cpu, expected):
+    """The large guide's pass over ten thousand texts takes a CPU hours, and nobody had said so."""
+    assert pair_for(model, guide, on_cpu=on_cpu) == expected
+
+
+def test_cost_of_the_larger_pair():
+    """The figures in the comment are of the models' published shapes: layers and dimensions."""
+    shapes = {LARGE.model: (12, 384), LARGE.guide: (24, 1024), SMALL.model: (6, 384), SMALL.guide: (12, 384)}
+    products = [[layers * dimensions**2 for layers, dimensions in map(shapes.get, pair)] for pair in (LARGE, SMALL)]
+    assert [f"{large / small:.0f}" for large, small in zip(*products, strict=True)] == list(COST_OF_LARGE)
+
+
+@pytest.mark.parametrize(("words", "length"), [(6, 64), (60, 128), (180, 256), (900, 512)])
+def test_texts_are_read_nearly_whole(tmp_path, words, length):
+    """A length of 512 for short questions says nothing; of 64 for manuals it would cut them to a tenth."""
+    rows = [{"anchor": f"question {n}", "positive": "word " * words + str(n)} for n in range(20)]
+    config = loaded(tmp_path, starter(write(tmp_path / "f.jsonl", rows)))
+    assert (config.model.max_length, config.guide.max_length) == (length, length)
+    if words == 60:  # signs that are tokens of their own
+        rows = [{**row, "positive": "\N{CJK UNIFIED IDEOGRAPH-4E2D}" * 200} for row in rows]
+        assert loaded(tmp_path, starter(write(tmp_path / "g.jsonl", rows))).model.max_length == 256
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short" / "config.json").write_text('{"max_position_embeddings": 40}')
+    config = loaded(tmp_path, starter(tmp_path / "f.jsonl", model=str(tmp_path / "short")))
+    assert (config.model.max_length, config.guide.max_length) == (40, length)
 
 
 @pytest.mark.parametrize(
@@ -514,6 +563,7 @@ def test_a_corpus_and_a_plan_come_of_it(tmp_path, monkeypatch, make_model):
     cases = {
         "pairs": ([write(tmp_path / "f.jsonl", ASKED)], 32),
         "few": ([write(tmp_path / "few.csv", ASKED[:5])], 4),
+        "some": ([write(tmp_path / "some.csv", ASKED[:35])], 16),  # 7 of them are held out
         "one": ([write(tmp_path / "one.csv", ASKED[:1])], 1),
         "labels": ([write(tmp_path / "l.csv", [*LABELLED[:8], once, LABELLED[0]])], 4),
         "both": ([tmp_path / "few.csv", tmp_path / "l.csv", write(tmp_path / "s.tsv", SCORED)], 8),
@@ -523,7 +573,7 @@ def test_a_corpus_and_a_plan_come_of_it(tmp_path, monkeypatch, make_model):
         assert config.training.batch_size == batch_size, name
         corpus = prepare_corpus(config, torch.device("cpu"), QUIET)
         assert batch_plan(config, corpus).steps_per_epoch >= 1
-    assert yaml.safe_load((tmp_path / "written.yaml").read_text())["guide"] == {"name": str(tiny)}
+    assert yaml.safe_load((tmp_path / "written.yaml").read_text())["guide"] == {"name": str(tiny), "max_length": 64}
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t", "|"])

@@ -116,6 +116,11 @@ class GuessedFile:
         )
 
     @property
+    def text_columns(self) -> list[str]:
+        """Columns that hold texts."""
+        return [column for role, column in self.roles.items() if role not in ("label", "score", "task")] + self.numbered
+
+    @property
     def numbered(self) -> list[str]:
         """Columns that hold one negative each, which the reader takes by their names."""
         if self.use != "pairs" or "negative" in self.columns:

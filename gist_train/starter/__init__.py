@@ -1,0 +1,1 @@
+"""gist-train init: the user's own files -> a first config."""

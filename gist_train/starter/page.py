@@ -1,0 +1,152 @@
+"""The user's own files -> a commented starter YAML: what each is good for is guessed, and the YAML says so."""
+
+import json
+import math
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.evaluation import (
+    HELD_OUT,
+    HELD_OUT_LABELS,
+    HELD_OUT_METRICS,
+)
+from gist_train.data.files import write_text
+from gist_train.starter.files import data_files
+from gist_train.starter.guessing import SAMPLED, GuessedFile, judged
+from gist_train.starter.models import COST_OF_LARGE, LARGE, SMALL, length_for, read_by
+from gist_train.starter.names import run_name, says_nothing, shards_together, task_of, test_word
+from gist_train.starter.uses import Uses, labelled_faults, refuse_judged, uses_of
+from gist_train.starter.yaml_text import as_written, comment, written
+
+GUIDE_POOLING = {"WhereIsAI/UAE-Large-V1": "mean"}
+"""Of a guide whose folder is not to decide it."""
+BATCH_SIZE = 32
+FEWEST_HELD_OUT, MOST_HELD_OUT = 10, 1000
+"""Rows: with fewer a score says little, with more each evaluation takes long."""
+
+
+def starter_yaml(files: Sequence[Path], *, model: str, guide: str | None, to: Path) -> str:
+    """A commented YAML that trains `model` on `files`, as `load_config` accepts it; a folder means its data files.
+
+    Args:
+        model: hub id or local folder of the student.
+        guide: hub id or local folder, "self" for the student's own similarities, None for no guide.
+        to: where the YAML will be: the commands in it name that file, and the run is called like it.
+
+    Raises:
+        UserError: all files that are missing, empty, of an unknown kind, or without columns that could be trained on.
+    """
+    uses = _guessed_uses(files, guide)
+    length, held_out = length_for(uses.train), _rows_held_out(uses)
+    environment = Environment(
+        loader=PackageLoader("gist_train", "starter"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"yaml": written, "comment": comment}
+    return environment.get_template("init.yaml.jinja").render(
+        name=run_name(to),
+        here=comment(shlex.quote(str(to)), 1000),
+        model=model,
+        guide=guide,
+        pooling=GUIDE_POOLING.get(guide or ""),
+        uses=uses,
+        task_of=task_of,
+        as_written=as_written,
+        metric=next((f"{name}/{judge.metric}" for name, judge in uses.tasks.items()), _held_out_metric(uses, held_out)),
+        held_out=held_out,
+        says_nothing=says_nothing,
+        test_word=test_word,
+        larger=LARGE if (model, guide) == SMALL else None,
+        cost_of_larger=COST_OF_LARGE,
+        max_length=read_by(model, length),
+        guide_max_length=None if guide is None else read_by(guide, length),
+        on_bad_row="skip" if any(one.unusable for one in uses.train) else "fail",
+        batch_size=_batch_size(uses, held_out),
+    )
+
+
+def _guessed_uses(files: Sequence[Path], guide: str | None) -> Uses:
+    """What is done with each file; UserError as `starter_yaml`."""
+    faults: list[Fault] = []
+    guessed: list[GuessedFile] = []
+    of_folders: list[Fault] = []
+    named, judges = data_files(files, faults)
+    for path in named:
+        try:
+            one = judged(path)
+            refuse_judged(one)
+            guessed.append(one)
+        except UserError as error:  # a file that was named must be of use; of a folder the others may be
+            (faults if path in files else of_folders).extend(error.faults)
+    uses = uses_of(shards_together(guessed), judges)
+    if uses.train:
+        uses.left_out.extend((fault.where, f"{fault.found}; {fault.fix}") for fault in of_folders)
+    else:
+        faults += of_folders
+    faults += [fault for one in uses.train if one.use == "labelled" for fault in labelled_faults(one, guide)]
+    if not uses.train and not faults:
+        scored, expected = (
+            "pairs with a score: they judge a model and train none",
+            "a file beside it, of pairs that belong together",
+        )
+        fix = "name such a file too, or keep the pairs of a high score"
+        faults += [Fault(one.sample.path, scored, expected, fix) for one in guessed]
+        judging = "documents, queries and judgements: they judge a model and train none"
+        faults += [Fault(judge.path, judging, expected, "name such a file too") for judge in judges]
+    if faults:
+        raise UserError(*faults)
+    return uses
+
+
+def write_starter(to: Path, text: str, *, force: bool = False) -> None:
+    """Writes `text` to `to`, whole or not at all; UserError where something is there, or there is no such folder.
+
+    Args:
+        force: whether a file that is there is replaced.
+    """
+    if os.path.lexists(to) and not (force and to.is_file()):
+        fix = "name another file, or add --force to replace it"
+        raise UserError(Fault("--to", f"{shown(str(to))}, which exists", "a new file", fix))
+    if not to.parent.is_dir():
+        raise UserError(Fault("--to", f"{shown(str(to))}, in no folder", "a file in a folder that exists", "make the folder"))
+    write_text(to, text)
+
+
+def _rows_held_out(uses: Uses) -> float | int | None:
+    """What `evaluation.held_out` is to be where no file judges: a share, fewer of many rows; None where there are too few."""
+    rows = sum(map(_estimated_rows, uses.train))
+    if uses.tasks or rows < 2 * FEWEST_HELD_OUT:
+        return None
+    share = 0.05 if 0.05 * rows >= FEWEST_HELD_OUT else 0.2
+    return MOST_HELD_OUT if share * rows > MOST_HELD_OUT else share
+
+
+def _estimated_rows(one: GuessedFile) -> int:
+    """Its rows; of a file that was not read to its end by its size, in which a row is as long as those looked at."""
+    if one.sample.whole:
+        return len(one.sample.rows)
+    path = Path(os.path.expanduser(one.sample.path))
+    size = sum(part.stat().st_size for part in ([path] if path.exists() else path.parent.glob(path.name)))
+    return max(SAMPLED, size * len(one.sample.rows) // max(1, len(json.dumps(one.sample.rows, default=str))))
+
+
+def _batch_size(uses: Uses, held_out: float | int | None) -> int:
+    """A power of 2 of which the rows that are not held out give one whole batch."""
+    rows = sum(one.usable for one in uses.train)
+    rows -= math.ceil(rows * held_out) if isinstance(held_out, float) else 0  # a number is held out of many rows only
+    return min(BATCH_SIZE, 1 << int(math.log2(max(1, rows))))
+
+
+def _held_out_metric(uses: Uses, held_out: float | int | None) -> str | None:
+    if held_out is None:
+        return None
+    name = HELD_OUT_LABELS if all(one.use == "labelled" for one in uses.train) else HELD_OUT
+    return f"{name}/{HELD_OUT_METRICS[name][0]}"
