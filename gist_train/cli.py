@@ -58,11 +58,14 @@ def init(
     to: Annotated[Path, typer.Option(help="The YAML to write.")] = Path("my-model.yaml"),
     model: Annotated[str | None, typer.Option(help="Hub id or local folder of the student. [default: by the machine]")] = None,
     guide: Annotated[str | None, typer.Option(help="The guide, likewise; self; or none. [default: by the machine]")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="What columns are: anchor=A,positive=B; text=A,label=B; text1=A,text2=B,score=C.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the YAML if it is there.")] = False,
 ) -> None:
     """Look at your own files and write a commented starter YAML for them."""
     from gist_train.starter.models import pair_for
-    from gist_train.starter.page import starter_yaml, write_starter
+    from gist_train.starter.page import named_columns, starter_yaml, write_starter
 
     no_gpu = False
     if model is None or guide is None:  # only then is torch worth its seconds
@@ -71,7 +74,8 @@ def init(
         no_gpu = on_cpu()
     pair = pair_for(model and expanded(model), guide and expanded(guide), on_cpu=no_gpu)
     named = None if pair.guide == "none" else pair.guide
-    write_starter(to, starter_yaml(files, model=pair.model, guide=named, to=to), force=force)
+    roles = {} if columns is None else named_columns(columns)
+    write_starter(to, starter_yaml(files, model=pair.model, guide=named, to=to, columns=roles), force=force)
     err.print(f"wrote {to}. Read it, then: gist-train plan {shlex.quote(str(to))}", highlight=False, soft_wrap=True)
 
 

@@ -48,8 +48,8 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def starter(*files: Path, model: str = "some/model", guide: str | None = "some/guide", to: Path = Path("run.yaml")) -> str:
-    return starter_yaml(files, model=model, guide=guide, to=to)
+def starter(*files: Path, model: str = "some/model", guide: str | None = "some/guide", **options: Any) -> str:
+    return starter_yaml(files, model=model, guide=guide, **{"to": Path("run.yaml"), **options})
 
 
 def loaded(tmp_path: Path, text: str) -> Config:
@@ -522,6 +522,63 @@ def test_cost_of_the_larger_pair():
     shapes = {LARGE.model: (12, 384), LARGE.guide: (24, 1024), SMALL.model: (6, 384), SMALL.guide: (12, 384)}
     products = [[layers * dimensions**2 for layers, dimensions in map(shapes.get, pair)] for pair in (LARGE, SMALL)]
     assert [f"{large / small:.0f}" for large, small in zip(*products, strict=True)] == list(COST_OF_LARGE)
+
+
+CLICKS = [
+    {
+        "id": f"a{i}",
+        "search_term": f"how do I open door {i}",
+        "clicked_doc": f"turn the key of door {i}",
+        "snippet": f"a door {i}",
+    }
+    for i in range(40)
+]
+
+
+def test_columns_that_the_user_names_are_taken(tmp_path):
+    """Three columns of texts with names of their own can't be told apart, and the user knows which is which."""
+    path = write(tmp_path / "log.csv", CLICKS)
+    assert "--columns anchor=...,positive=..." in refused(path).faults[0].fix
+    named = {"anchor": "search_term", "positive": "clicked_doc"}
+    text = starter(path, write(tmp_path / "usual.jsonl", PAIRS), columns=named)
+    config = loaded(tmp_path, text)
+    assert rows_of(config)[0].positives == ("turn the key of door 0",)
+    assert [source.columns and source.columns.model_dump(exclude_none=True) for source in config.data.train] == [named, None]
+    assert "# Not read: id, snippet." in text
+    labelled = write(tmp_path / "labels.csv", [{"name": row["text"], "note": "a note", "kind": row["label"]} for row in LABELLED])
+    (source,) = loaded(tmp_path, starter(labelled, columns={"text": "name", "label": "kind"})).data.train
+    assert (source.source, source.columns.text, source.columns.label) == ("classification", "name", "kind")
+    scored = write(tmp_path / "s.csv", [{"a": row["sentence1"], "b": row["sentence2"], "mark": row["score"]} for row in SCORED])
+    marks = {"text1": "a", "text2": "b", "score": "mark"}
+    (task,) = loaded(tmp_path, starter(write(tmp_path / "p.jsonl", PAIRS), scored, columns=marks)).evaluation.tasks
+    assert (task.type, task.columns.text1, task.columns.score) == ("sts", "a", "mark")
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ("anchor=search_term", "--columns"),
+        ("anchor=search_term, positive=", "--columns"),
+        ("anchor=search_term,passage=clicked_doc", "--columns"),
+        ("search_term,clicked_doc", "--columns"),
+        ("anchor=serch_term,positive=clicked_doc", "no telling which"),
+        ("text=search_term,label=clicked_doc", "hardly repeat"),
+        ("anchor=number,positive=clicked_doc", '"number" with 7'),
+    ],
+)
+def test_columns_that_can_not_be_so_are_refused(tmp_path, columns, told):
+    """A slip of the pen must not fall back to a guess without a word."""
+    path = write(tmp_path / "log.jsonl", [{**row, "number": 7} for row in CLICKS])
+    ended = gist("init", path, "--to", tmp_path / "my.yaml", "--guide", "a/b", "--model", "c/d", "--columns", columns)
+    assert (ended.code, told in ended.err, (tmp_path / "my.yaml").exists()) == (2, True, False)
+    if "serch_term" in columns:
+        ended = gist(
+            "init", write(tmp_path / "usual.jsonl", PAIRS), "--to", tmp_path / "my.yaml", "--model", "c/d", "--columns", columns
+        )
+        assert (ended.code, '"serch_term", "clicked_doc", which no file has; columns: "anchor", "positive"' in ended.err) == (
+            2,
+            True,
+        )
 
 
 @pytest.mark.parametrize(("words", "length"), [(6, 64), (60, 128), (180, 256), (900, 512)])

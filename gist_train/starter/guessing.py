@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 
 from gist_train.config.conditions import Condition, UnlikeError
 from gist_train.config.errors import Fault, UserError, shown
@@ -135,13 +136,19 @@ class GuessedFile:
         return sorted({min(counts), max(counts)})
 
 
-def judged(path: Path) -> GuessedFile:
+def judged(path: Path, named: Mapping[str, str] = MappingProxyType({})) -> GuessedFile:
     """What the file is good for, by its first rows.
+
+    Args:
+        named: anchor, positive, text, label, ... -> the column that the user says it is, of files that have all of these.
 
     Raises:
         UserError: it can neither train nor evaluate.
     """
-    return _judged(_sample(path))
+    sample = _sample(path)
+    if named and all(column in sample.columns for column in named.values()):
+        return _as_named(sample, dict(named))
+    return _judged(sample)
 
 
 class _File(TableFile):
@@ -244,8 +251,7 @@ def _judged(sample: Sample) -> GuessedFile:
         raise sample.fault(
             f"the columns {columns or '(none)'}, and no telling which are a pair of texts",
             f"a column of anchors ({anchors}) and one of positives ({positives}), or texts and labels ({', '.join(LABELS)})",
-            "fill them, rename two columns to anchor and positive, or leave the file out here and write into the YAML: "
-            f"- {{source: {sample.source}, path: {sample.path}, columns: {{anchor: ..., positive: ...}}}}",
+            "fill them, or say which they are: gist-train init --columns anchor=...,positive=...",
         )
     alike = len(missing) >= 2 or _plain(roles["anchor"]) in LIKE_TEXTS
     score = sample.named(SCORES, _is_number)
@@ -258,6 +264,23 @@ def _judged(sample: Sample) -> GuessedFile:
         fix = f"keep the rows of which {shown(judge)} says so, and leave that column out"
         raise sample.fault(f"pairs that a column {shown(judge)} judges", "pairs of texts that belong together", fix)
     return _pairs(sample, roles, guessed=bool(missing))
+
+
+def _as_named(sample: Sample, named: dict[str, str]) -> GuessedFile:
+    """What the file is good for, by what the user says of its columns: the other roles are guessed by their names."""
+    for column in (column for role, column in named.items() if role not in ("label", "score")):
+        if not sample.mostly(column, _is_texts):
+            value = shown(next(iter(sample.values(column)), None))
+            raise sample.fault(f"{shown(column)} with {value}", "a column of texts", "name another column: --columns")
+    if "text1" in named:
+        return _scored(sample, named)
+    if "text" in named:
+        if (labelled := _labelled(sample, named["text"], named["label"])) is None:
+            found = f"labels under {shown(named['label'])} that hardly repeat, or the same texts over and over"
+            raise sample.fault(found, "classes of several texts each", "name another column: --columns")
+        return labelled
+    roles = {role: column for role, column in _roles(sample).items() if column not in named.values()} | named
+    return _pairs(sample, roles, where=_condition(sample, roles))
 
 
 def _roles(sample: Sample) -> dict[str, str]:
@@ -275,7 +298,7 @@ def _roles(sample: Sample) -> dict[str, str]:
     return roles
 
 
-def _pairs(sample: Sample, roles: dict[str, str], *, guessed: bool, where: str | None = None) -> GuessedFile:
+def _pairs(sample: Sample, roles: dict[str, str], *, guessed: bool = False, where: str | None = None) -> GuessedFile:
     usual = {role: next((name for name in names if name in sample.columns), None) for role, names in ALIASES.items()}
     for role in ("negative", "task"):
         column = usual[role]

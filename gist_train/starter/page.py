@@ -3,9 +3,12 @@
 import json
 import math
 import os
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -26,22 +29,31 @@ from gist_train.starter.yaml_text import as_written, comment, written
 GUIDE_POOLING = {"WhereIsAI/UAE-Large-V1": "mean"}
 """Of a guide whose folder is not to decide it."""
 BATCH_SIZE = 32
+ROLES = (
+    ({"anchor", "positive"}, {"negative", "task"}),
+    ({"text", "label"}, set[str]()),
+    ({"text1", "text2", "score"}, set[str]()),
+)
+"""What columns may be said to be: those needed, and those that may be left out."""
 FEWEST_HELD_OUT, MOST_HELD_OUT = 10, 1000
 """Rows: with fewer a score says little, with more each evaluation takes long."""
 
 
-def starter_yaml(files: Sequence[Path], *, model: str, guide: str | None, to: Path) -> str:
+def starter_yaml(
+    files: Sequence[Path], *, model: str, guide: str | None, to: Path, columns: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """A commented YAML that trains `model` on `files`, as `load_config` accepts it; a folder means its data files.
 
     Args:
         model: hub id or local folder of the student.
         guide: hub id or local folder, "self" for the student's own similarities, None for no guide.
+        columns: what the user says of the columns of files that have all of these: anchor, positive, text, label, ... -> column.
         to: where the YAML will be: the commands in it name that file, and the run is called like it.
 
     Raises:
         UserError: all files that are missing, empty, of an unknown kind, or without columns that could be trained on.
     """
-    uses = _guessed_uses(files, guide)
+    uses = _guessed_uses(files, guide, columns)
     length, held_out = length_for(uses.train), _rows_held_out(uses)
     environment = Environment(
         loader=PackageLoader("gist_train", "starter"),
@@ -73,7 +85,7 @@ def starter_yaml(files: Sequence[Path], *, model: str, guide: str | None, to: Pa
     )
 
 
-def _guessed_uses(files: Sequence[Path], guide: str | None) -> Uses:
+def _guessed_uses(files: Sequence[Path], guide: str | None, columns: Mapping[str, str]) -> Uses:
     """What is done with each file; UserError as `starter_yaml`."""
     faults: list[Fault] = []
     guessed: list[GuessedFile] = []
@@ -81,7 +93,7 @@ def _guessed_uses(files: Sequence[Path], guide: str | None) -> Uses:
     named, judges = data_files(files, faults)
     for path in named:
         try:
-            one = judged(path)
+            one = judged(path, columns)
             refuse_judged(one)
             guessed.append(one)
         except UserError as error:  # a file that was named must be of use; of a folder the others may be
@@ -101,9 +113,28 @@ def _guessed_uses(files: Sequence[Path], guide: str | None) -> Uses:
         faults += [Fault(one.sample.path, scored, expected, fix) for one in guessed]
         judging = "documents, queries and judgements: they judge a model and train none"
         faults += [Fault(judge.path, judging, expected, "name such a file too") for judge in judges]
+    if columns and not faults and not any(set(columns.values()) <= {*one.sample.columns} for one in guessed):
+        there = ", ".join(shown(column) for column in dict.fromkeys(chain(*(one.sample.columns for one in guessed))))
+        found = f"{', '.join(map(shown, columns.values()))}, which no file has; columns: {there}"
+        faults.append(Fault("--columns", found, "columns that one of the files has", "correct the names"))
     if faults:
         raise UserError(*faults)
     return uses
+
+
+def named_columns(given: str) -> dict[str, str]:
+    """`anchor=search_term,positive=clicked_doc` as role -> column.
+
+    Raises:
+        UserError: no such role, or not those of pairs, of labelled texts or of scored pairs.
+    """
+    parts = re.split(r"(?:^|,)\s*(\w+)=", given)
+    named = {role: column.strip() for role, column in zip(parts[1::2], parts[2::2], strict=True)}
+    known = any(needed <= named.keys() <= needed | more for needed, more in ROLES)
+    if parts[0].strip() or not known or not all(named.values()):
+        expected = "anchor=...,positive=... (and negative, task), text=...,label=..., or text1=...,text2=...,score=..."
+        raise UserError(Fault("--columns", shown(given), expected, "say what each column is, with commas and no spaces between"))
+    return named
 
 
 def write_starter(to: Path, text: str, *, force: bool = False) -> None:
