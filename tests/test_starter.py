@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -218,6 +219,24 @@ def test_one_task_for_a_training_file(tmp_path):
     assert tasks == {"intents": ("b/intents.jsonl", "b/intents_test.jsonl")}
     for name in ("intents_dev", "extra_test"):
         assert f"{tmp_path}/b/{name}.jsonl: intents_test.jsonl judges in its place." in text
+
+
+def test_labels_by_a_name_of_their_own_are_a_guess(tmp_path):
+    """Annotators' tools call the column as the user called the control: sentiment, topic, queue."""
+    rows = [{"text": row["text"], "queue": row["label"], "annotator": 1, "id": n} for n, row in enumerate(LABELLED)]
+    text = starter(write(tmp_path / "tasks.jsonl", rows))
+    (source,) = loaded(tmp_path, text).data.train
+    assert (source.source, source.columns.text, source.columns.label) == ("classification", "text", "queue")
+    assert 'label is "queue", with 4 different ones in these rows: a GUESS' in text
+    two = [{**row, "team": row["queue"]} for row in rows]
+    assert "no telling which" in refused(write(tmp_path / "two.jsonl", two)).faults[0].found
+    workbook = openpyxl.Workbook()
+    for line in [["Question", "Answer"], *[[row["anchor"], row["positive"]] for row in PAIRS]]:
+        workbook.active.append(line)
+    workbook.save(tmp_path / "faq.xlsx")
+    (source,) = loaded(tmp_path, starter(tmp_path / "faq.xlsx")).data.train
+    assert (source.source, source.columns.anchor) == ("xlsx", "Question")
+    assert next(iter(read_rows(source, "it"))).positives == ("turn the key of door 0",)
 
 
 def test_each_test_file_goes_with_its_own_training_file(tmp_path):

@@ -94,6 +94,17 @@ class CsvSource(TableSource):
     """Whether the first row names the columns; without one they are called "1", "2", ..."""
 
 
+class XlsxSource(TableSource):
+    """A sheet of an Excel workbook (extra excel)."""
+
+    source: Literal["xlsx"] = "xlsx"
+    """Format of the source."""
+    sheet: Text | None = None
+    """Name of the sheet; null = the first one."""
+    header: bool = True
+    """Whether the first row names the columns; without one they are called "1", "2", ..."""
+
+
 class ParquetSource(TableSource):
     """Parquet."""
 
@@ -153,7 +164,7 @@ class ClassificationSource(DataSetSource):
     source: Literal["classification"] = "classification"
     """Format of the source."""
     path: PathText
-    """JSONL, CSV, TSV or Parquet file, a pattern of them, a local folder of a data set, or the hub id of one."""
+    """JSONL, CSV, TSV, Parquet or Excel file, a pattern of them, a local folder of a data set, or the hub id of one."""
     columns: LabelColumns = LabelColumns()
     """Names of the columns."""
     delimiter: Delimiter | None = None
@@ -174,7 +185,7 @@ OUTSIDE_CORPUS = {"weight", "in_batch_negatives", "mask_same_label"}
 """Keys of sources that decide how rows are used and not which rows there are: a corpus does not depend on them."""
 
 Source = Annotated[
-    HubSource | JsonlSource | CsvSource | ParquetSource | MediSource | ClassificationSource,
+    HubSource | JsonlSource | CsvSource | XlsxSource | ParquetSource | MediSource | ClassificationSource,
     Field(discriminator="source"),
-    "a mapping with a key source: hub, jsonl, csv, parquet, medi or classification",
+    "a mapping with a key source: hub, jsonl, csv, xlsx, parquet, medi or classification",
 ]

@@ -1,4 +1,4 @@
-"""Formats of tables: JSON, CSV, TSV and Parquet files -> the cells of the fields that a reader asks for.
+"""Formats of tables: JSON, CSV, TSV, Parquet and Excel files -> the cells of the fields that a reader asks for.
 
 Every reader streams: a file is never whole in memory, but for one that LlamaIndex saved. Rows count from 1, a CSV header
 excluded; in JSONL the row is the line.
@@ -8,8 +8,11 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any
+from xml.etree.ElementTree import ParseError
+from zipfile import BadZipFile
 
 import ijson  # type: ignore[import-untyped]
 
@@ -80,11 +83,15 @@ def jsonl_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | Ba
 
 
 def json_records(file: TableFile) -> Iterator[dict[Any, Any] | BadRow]:
-    """The objects of a file of JSON: one a line, the elements of one array, or the pairs of LlamaIndex's one object."""
+    """The objects of a file of JSON: one a line, the elements of one array, or the pairs of LlamaIndex's one object.
+
+    What Label Studio exports is flattened: the fields of a task, and what its annotator chose.
+    """
     with file.open() as lines:
         head = lines.peek().lstrip(BEFORE_JSON)
         if head.startswith(b"["):
-            yield from array_elements(file, "an array of objects")
+            for record in array_elements(file, "an array of objects"):
+                yield _annotated(record) if "annotations" in record else record
             return
         if file.suffix == ".json" and LINKS.match(head):
             yield from _linked_pairs(file, lines.read())
@@ -93,6 +100,22 @@ def json_records(file: TableFile) -> Iterator[dict[Any, Any] | BadRow]:
             if not line.isspace():
                 file.row = number
                 yield _json_object(line)
+
+
+def _annotated(task: dict[Any, Any]) -> dict[Any, Any]:
+    """A task of Label Studio's JSON export as one row: its data, and by the control's name what the first annotation says."""
+    data, annotations = task.get("data"), task["annotations"]
+    if not isinstance(data, dict) or not isinstance(annotations, list):
+        return task
+    done = (one for one in annotations if isinstance(one, dict) and one.get("result") and not one.get("was_cancelled"))
+    chosen: dict[str, object] = {}
+    results = next((one["result"] for one in done), None)
+    for result in results if isinstance(results, list) else []:
+        kind = result.get("type") if isinstance(result, dict) else None
+        value = result.get("value", {}).get("text" if kind == "textarea" else kind) if kind else None
+        if value is not None:
+            chosen[result.get("from_name")] = value[0] if isinstance(value, list) and len(value) == 1 else value
+    return {**data, **chosen}
 
 
 def array_elements(file: TableFile, expected: str) -> Iterator[dict[Any, Any]]:
@@ -158,19 +181,11 @@ def csv_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | BadR
         first = next((cells for cells in reader if cells), [])
         header = [name.strip() for name in first] if file.header else [str(number + 1) for number in range(len(first))]
         ahead = [] if file.header or not first else [first]
-        columns = column_of(fields, header)
         if len(header) == 1 and file.header and not tabs and (other := re.search(r"[;\t|]", header[0])):
             found = f'the header {shown(header[0])}, with "{other[0]}" between the columns'
             expected = "commas between the columns, or tabs in a .tsv file"
             raise file.broken(found, expected, f"save it so, or set delimiter: {json.dumps(other[0])} on its source")
-        if header:
-            file.refuse_missing(fields, columns, header)
-        file.note_unread(fields, columns, header)
-        if twice := next((name for name in flat(columns) if header.count(name) > 1), None):
-            raise file.broken(f"two columns {shown(twice)}", "each name once", "rename one of them")
-        places = [
-            None if c is None else header.index(c) if isinstance(c, str) else [header.index(name) for name in c] for c in columns
-        ]
+        columns, places = _columns(file, fields, header)
         optional = [index for index, field in enumerate(fields) if not field.in_every_row]
         while header:
             start = reader.line_num
@@ -199,6 +214,58 @@ def csv_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | BadR
                 yield columns, values
             elif cells:
                 yield BadRow("not as many fields as the header", f"{len(cells)}: {shown(cells)}", f"{len(header)} fields")
+
+
+def _columns(file: TableFile, fields: Sequence[Field], header: list[str]) -> tuple[Columns, list[int | list[int] | None]]:
+    """By field, the column of a table with this header that holds it, and the place or places of that column."""
+    columns = column_of(fields, header)
+    if header:
+        file.refuse_missing(fields, columns, header)
+    file.note_unread(fields, columns, header)
+    if twice := next((name for name in flat(columns) if header.count(name) > 1), None):
+        raise file.broken(f"two columns {shown(twice)}", "each name once", "rename one of them")
+    return columns, [
+        None if c is None else header.index(c) if isinstance(c, str) else [header.index(name) for name in c] for c in columns
+    ]
+
+
+def xlsx_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | BadRow]:
+    """Cells of a sheet of an Excel workbook. Rows without any cell count for nothing; a formula is what it last came to."""
+    with _sheet_of(file) as rows:
+        filled = (cells for cells in rows if any(cell is not None for cell in cells))
+        first = next(filled, ())
+        names = ["" if cell is None else str(cell).strip() for cell in first]
+        header = names if file.header else [str(number + 1) for number in range(len(first))]
+        columns, places = _columns(file, fields, header)
+        for cells in filled if file.header else chain([first] if first else [], filled):
+            file.row += 1
+            full = [*cells, *[None] * (len(header) - len(cells))]
+            yield (
+                columns,
+                [
+                    None if place is None else full[place] if isinstance(place, int) else several(full[p] for p in place)
+                    for place in places
+                ],
+            )
+
+
+@contextmanager
+def _sheet_of(file: TableFile) -> Iterator[Iterator[tuple[Any, ...]]]:
+    """The rows of the file's sheet; what its reader raises within the block comes out as UserError."""
+    try:
+        import openpyxl  # an extra
+    except ImportError:
+        fix = 'pip install "gist-train[excel]", or save the sheet as CSV'
+        raise UserError(Fault(file.label, "no package openpyxl", "the package, which reads .xlsx", fix)) from None
+    try:
+        with file.open() as stream, closing(openpyxl.load_workbook(stream, read_only=True, data_only=True)) as workbook:
+            sheets = [sheet.title for sheet in workbook.worksheets]
+            if file.sheet is not None and file.sheet not in sheets:
+                raise file.broken(f"the sheets {shown(sheets)}", f"a sheet {shown(file.sheet)}", "correct the key sheet")
+            yield workbook.worksheets[0 if file.sheet is None else sheets.index(file.sheet)].iter_rows(values_only=True)
+    except (BadZipFile, KeyError, ValueError, OSError, ParseError) as error:
+        found = f"Excel's reader refuses it: {shown(str(error))}"
+        raise file.broken(found, "an .xlsx workbook", "save it again, or as CSV") from error
 
 
 def parquet_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | BadRow]:
@@ -248,6 +315,7 @@ READERS: dict[str, Reader] = {
     ".csv": csv_cells,
     ".tsv": csv_cells,
     ".parquet": parquet_cells,
+    ".xlsx": xlsx_cells,
 }
 """By a file's suffix, .gz aside."""
 

@@ -1,4 +1,4 @@
-"""Readers: hub data sets, MEDI JSON, JSONL, CSV, Parquet and labelled texts -> checked rows.
+"""Readers: hub data sets, MEDI JSON, JSONL, CSV, Excel, Parquet and labelled texts -> checked rows.
 
 A bad row comes out as a Fault, for the caller to fail or skip; a file that is not what it is said to be raises UserError.
 Every reader streams: a file is never whole in memory.
@@ -26,8 +26,9 @@ from gist_train.config.sources import (
     Prompts,
     Source,
     TableSource,
+    XlsxSource,
 )
-from gist_train.data.formats import READERS, Cells, Reader, csv_cells, jsonl_cells, parquet_cells, reader_of
+from gist_train.data.formats import READERS, Cells, Reader, csv_cells, jsonl_cells, parquet_cells, reader_of, xlsx_cells
 from gist_train.data.hub import commit_of, hub_cells, hub_table
 from gist_train.data.judging import WATCHED, Judging
 from gist_train.data.medi import Pairs, medi_pairs, pair
@@ -136,7 +137,7 @@ def read_rows(
         case MediSource():
             for file in _files(source, where):
                 yield from _checked(file, (_medi_row(file, pairs, keep_instructions) for pairs in medi_pairs(file)))
-        case HubSource() | JsonlSource() | CsvSource() | ParquetSource():
+        case HubSource() | JsonlSource() | CsvSource() | XlsxSource() | ParquetSource():
             condition = None if source.where is None else Condition(source.where)
             fields = _row_fields(source, keep_instructions)
             asked = [] if condition is None else condition.columns
@@ -193,6 +194,8 @@ def _files(source: Source, where: str) -> Iterator[TableFile]:
         file = TableFile(path, f"{where}: {path.name if same_name[path.name] == 1 else path}")
         if isinstance(source, CsvSource | ClassificationSource):
             file.delimiter, file.header = source.delimiter, source.header
+        elif isinstance(source, XlsxSource):
+            file.sheet, file.header = source.sheet, source.header
         yield file
 
 
@@ -214,6 +217,8 @@ def _reader(source: Source, file: TableFile) -> Reader:
             return csv_cells
         case ParquetSource():
             return parquet_cells
+        case XlsxSource():
+            return xlsx_cells
     return reader_of(file)
 
 

@@ -113,7 +113,9 @@ class TableFile(Table):
         self.delimiter: str | None = None
         """Between the columns of a CSV file; None for a comma, or a tab in a .tsv file."""
         self.header = True
-        """Whether the first row of a CSV file names its columns. Without one they are called 1, 2, ..."""
+        """Whether the first row of a CSV file or sheet names its columns. Without one they are called 1, 2, ..."""
+        self.sheet: str | None = None
+        """Of an Excel workbook; None for its first one."""
         self.suffix = Path(plain).suffix.lower()
         self._gzip = plain != path.name
 

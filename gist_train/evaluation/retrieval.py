@@ -13,7 +13,7 @@ from sklearn.metrics import ndcg_score  # type: ignore[import-untyped]
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.evaluation import RetrievalTask
-from gist_train.config.sources import Columns, CsvSource, JsonlSource, ParquetSource, Source
+from gist_train.config.sources import Columns, CsvSource, JsonlSource, ParquetSource, Source, XlsxSource
 from gist_train.data.sources import Row, read_rows
 from gist_train.data.tables import BadRow, TableFile, text
 from gist_train.evaluation.encoding import TextEncoder, encode_lists, side_prompt, unit
@@ -122,7 +122,7 @@ def read_retrieval(task: RetrievalTask, where: str, faults: list[Fault]) -> Load
         return None
     if not folder.is_dir():
         what = f"a file that ends in {shown(folder.suffix)}" if folder.exists() else f"neither folder nor file in {Path.cwd()}"
-        expected = "a folder, or a file of rows (.jsonl, .json, .csv, .tsv or .parquet), that exists"
+        expected = "a folder, or a file of rows (.jsonl, .json, .csv, .tsv, .parquet or .xlsx), that exists"
         faults.append(Fault(f"{where}: path", f"{shown(str(folder))}, which is {what}", expected, "correct the path"))
         return None
     # The flat names first: they belong to one split.
@@ -203,6 +203,8 @@ def _source(task: RetrievalTask) -> Source | None:
             return JsonlSource(path=task.path, columns=columns, where=task.where)
         case ".csv" | ".tsv":
             return CsvSource(path=task.path, columns=columns, where=task.where, delimiter=task.delimiter, header=task.header)
+        case ".xlsx":
+            return XlsxSource(path=task.path, columns=columns, where=task.where, header=task.header)
         case ".parquet":
             return ParquetSource(path=task.path, columns=columns, where=task.where)
     return None

@@ -11,7 +11,7 @@ from gist_train.starter.guessing import SOURCES
 from gist_train.starter.uses import Judge
 from gist_train.starter.yaml_text import written
 
-ENDINGS = ".jsonl, .json, .csv or .tsv, each also with .gz, or .parquet"
+ENDINGS = ".jsonl, .json, .csv or .tsv, each also with .gz, .parquet or .xlsx"
 OF_A_DATA_SET = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files that describe a data set and hold no rows."""
 

@@ -5,7 +5,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -26,7 +26,7 @@ MOSTLY = 0.8
 """Share of these that a column must fill to be taken."""
 WORDS_OF_A_TEXT = 5
 """From so many words on, what stands in a header is a text and no name."""
-SOURCES = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+SOURCES = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".xlsx": "xlsx"}
 # In the order they are looked for: before all, what the readers know by themselves.
 NAMES = {
     "anchor": "question question1 sentence1 text1 premise instruction prompt title input source",
@@ -168,7 +168,7 @@ def _sample(path: Path) -> Sample:
     with read_errors(file):
         file.delimiter = _delimiter(file)
         read = list(islice(_rows(file), SAMPLED + 1))
-        if file.suffix in (".csv", ".tsv") and _is_row(file.columns):
+        if file.suffix in (".csv", ".tsv", ".xlsx") and _is_row(file.columns):
             file.columns, file.row, file.header = (), 0, False
             read = list(islice(_rows(file), SAMPLED + 1))
     bad = [row for row in read[:SAMPLED] if isinstance(row, BadRow)]
@@ -232,11 +232,14 @@ def _judged(sample: Sample) -> GuessedFile:
     roles = _roles(sample)
     others = [column for column in sample.columns if column not in roles.values() and _is_prose(sample, column)]
     label = sample.named(LABELS, _is_label)
-    if label is not None and "positive" not in roles:
+    if "positive" not in roles:
         texts = [*others, *([roles["anchor"]] if "anchor" in roles else [])]
         text = "text" if "text" in texts else texts[0] if len(texts) == 1 else None
-        if text is not None and (labelled := _labelled(sample, text, label)):
-            return labelled
+        classes = [column for column in sample.columns if column not in texts and _is_classes(sample, column)]
+        guess = label is None and len(texts) == len(classes) == 1
+        label = classes[0] if guess else label
+        if text is not None and label is not None and (labelled := _labelled(sample, text, label)):
+            return replace(labelled, guessed=guess)
     missing = [role for role in ("anchor", "positive") if role not in roles]
     if not sample.header and not roles and len(others) == len(TRIPLET):
         roles, missing = dict(zip(TRIPLET, others, strict=True)), list(TRIPLET)
@@ -373,6 +376,12 @@ def _is_number(value: object) -> bool:
         return isinstance(value, str | int | float) and math.isfinite(float(value))
     except (ValueError, OverflowError):
         return False
+
+
+def _is_classes(sample: Sample, column: str) -> bool:
+    """Whether the column holds a few words over and over, as labels that somebody gave."""
+    values = Counter(map(str, sample.values(column)))
+    return sample.holds(column, _is_string) and 1 < len(values) <= len(sample.rows) / 4
 
 
 def _varies(sample: Sample, column: str) -> bool:

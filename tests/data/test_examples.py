@@ -38,9 +38,11 @@ def test_each_example_holds_the_same_rows(source):
     assert len(rows) == 3
 
 
-def test_the_labelled_example():
-    """It is read by other means."""
-    (source,) = [one for one in SOURCES if one.source == "classification"]
+@pytest.mark.parametrize(
+    "source", [pytest.param(one, id=Path(one.path).name) for one in SOURCES if one.source == "classification"]
+)
+def test_the_labelled_examples(source):
+    """They are read by other means."""
     assert [row.label for row in read_labelled(source, "it")] == ["account", "account", "parcel", "parcel"]
 
 
@@ -66,7 +68,8 @@ def test_init_writes_the_lines_of_the_page():
     written = {one.path: one for one in DataConfig.model_validate(yaml.safe_load(text)["data"]).train}
     for source in SOURCES:
         if source.path in written:
-            assert written.pop(source.path).model_copy(update={"task": None}) == source
+            update = {"task": None} | ({"sheet": source.sheet} if source.source == "xlsx" else {})  # it takes the first one
+            assert written.pop(source.path).model_copy(update=update) == source
     assert written == {}
 
 
@@ -74,7 +77,16 @@ def test_init_writes_the_lines_of_the_page():
 def test_other_tools_rows_give_the_losses_of_ours(tmp_path, write_config):
     """FlagEmbedding's, Tevatron's and mined rows train as the same rows in our format do, to the last digit."""
     losses = {}
-    for name in ("rows.jsonl", "array.json", "rows.parquet", "mined.csv", "lists.csv", "flagembedding.jsonl", "tevatron.jsonl"):
+    for name in (
+        "rows.jsonl",
+        "array.json",
+        "rows.parquet",
+        "mined.csv",
+        "lists.csv",
+        "flagembedding.jsonl",
+        "tevatron.jsonl",
+        "workbook.xlsx",
+    ):
         (source,) = [one for one in SOURCES if Path(one.path).name == name]
         one = {"source": source.source, "path": str(ROOT / source.path), "task": "t"}
         training = {"batch_size": 3, "max_steps": 2}

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import sys
 
 import datasets
 import numpy as np
+import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,7 +14,9 @@ from support.running import gist
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.schema import DataConfig
+from gist_train.data.formats import json_records
 from gist_train.data.sources import read_rows
+from gist_train.data.tables import TableFile
 
 PAIRS = [{"anchor": f"question {n}", "positive": f"answer {n}"} for n in range(4)]
 
@@ -185,3 +189,85 @@ def test_lists_that_a_table_has_as_text(tmp_path, written_as):
         csv.writer(file).writerows([["anchor", "positive", "negative"], ["q", "[1] as cited", written_as]])
     (row,) = read(path)
     assert (row.positives, row.negatives) == (("[1] as cited",), ("a", "b, c"))
+
+
+def workbook(path, sheets):
+    """An Excel file of these sheets: name -> rows."""
+    book = openpyxl.Workbook()
+    book.remove(book.active)
+    for name, rows in sheets.items():
+        sheet = book.create_sheet(name)
+        for row in rows:
+            sheet.append(row)
+    book.save(path)
+    return path
+
+
+def test_a_workbook_is_read_as_the_same_table_in_csv(tmp_path):
+    """An empty row between, a short row and a number are what people have in their sheets."""
+    table = [["anchor", "positive", "neg_1", "neg_2"], ["q1", " a1 ", "n1", "n2"], [None], ["q2", "a2"], ["q3", 4, None, "n3"]]
+    path = workbook(tmp_path / "f.xlsx", {"notes": [["nothing", "here"], ["to", "see"]], "FAQ": table})
+    good, second, bad = read(path, sheet="FAQ")
+    assert (good.anchor, good.positives, good.negatives) == ("q1", ("a1",), ("n1", "n2"))
+    assert (second.positives, second.negatives) == (("a2",), ())
+    assert isinstance(bad, Fault)
+    assert bad.where == 'data.train[0]: f.xlsx, row 3: "positive" is not a string'
+    with pytest.raises(UserError, match=r'the columns "nothing", "here"'):
+        read(path)
+    plain = workbook(tmp_path / "plain.xlsx", {"one": table[1:2]})
+    (row,) = read(plain, header=False, columns={"anchor": "1", "positive": "2", "negative": "4"})
+    assert (row.anchor, row.negatives) == ("q1", ("n2",))
+
+
+def test_faults_of_a_workbook(tmp_path, monkeypatch):
+    """A file of another kind under that name, a slip in the sheet's, and a machine without the package."""
+    (tmp_path / "text.xlsx").write_text("anchor,positive\na,b\n")
+    with pytest.raises(UserError, match=r"save it again, or as CSV"):
+        read(tmp_path / "text.xlsx")
+    path = workbook(tmp_path / "f.xlsx", {"FAQ": [["anchor", "anchor", "positive"], ["a", "b", "c"]]})
+    with pytest.raises(UserError, match=r'a sheet "faq"'):
+        read(path, sheet="faq")
+    with pytest.raises(UserError, match=r'two columns "anchor"'):
+        read(path)
+    with pytest.raises(UserError, match="no rows"):
+        read(workbook(tmp_path / "empty.xlsx", {"FAQ": []}))
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(UserError, match=r"gist-train\[excel\]"):
+        read(path)
+
+
+def annotation(*choices, cancelled=False, kind="choices", name="intent"):
+    result = {"from_name": name, "to_name": "text", "type": kind, "value": {kind: list(choices)}}
+    return {"was_cancelled": cancelled, "result": [result] if choices else []}
+
+
+def test_an_export_of_label_studio_is_a_row_a_task(tmp_path):
+    """A task that was skipped has no label; of several annotators the first counts."""
+    tasks = [
+        {"data": {"text": "a", "lang": "en"}, "annotations": [annotation("x"), annotation("y")]},
+        {"data": {"text": "b"}, "annotations": [annotation("x", cancelled=True), annotation("y", "z")]},
+        {"data": {"text": "c"}, "annotations": []},
+        {"data": {"text": "d"}, "annotations": [annotation(), annotation(5, kind="rating", name="stars")]},
+        {"data": "e", "annotations": [annotation("x")]},
+    ]
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps(tasks))
+    assert list(json_records(TableFile(path, "it"))) == [
+        {"text": "a", "lang": "en", "intent": "x"},
+        {"text": "b", "intent": ["y", "z"]},
+        {"text": "c"},
+        {"text": "d", "stars": 5},
+        tasks[4],
+    ]
+
+
+def test_what_label_studio_got_of_pairs_trains(tmp_path):
+    """Texts that annotators wrote are in the control's name, too."""
+    answer = {"from_name": "positive", "to_name": "q", "type": "textarea", "value": {"text": ["an answer"]}}
+    task = {
+        "data": {"anchor": "a question"},
+        "annotations": [{"result": [answer, {"from_name": "broken"}, 3]}],
+    }
+    (tmp_path / "export.json").write_text(json.dumps([task]))
+    (row,) = read(tmp_path / "export.json", source="jsonl")
+    assert (row.anchor, row.positives) == ("a question", ("an answer",))
