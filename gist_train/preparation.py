@@ -6,6 +6,7 @@ and works, the others wait for it and find the work done. None waits in a collec
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,12 @@ from gist_train.data.files import locked
 from gist_train.data.fingerprints import ContentHashes, corpus_fingerprint
 from gist_train.data.held_out import held_out_texts
 from gist_train.data.overlap import Exclusion, normalized_hash
-from gist_train.model.guide import GuideStore, store_folder
+from gist_train.model.guide import GuideStore, seconds_to_embed, store_folder
 from gist_train.model.loading import identity, load_guide, load_student
 from gist_train.model.pretrained import Pretrained
 from gist_train.model.vectors import refuse_missing, vector_files, vector_store
 from gist_train.model.whole import TextModel
-from gist_train.progress import follow
+from gist_train.progress import duration, follow
 from gist_train.training.guides import Guide, SelfGuide, StoredGuide, guide_parts
 from gist_train.training.setup import Prepared
 
@@ -45,6 +46,8 @@ class Processes:
 
 
 ALONE = Processes()
+TIMED_FROM = 1000
+"""Texts to embed from which on it is said how long that will take."""
 SHOWN_SOURCES = 20
 """Sources whose rows are described before a training."""
 
@@ -226,6 +229,7 @@ class _Embedder:
     ) -> tuple[GuideStore, NDArray[np.int64]]:
         """The store, and (N,) where it has each of N texts; those that no run has embedded yet are embedded."""
 
+        @cache
         def load() -> TextModel:
             model = load_guide(self.model, self.where)
             named = {name: prompt for name, prompt in model.prompts.items() if prompt}
@@ -239,6 +243,10 @@ class _Embedder:
         store = GuideStore(self.folder)
         positions = store.positions(hashes)
         if missing := int((positions < 0).sum()):
+            if missing >= TIMED_FROM and processes.shown:
+                seconds = seconds_to_embed(load(), self.model, np.flatnonzero(positions < 0), lengths, text) / processes.count
+                took = f"{missing:,} texts to embed with {self.model.name}: about {duration(seconds)}"
+                console.print(took, highlight=False, markup=False, soft_wrap=True)
             counts = store.fill_together(load, self.model, hashes, lengths, text, processes.count)
             what = "embedding with the guide" if self.where == "guide" else f"embedding with {self.model.name}"
             follow(counts, what, missing, console, shown=processes.shown)

@@ -85,8 +85,8 @@ class _Lines:
         if rate > 0:
             parts.append(f"{rate:,.0f} a second" if rate >= 10 else f"{rate:,.2f} a second")
             if self._total is not None:
-                parts.append(f"{_time(max(self._total - self.done, 0) / rate)} left")
-        return ", ".join([*parts, f"{_time(seconds)} so far"])
+                parts.append(f"{duration(max(self._total - self.done, 0) / rate)} left")
+        return ", ".join([*parts, f"{duration(seconds)} so far"])
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def _plain_lines(what: str, total: int | None, console: Console) -> Iterator[_Li
     console.print(f"{what}: {lines.done:,} done", highlight=False)
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """In the largest units that matter: 42 s, 3 min 05 s, 2 h 07 min."""
     whole = round(seconds)
     if whole < 60:

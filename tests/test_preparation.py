@@ -1,19 +1,24 @@
 """What is prepared before a training: triplets mined with a model's store, and what is refused before it is put to work."""
 
+import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from support.running import QUIET, gist
 
 from gist_train import preparation
 from gist_train.config.errors import UserError
 from gist_train.config.loading import load_config
+from gist_train.config.models import GuideConfig
 from gist_train.config.schema import cache_folder
 from gist_train.data.mining import mine_triplets
 from gist_train.data.overlap import normalized
+from gist_train.model import guide as guide_module
 from gist_train.model.guide import GuideStore
 from gist_train.model.loading import load_guide
 
@@ -92,6 +97,37 @@ def test_two_sources_share_one_pass_of_the_guide(write_config, intents, write_ro
     (folder,) = (cache_folder(config) / "guides").iterdir()
     assert len(GuideStore(folder)) == len(set(quickstart_texts[:120]))
     assert set(corpus.source.tolist()) == {0, 1}
+
+
+def test_how_long_texts_take_is_said_before_they_are_embedded(write_config, intents, monkeypatch):
+    """A plan stood for an hour at "embedding", and nobody could tell it from one that hangs."""
+    monkeypatch.setattr(preparation, "TIMED_FROM", 20)
+    lines = Console(file=io.StringIO(), width=200)
+    config = load_config(write_config(data=classification(intents)))
+    preparation.prepare_corpus(config, CPU, lines)
+    said = lines.file.getvalue()
+    assert re.search(r"\d+ texts to embed with \S+: about \d+ s\nembedding with the guide", said)
+
+
+def test_the_time_is_that_of_all_texts(monkeypatch):
+    """By a few of all lengths: the longest alone would make it many times what it is."""
+    clock = [0.0]
+
+    class Slow:
+        """A tenth of a second for each letter."""
+
+        default_prompt = ""
+
+        def embed(self, texts, tokens):
+            assert tokens == 512
+            clock[0] += 0.1 * sum(map(len, texts))
+            yield from ()
+
+    monkeypatch.setattr(guide_module.time, "perf_counter", lambda: clock[0])
+    lengths = np.arange(1, 1001)
+    config = GuideConfig(name="g", batch_tokens=512)
+    seconds = guide_module.seconds_to_embed(Slow(), config, np.arange(1000), lengths, lambda n: "x" * int(lengths[n]))
+    assert seconds == pytest.approx(0.1 * lengths.sum())
 
 
 @pytest.mark.parametrize("guide", [{"name": "./none"}, {"vectors": "none.parquet"}])

@@ -73,4 +73,4 @@ def test_who_does_not_show_is_silent_and_stays_so():
 @pytest.mark.parametrize(("seconds", "told"), [(0.4, "0 s"), (59.4, "59 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")])
 def test_times_are_told_in_units_that_matter(seconds, told):
     """12,345 s left is a sum to do in one's head."""
-    assert progress._time(seconds) == told
+    assert progress.duration(seconds) == told

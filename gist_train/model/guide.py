@@ -34,6 +34,8 @@ TEXTS_PER_WRITE = 2048
 """Texts that a process embeds between two writes, and loses at most when it is interrupted."""
 FEWEST_TEXTS = 64
 """Texts that are worth a write of their own where several processes share the last ones."""
+TIMED_TEXTS = 32
+"""That are embedded to say how long all of them will take."""
 POLL_SECONDS = 0.25
 """Between two checks of whether the others are done."""
 HASH_BYTES = 16
@@ -257,6 +259,20 @@ class _Build:
             written.truncate(self._seen * HASH_BYTES)
             _append(embeddings.fileno(), rows.tobytes())
             _append(written.fileno(), self._hashes[taken[new]].tobytes())
+
+
+def seconds_to_embed(
+    guide: TextModel, config: StoredModelConfig, ids: NDArray[np.int64], lengths: NDArray[np.int64], text: Callable[[int], str]
+) -> float:
+    """How long the guide takes for the texts `ids` (n,) of `lengths` (N,) bytes, by a few of all lengths."""
+    by_length = ids[np.argsort(lengths[ids], kind="stable")]
+    timed = by_length[np.linspace(0, len(ids) - 1, min(TIMED_TEXTS, len(ids))).astype(np.int64)]
+    texts = prompted(guide, config, [text(i) for i in timed.tolist()])
+    for some in (texts[:1], texts):  # the first one also sets up what the others use
+        began = time.perf_counter()
+        for _ in guide.embed(some, config.batch_tokens):  # brings each batch back from the device
+            pass
+    return (time.perf_counter() - began) * float(lengths[ids].sum()) / float(lengths[timed].sum())
 
 
 def prompted(guide: TextModel, config: StoredModelConfig, texts: Sequence[str]) -> list[str]:

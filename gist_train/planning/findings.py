@@ -112,11 +112,25 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class ExampleRow:
+    """The first row of a source as the student reads it, prompts included."""
+
+    task: str
+    anchor: str
+    positive: str
+    """The first of its positives."""
+    negative: str | None
+    """The first of its negatives; None where it has none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What training will do."""
 
     name: str
     sources: list[SourceRows]
+    examples: list[ExampleRow | None]
+    """By source; None of one of which no row is left."""
     batching: str
     batch_size: int
     rows: int

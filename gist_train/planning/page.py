@@ -6,9 +6,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gist_train.config.errors import shown
 from gist_train.planning.findings import GuidePass, Plan
 
 SHOWN_TASKS = 12
+SHOWN_CHARACTERS = 100
+"""Of a row's texts."""
 BAR = 30
 """Characters of the longest bar."""
 DROPPED = {
@@ -49,9 +52,13 @@ Rows = Iterator[tuple[str, RenderableType]]
 
 
 def _data(planned: Plan) -> Rows:
-    for source in planned.sources:
+    for source, example in zip(planned.sources, planned.examples, strict=True):
         yield source.source, Text(source.path)
         yield "", str(source)
+        if example is not None:
+            for name, text in (("anchor", example.anchor), ("positive", example.positive), ("negative", example.negative)):
+                if text is not None:
+                    yield "", Text(f"{name:<8}  {shown(text, SHOWN_CHARACTERS)}", style="dim")
         if source.unread_columns:
             yield "", Text(f"columns that are not read: {', '.join(source.unread_columns)}", style="yellow")
     tasks = list(planned.tasks.items())

@@ -31,6 +31,7 @@ from gist_train.planning.estimates import (
 from gist_train.planning.findings import (
     DiskEstimate,
     EpochTokenCounts,
+    ExampleRow,
     GuidePass,
     Measured,
     MemoryEstimate,
@@ -76,6 +77,7 @@ def plan(config: Config, *, measure: bool = False, console: Console | None = Non
     return Plan(
         name=config.name,
         sources=rows_of_sources(config, corpus),
+        examples=[_example(corpus, source) for source in range(len(config.data.train))],
         batching=config.data.batching,
         batch_size=config.training.batch_size,
         rows=sum(count["read"] for count in corpus.meta["sources"]),
@@ -103,6 +105,21 @@ def plan(config: Config, *, measure: bool = False, console: Console | None = Non
         flops_per_step=_mean_flops(student, epoch),
         steps_per_second_for_a_day=stop / DAY,
         measured=_measured(config, prepared, guide, stop) if measure else None,
+    )
+
+
+def _example(corpus: Corpus, source: int) -> ExampleRow | None:
+    rows = np.flatnonzero(corpus.source == source)
+    if not len(rows):
+        return None
+    row = int(rows[0])
+    prompts = [corpus.prompts[prompt] for prompt in corpus.row_prompts[row].tolist()]
+    negatives = corpus.negative[corpus.negative_offsets[row] : corpus.negative_offsets[row + 1]]
+    return ExampleRow(
+        corpus.tasks[int(corpus.task[row])],
+        prompts[0] + corpus.text(int(corpus.anchor[row])),
+        prompts[1] + corpus.text(int(corpus.positive[corpus.positive_offsets[row]])),
+        prompts[2] + corpus.text(int(negatives[0])) if len(negatives) else None,
     )
 
 

@@ -113,6 +113,25 @@ def test_leaks_are_told(write_config, write_pairs, triplets):
     assert planned(write_config("bare"))["leakage"] == []
 
 
+def test_a_row_of_each_source_is_shown_as_it_is_trained(write_config, write_rows, triplets):
+    """Columns the wrong way round, or a prompt without its space, are seen at a glance and in no count."""
+    own = write_rows("own.jsonl", [{"a": f"first {n}", "p": [f"second {n}", "more"], "n": [f"third {n}"]} for n in range(9)])
+    source = {
+        "source": "jsonl",
+        "path": str(own),
+        "task": "t",
+        "columns": {"anchor": "a", "positive": "p", "negative": "n"},
+        "prompts": {"anchor": "query:", "positive": "passage: "},
+    }
+    other = write_rows("other.jsonl", [{"anchor": row["anchor"], "positive": row["positive"]} for row in triplets])
+    path = write_config(data={"train": [source, {"source": "jsonl", "path": str(other)}]})
+    first, second = planned(path)["examples"]
+    assert first == {"task": "t", "anchor": "query:first 0", "positive": "passage: second 0", "negative": "third 0"}
+    assert (second["anchor"], second["negative"]) == (triplets[0]["anchor"], None)
+    page = " ".join(gist("plan", path).out.split())
+    assert 'anchor "query:first 0" positive "passage: second 0" negative "third 0"' in page
+
+
 def test_what_is_evaluated_is_said(write_config, write_pairs):
     """Hours of training that nothing measures are the commonest regret: it must be seen before they begin."""
     assert "evaluated on pairs" in " ".join(gist("plan", write_config(evaluation=write_pairs(["one"]))).out.split())
