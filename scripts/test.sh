@@ -3,4 +3,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh dev,quickstart
-exec .venv/bin/python -m pytest "$@"
+# A worker for each core: most tests wait for their own processes and files, and few gain from a second thread.
+export OMP_NUM_THREADS=1
+exec .venv/bin/python -m pytest -n auto --dist worksteal "$@"

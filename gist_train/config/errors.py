@@ -1,6 +1,7 @@
 """What a user did wrong, said so that they can fix it: where, found, expected, fix."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,9 @@ class UserError(Exception):
 
 
 def shown(value: object, limit: int = 80) -> str:
-    """`value` as it may follow "found": quoted, on one line, cut to `limit` characters."""
+    """`value` as it may follow "found": quoted, on one line, cut to `limit` characters; a path is whole, its end says most."""
+    if isinstance(value, Path):
+        return '"' + "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(value)) + '"'
     text = repr(value) if not isinstance(value, str) else f'"{value}"'
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -84,21 +84,20 @@ def files_of(source: Source, where: str) -> list[Path]:
     path = Path(source.path)
     if os.path.isdir(path):  # os.path, for a folder that may not be entered: Path's own raise there
         fix = f"name its files, e.g. {path / '*.jsonl'}"
-        raise UserError(Fault(f"{where}.path", f"{shown(str(path))}, a folder", "a file, or a glob of files", fix))
+        raise UserError(Fault(f"{where}.path", f"{shown(path)}, a folder", "a file, or a glob of files", fix))
     # A file may have brackets in its name, so the name as it is comes before the glob.
     files = [path] if os.path.exists(path) else sorted(Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
     if not files:
-        found = f"{shown(str(path))}, which matches no file in {Path.cwd()}"
+        found = f"{shown(path)}, which matches no file in {Path.cwd()}"
         fix = "correct the path, or run the command in the folder that it starts from"
         raise UserError(Fault(f"{where}.path", found, "a file that exists, or a glob that matches one", fix))
     for path in files:
         if not encodable(str(path)):
-            name = shown(str(path).encode("utf-8", "backslashreplace").decode())
-            raise UserError(Fault(f"{where}.path", name, "a file whose name is UTF-8", "rename it"))
+            raise UserError(Fault(f"{where}.path", shown(path), "a file whose name is UTF-8", "rename it"))
         if not os.path.isfile(path):
-            raise UserError(Fault(f"{where}.path", f"{shown(str(path))}, a pipe or device", "a file", "write it to a file first"))
+            raise UserError(Fault(f"{where}.path", f"{shown(path)}, a pipe or device", "a file", "write it to a file first"))
         if not os.access(path, os.R_OK):
-            raise UserError(Fault(f"{where}.path", shown(str(path)), "a file that you may read", "make the file readable"))
+            raise UserError(Fault(f"{where}.path", shown(path), "a file that you may read", "make the file readable"))
     return files
 
 

@@ -118,12 +118,12 @@ def read_retrieval(task: RetrievalTask, where: str, faults: list[Fault]) -> Load
         return _read_rows(task, source, where, faults)
     if given := [key for key in ("columns", "where", "delimiter", "header") if _is_set(task, key)]:
         fix = f"take {' and '.join(given)} out, or name a file of rows"
-        faults.append(Fault(f"{where}: {given[0]}", f"{shown(str(folder))}, which is no file of rows", "a file of rows", fix))
+        faults.append(Fault(f"{where}: {given[0]}", f"{shown(folder)}, which is no file of rows", "a file of rows", fix))
         return None
     if not folder.is_dir():
         what = f"a file that ends in {shown(folder.suffix)}" if folder.exists() else f"neither folder nor file in {Path.cwd()}"
         expected = "a folder, or a file of rows (.jsonl, .json, .csv, .tsv, .parquet or .xlsx), that exists"
-        faults.append(Fault(f"{where}: path", f"{shown(str(folder))}, which is {what}", expected, "correct the path"))
+        faults.append(Fault(f"{where}: path", f"{shown(folder)}, which is {what}", expected, "correct the path"))
         return None
     # The flat names first: they belong to one split.
     corpus = _part(task, ("corpus.jsonl",), where, faults)
@@ -286,7 +286,7 @@ def _part(task: RetrievalTask, names: Sequence[str], where: str, faults: list[Fa
         if (folder / name).is_file():
             return TaskFile(folder / name, f"{where}: {name}", faults, task)
     there = sorted(str(path.relative_to(folder)) for path in (*folder.glob("*"), *folder.glob("qrels/*")) if path.is_file())
-    content = f"{shown(str(folder))} with {quoted(there[:20])}"
+    content = f"{shown(folder)} with {quoted(there[:20])}"
     expected = f"{' or '.join(names)}, or one of these with .gz"
     faults.append(Fault(f"{where}: no {names[0]}", content, expected, "add the file, or correct the path or the split"))
     return None

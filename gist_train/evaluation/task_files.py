@@ -71,10 +71,10 @@ class TaskFile:
         """
         made = list[Made]()
         if not self.path.exists():
-            self.fault(f"{shown(str(self.path))}, which is no file in {Path.cwd()}", "a file that exists", "correct the path")
+            self.fault(f"{shown(self.path)}, which is no file in {Path.cwd()}", "a file that exists", "correct the path")
             return made
         if self.path.is_dir():
-            self.fault(f"{shown(str(self.path))}, a folder", "a file", "name the file")
+            self.fault(f"{shown(self.path)}, a folder", "a file", "name the file")
             return made
         keyed = columns.items() if isinstance(columns, Mapping) else [(None, column) for column in columns]
         fields = [Field(key, (column, *SYNONYMS.get((key or "", column), ())), True, True) for key, column in keyed]

@@ -341,7 +341,7 @@ def _not_found(where: str, name: str, error: Exception) -> UserError:
     return UserError(
         Fault(
             f"{where}.name" if not where.startswith("--") else where,
-            f"{shown(name)}, which could not be loaded: {reason}",
+            f"{shown(name, 300)}, which could not be loaded: {reason}",
             "a local model folder or a model of the Hugging Face hub",
             fix,
         )

@@ -61,12 +61,12 @@ def vector_files(config: GuideVectorsConfig) -> list[Path]:
     """The files that hold vectors and texts, which may be one; UserError where one is missing or of another format."""
     path = Path(config.vectors)
     if path.suffix not in (".parquet", ".npy"):
-        raise _fault(shown(str(path)), "a file that ends in .parquet or .npy", "write the vectors in one of these formats")
+        raise _fault(shown(path), "a file that ends in .parquet or .npy", "write the vectors in one of these formats")
     files = [path] if path.suffix == ".parquet" else [path, path.with_suffix(".jsonl")]
     for file in files:
         if not os.path.isfile(file):
             what = "a file that exists" if file == path else "the texts of the vectors, one object a line"
-            raise _fault(f"{shown(str(file))}, which is not there", what, "correct the path, or write the file")
+            raise _fault(f"{shown(file)}, which is not there", what, "correct the path, or write the file")
     return files
 
 

@@ -145,9 +145,9 @@ def write_starter(to: Path, text: str, *, force: bool = False) -> None:
     """
     if os.path.lexists(to) and not (force and to.is_file()):
         fix = "name another file, or add --force to replace it"
-        raise UserError(Fault("--to", f"{shown(str(to))}, which exists", "a new file", fix))
+        raise UserError(Fault("--to", f"{shown(to)}, which exists", "a new file", fix))
     if not to.parent.is_dir():
-        raise UserError(Fault("--to", f"{shown(str(to))}, in no folder", "a file in a folder that exists", "make the folder"))
+        raise UserError(Fault("--to", f"{shown(to)}, in no folder", "a file in a folder that exists", "make the folder"))
     write_text(to, text)
 
 
