@@ -101,9 +101,14 @@ class Run:
         return self.checkpoints / f"step-{step:09d}"
 
     def saved_steps(self) -> list[int]:
-        """Steps that have a checkpoint, ascending."""
-        folders = self.checkpoints.glob("step-*")
-        return sorted(int(match[1]) for folder in folders if (match := _CHECKPOINT.fullmatch(folder.name)))
+        """Steps that have a checkpoint, ascending. Only a folder with a manifest is one: it is written last."""
+        entries = self.named_as_checkpoints()
+        return [step for step, entry in entries if (entry / MANIFEST).is_file() and not entry.is_symlink()]
+
+    def named_as_checkpoints(self) -> list[tuple[int, Path]]:
+        """All that is named like a checkpoint, by ascending step: a file, a link or an empty folder may be, too."""
+        entries = self.checkpoints.glob("step-*")
+        return sorted((int(match[1]), entry) for entry in entries if (match := _CHECKPOINT.fullmatch(entry.name)))
 
     def unfinished_checkpoints(self) -> Iterator[Path]:
         """What killed processes left half written or half deleted."""

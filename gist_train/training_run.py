@@ -36,7 +36,7 @@ from gist_train.training.distributed import (
     same_on_all_ranks,
 )
 from gist_train.training.loop import steps
-from gist_train.training.resume import checkpoint_to_start_from, refuse_other_content, verified_for
+from gist_train.training.resume import checkpoint_to_start_from, refuse_other_content, refuse_other_mathematics
 from gist_train.training.run_description import describe
 from gist_train.training.runlog import RunLog
 from gist_train.training.setup import Job, last_step, open_training
@@ -80,17 +80,18 @@ def train(config: Config, *, resume: str = "auto", timeout: float | None = None,
 def _train_alone(config: Config, accelerator: Accelerator, run: Run, resume: str, signals: StopSignal, console: Console) -> int:
     """`train`, in a run folder that nobody else writes to. Returns the signal that stopped it, or 0."""
     measuring = check(config)
-    origin = checkpoint_to_start_from(run, resume)
+    origin = checkpoint_to_start_from(run, resume, console)
     selected_steps(run)  # refuses a selected.json that can't be read, before retention goes by it
     if not accelerator.is_main_process:
         measuring = replace(measuring, tasks=[])  # read for their faults; the first process measures
-    manifest = verified_for(origin, config) if origin is not None else None  # before the guide is put to work
+    if origin is not None:
+        refuse_other_mathematics(origin, config)  # before the guide is put to work
     job = open_job(config, accelerator, console)
     sums = LogSums(step=0)
-    if origin is not None and manifest is not None:
-        refuse_other_content(origin, manifest, job.facts, excluding=config.data.exclude_evaluation_texts)
-        checkpoints.load_checkpoint(origin, job.student, job.training.optimizer, job.training.loss_scale)
-        sums = checkpoints.sums_of(manifest)
+    if origin is not None:
+        refuse_other_content(origin, job.facts, excluding=config.data.exclude_evaluation_texts)
+        checkpoints.load_checkpoint(origin.folder, job.student, job.training.optimizer, job.training.loss_scale)
+        sums = checkpoints.sums_of(origin.manifest)
     _refuse_unlike_ranks(sums.step, job.facts)
     stays = stays_ended(config, run, sums.step)
     if stays:

@@ -5,7 +5,7 @@ A folder whose manifest is right is whole: safetensors loads a flipped bit witho
 
 import hashlib
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gist_train.config.errors import Fault, UserError
@@ -39,6 +39,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _stays_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
 def verified_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint, every file of which has been read and compared with it.
 
@@ -51,13 +56,16 @@ def verified_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = read_json(path)
         own, files = manifest["sha256"], manifest["files"]
-    except (ValueError, KeyError, TypeError):
+        inside = all(_stays_inside(name) for name in files)
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise _damaged(folder, "a manifest.json that can't be read", "the one that was written") from None
     if own != _own_hash(manifest):
         raise _damaged(folder, "a manifest.json that was altered", "the one that was written")
     if manifest["format"] != FORMAT:
         fix = "use the version of gist-train that wrote it"
         raise UserError(Fault(f"checkpoint {folder}", f"format {manifest['format']}", f"format {FORMAT}", fix))
+    if not inside:
+        raise _damaged(folder, "a manifest.json that names files outside of the folder", "names of files in it")
     for name, expected in files.items():
         file = folder / name
         if not file.is_file():
@@ -69,7 +77,13 @@ def verified_manifest(folder: Path) -> dict[str, Any]:
     return manifest  # type: ignore[no-any-return]
 
 
+def foreign_files(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """What is in the folder beside the manifest and the files that it names: nobody vouches for it."""
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()}
+    return sorted(there - {MANIFEST, *manifest["files"]})
+
+
 def _damaged(folder: Path, found: str, expected: str) -> UserError:
     return UserError(
-        Fault(f"checkpoint {folder}", found, expected, "move this folder away: training resumes from the checkpoint before it")
+        Fault(f"checkpoint {folder}", found, expected, "name another step, or none: the newest whole checkpoint is taken")
     )

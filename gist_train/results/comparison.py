@@ -16,7 +16,7 @@ from gist_train.model.loading import load_finished, load_guide, load_student, lo
 from gist_train.model.whole import TextModel
 from gist_train.results.selected import Selected, read_selected
 from gist_train.run_folder import Run
-from gist_train.training.checkpoint import no_checkpoint, no_such_step
+from gist_train.training.checkpoint import checkpoint_to_resume, no_checkpoint, no_such_step
 
 BASE, TUNED, GUIDE = "base", "tuned", "guide"
 SIDE_BY_SIDE = 5
@@ -90,11 +90,12 @@ def _numbers(run: Run, steps: str) -> list[int]:
 def _side_by_side(config: Config, run: Run, console: Console) -> Iterator[Subject]:
     base = on_this_device(load_student(config.model, training_prompts(config)))
     yield BASE, (lambda measuring: measuring.of_step(run, 0, base)) if run.folder.exists() else partial(_of_model, base)
-    selected, saved = read_selected(run), run.saved_steps()
+    selected = read_selected(run)
+    newest = checkpoint_to_resume(run, None, console) if selected is None else None
     if selected is not None:
         yield TUNED, _of_selected(config, run, selected)
-    elif saved:
-        yield TUNED, partial(_of_checkpoint, run, saved[-1])
+    elif newest is not None:
+        yield TUNED, partial(_of_checkpoint, run, newest.manifest["step"])
     else:
         console.print(f"{run} has no checkpoint yet: no tuned model to evaluate", highlight=False, soft_wrap=True)
     if isinstance(config.guide, GuideConfig):

@@ -10,12 +10,13 @@ from yaml import YAMLError
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.evaluation import EvaluationConfig
 from gist_train.data.files import held, whole_folder
-from gist_train.data.manifests import verified_manifest
+from gist_train.data.manifests import foreign_files, verified_manifest
+from gist_train.progress import terminal
 from gist_train.results.card import model_card
 from gist_train.results.onnx import OnnxPlan, add_onnx, onnx_table
 from gist_train.results.selected import read_selected
 from gist_train.run_folder import MANIFEST, TRAINING_STATE, Run
-from gist_train.training.checkpoint import checkpoint_to_resume, no_checkpoint
+from gist_train.training.checkpoint import PLAIN, Checkpoint, checkpoint_to_resume, no_checkpoint
 
 
 def export_model(
@@ -36,18 +37,22 @@ def export_model(
         evaluation: whose scores the card has for a step that was not selected; None: the run's own.
         onnx: what is to be done to have the model in ONNX too; None for torch's weights alone.
         hub_id: repository of the hub that it is meant for, if any.
-        console: where the ONNX model's report is shown.
+        console: where it is said what is passed over or left, and the ONNX model's report is shown; None for stderr.
 
     Raises:
         UserError: no such checkpoint, a damaged one, one that can't be ONNX, or something else is at `to`.
         ArithmeticError: the ONNX model gives other embeddings than torch.
     """
     selected = read_selected(run) if step is None else None
-    origin = checkpoint_to_resume(run, step) if selected is None else selected.folder(run)
+    if selected is None:
+        origin = checkpoint_to_resume(run, step, console or terminal())
+    else:
+        origin = Checkpoint(selected.folder(run), verified_manifest(selected.folder(run)))
     if origin is None:
         raise no_checkpoint(run)
-    manifest = verified_manifest(origin)
-    to = to.absolute()
+    to, console = to.absolute(), console or terminal()
+    if foreign := foreign_files(origin.folder, origin.manifest):
+        console.print(f"left in {origin.folder}, for no training wrote them there: {', '.join(foreign)}", **PLAIN)
     with held(to.parent / f".{to.name}.export.lock") as alone:
         if not alone:
             raise UserError(Fault("--to", f"{to}, which another export writes", "one at a time", "wait for it, or name another"))
@@ -55,13 +60,21 @@ def export_model(
             other = f"{to}, which is no export of this package"
             raise UserError(Fault("--to", other, "a new folder, or an earlier export", "name another folder"))
         with whole_folder(to, replace=True) as partial:
-            shutil.copytree(origin, partial, ignore=shutil.ignore_patterns(MANIFEST, TRAINING_STATE), dirs_exist_ok=True)
+            _copy(origin, partial)
             report = None if onnx is None else add_onnx(partial, onnx)
-            card = model_card(run, manifest, evaluation=evaluation, selected=selected, onnx=report, hub_id=hub_id)
+            card = model_card(run, origin.manifest, evaluation=evaluation, selected=selected, onnx=report, hub_id=hub_id)
             (partial / "README.md").write_text(card, encoding="utf-8")
-    if report is not None and console is not None:
+    if report is not None:
         console.print(onnx_table(report))
     return to
+
+
+def _copy(origin: Checkpoint, to: Path) -> None:
+    """The files of the checkpoint that its manifest names, those of the training aside."""
+    for name in origin.manifest["files"]:
+        if name != TRAINING_STATE:
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(origin.folder / name, to / name)
 
 
 def _is_export(folder: Path) -> bool:

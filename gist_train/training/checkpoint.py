@@ -11,16 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.schema import SelectionConfig
 from gist_train.data.files import read_json, whole_folder
-from gist_train.data.manifests import seal
+from gist_train.data.manifests import seal, verified_manifest
 from gist_train.model.pretrained import Pretrained
 from gist_train.run_folder import MANIFEST, TRAINING_STATE, Run
 from gist_train.training.update import LossScale
+
+PLAIN: Any = {"markup": False, "highlight": False, "soft_wrap": True}
+"""How a line with a path is printed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,32 +179,57 @@ def sweep(run: Run) -> None:
 def set_aside_later(run: Run, step: int) -> Path | None:
     """Moves the checkpoints after `step`, from which a run that goes back to it parts, to a folder beside them.
 
-    Returns that folder, or None where there is no later one. The newest goes first: whatever has moved when this is interrupted,
-    the run is at its newest checkpoint.
+    What is named like a checkpoint and is none goes with them: one will be written there. The newest goes first: whatever has
+    moved when this is interrupted, the run is at its newest checkpoint. Returns that folder; None where there is nothing later.
     """
-    later = [s for s in run.saved_steps() if s > step]
+    later = [entry for saved, entry in run.named_as_checkpoints() if saved > step]
     if not later:
         return None
     aside = run.set_aside(time.time_ns())
     aside.mkdir()
-    for s in reversed(later):
-        folder = run.checkpoint(s)
-        folder.rename(aside / folder.name)
+    for entry in reversed(later):
+        entry.rename(aside / entry.name)
     return aside
 
 
-def checkpoint_to_resume(run: Run, step: int | None) -> Path | None:
-    """The checkpoint of `step`, or the newest for None; None where the run has none yet.
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint every file of which has been read and is as it was written."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+
+def checkpoint_to_resume(run: Run, step: int | None, console: Console) -> Checkpoint | None:
+    """The checkpoint of `step`, or the newest whole one for None; None where the run has none yet.
+
+    Args:
+        console: where it is said which ones are passed over, and why.
 
     Raises:
-        UserError: no checkpoint of that step; the nearest ones are named.
+        UserError: no checkpoint of that step, in which case the nearest ones are named; or a damaged one; or none is whole.
     """
     steps = run.saved_steps()
-    if step is None:
-        return run.checkpoint(steps[-1]) if steps else None
-    if step not in steps:
-        raise no_such_step(run, step, steps)
-    return run.checkpoint(step)
+    if step is not None:
+        if step not in steps:
+            raise no_such_step(run, step, steps)
+        return Checkpoint(run.checkpoint(step), verified_manifest(run.checkpoint(step)))
+    faults: list[Fault] = []
+    for number, entry in reversed(run.named_as_checkpoints()):
+        if number not in steps:
+            console.print(f"passed over: {entry}: no checkpoint, for it has no {MANIFEST}", **PLAIN)
+            continue
+        try:
+            whole = Checkpoint(entry, verified_manifest(entry))
+        except UserError as error:
+            faults += error.faults
+        else:
+            for fault in faults:
+                console.print(f"passed over: {fault.where}: {fault.found}; it should be {fault.expected}", **PLAIN)
+            return whole
+    if faults:
+        raise UserError(*faults)
+    return None
 
 
 def no_such_step(run: Run, step: int, steps: Sequence[int]) -> UserError:

@@ -2,15 +2,14 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+
+from rich.console import Console
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.faults import found_words
 from gist_train.config.schema import Config, mathematics
-from gist_train.data.manifests import verified_manifest
 from gist_train.run_folder import Run
-from gist_train.training.checkpoint import Facts, checkpoint_to_resume
+from gist_train.training.checkpoint import Checkpoint, Facts, checkpoint_to_resume
 
 CONTENT = {"corpus": "data.train", "guide": "guide", "precision": "training.precision", "student": "model.name"}
 """What a resume compares beside the config's fields, and the field that leads to it."""
@@ -19,11 +18,11 @@ NEWER_FIELDS = {"training.cuda_graph": False}
 FIX_CHANGE = "set it back, or give this training a name of its own"
 
 
-def checkpoint_to_start_from(run: Run, resume: str) -> Path | None:
+def checkpoint_to_start_from(run: Run, resume: str, console: Console) -> Checkpoint | None:
     """The checkpoint that `resume` ("auto", "never" or a step) asks for, None to start afresh.
 
     Raises:
-        UserError: no such checkpoint, or "never" and a folder that has files in it.
+        UserError: no such checkpoint, none that is whole, or "never" and a folder that has files in it.
     """
     if resume == "never":
         if run.folder.exists() and any(run.folder.iterdir()):
@@ -38,28 +37,27 @@ def checkpoint_to_start_from(run: Run, resume: str) -> Path | None:
         return None
     if resume != "auto" and not resume.isdecimal():
         raise UserError(Fault("--resume", shown(resume), "auto, never or a step", "name one of these"))
-    return checkpoint_to_resume(run, None if resume == "auto" else int(resume))
+    return checkpoint_to_resume(run, None if resume == "auto" else int(resume), console)
 
 
-def verified_for(origin: Path, config: Config) -> dict[str, Any]:
-    """The manifest of a checkpoint that is whole and was made by the same mathematics.
-
-    Raises:
-        UserError: it is damaged, or the config changed since; every field is named.
-    """
-    manifest = verified_manifest(origin)
-    was, now = {**NEWER_FIELDS, **manifest["mathematics"]}, mathematics(config)
+def refuse_other_mathematics(origin: Checkpoint, config: Config) -> None:
+    """Raises UserError where the config changed since the checkpoint was made; every field is named."""
+    was, now = {**NEWER_FIELDS, **origin.manifest["mathematics"]}, mathematics(config)
     faults = [
-        Fault(key, found_words(now.get(key, "nothing")), f"{found_words(was.get(key, 'nothing'))}, as in {origin}", FIX_CHANGE)
+        Fault(
+            key,
+            found_words(now.get(key, "nothing")),
+            f"{found_words(was.get(key, 'nothing'))}, as in {origin.folder}",
+            FIX_CHANGE,
+        )
         for key in sorted(was.keys() | now.keys())
         if was.get(key) != now.get(key)
     ]
     if faults:
         raise UserError(*faults)
-    return manifest
 
 
-def refuse_other_content(origin: Path, manifest: dict[str, Any], facts: Facts, *, excluding: bool) -> None:
+def refuse_other_content(origin: Checkpoint, facts: Facts, *, excluding: bool) -> None:
     """Raises UserError where the same config names other data or another guide than the checkpoint was made with.
 
     Args:
@@ -71,11 +69,11 @@ def refuse_other_content(origin: Path, manifest: dict[str, Any], facts: Facts, *
         Fault(
             name + tasks.get(key, ""),
             f"another {key} ({now[key]})",
-            f"that of {origin} ({manifest[key]}); its config.yaml: {origin.parent.parent}",
+            f"that of {origin.folder} ({origin.manifest[key]}); its config.yaml: {origin.folder.parent.parent}",
             FIX_CHANGE,
         )
         for key, name in CONTENT.items()
-        if manifest[key] != now[key]
+        if origin.manifest[key] != now[key]
     ]
     if faults:
         raise UserError(*faults)

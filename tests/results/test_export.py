@@ -1,16 +1,21 @@
 """What is handed on: a model that everybody opens, with a card that tells falls as well as rises."""
 
+import hashlib
+import io
 import json
+import os
 import re
 import shutil
 
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 from sentence_transformers import SentenceTransformer
 from support.running import add_scores, gist
 
 from gist_train.config.errors import UserError
+from gist_train.data.manifests import _own_hash, seal
 from gist_train.model.loading import load_finished
 from gist_train.results.export import export_model
 from gist_train.run_folder import Run
@@ -181,8 +186,39 @@ def test_a_damaged_checkpoint_is_not_exported(run, tmp_path):
     data[-9] ^= 4
     weights.write_bytes(data)
     with pytest.raises(UserError, match=r"model\.safetensors"):
-        export_model(Run(run), None, tmp_path / "model")
+        export_model(Run(run), 8, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_files_that_no_training_wrote_stay_behind(run, tmp_path):
+    """A pickle, a token or code that somebody put there would be verified by nobody, and pushed to the hub."""
+    folder = Run(run).checkpoint(8)
+    foreign = {"pytorch_model.bin": b"\x80", ".env": b"HF_TOKEN=x", "modeling_own.py": b"print(1)", "deep/notes.txt": b"a"}
+    for name, content in foreign.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    (folder / "link.bin").symlink_to("/etc/passwd")
+    lines = Console(file=io.StringIO(), width=80)
+    export_model(Run(run), 8, tmp_path / "model", console=lines)
+    exported = {str(path.relative_to(tmp_path / "model")) for path in (tmp_path / "model").rglob("*")}
+    assert not exported & {*foreign, "deep", "link.bin"}
+    assert "model.safetensors" in exported
+    (line,) = [line for line in lines.file.getvalue().splitlines() if line.startswith("left in ")]
+    assert line.endswith(": .env, deep/notes.txt, link.bin, modeling_own.py, pytorch_model.bin")
+
+
+def test_a_manifest_names_files_of_its_own_folder_alone(run, tmp_path):
+    """One that names ../../secrets would have an export copy it, and a push publish it."""
+    folder = Run(run).checkpoint(8)
+    (tmp_path / "secret").write_text("s")
+    for name in (os.path.relpath(tmp_path / "secret", folder), str(tmp_path / "secret")):
+        seal(folder, json.loads((folder / "manifest.json").read_text()))
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["files"][name] = {"size": 1, "sha256": hashlib.sha256(b"s").hexdigest()}
+        manifest["sha256"] = _own_hash(manifest)
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(UserError, match="outside of the folder"):
+            export_model(Run(run), 8, tmp_path / "model")
 
 
 def test_a_run_without_a_checkpoint_has_nothing_to_export(write_config, tmp_path):

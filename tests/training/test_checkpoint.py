@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from support.running import gist, metrics
+from support.running import QUIET, gist, metrics
 
 from gist_train.config.errors import UserError
 from gist_train.config.models import ModelConfig
@@ -158,7 +158,7 @@ def test_any_damage_to_any_file_is_found(make_model, tmp_path, damage):
         message = str(raised.value)
         assert str(copy) in message
         assert name in message
-        assert "training resumes from the checkpoint before it" in message
+        assert "the newest whole checkpoint is taken" in message
         shutil.rmtree(copy)
 
 
@@ -190,7 +190,7 @@ def test_a_save_that_fails_leaves_the_older_ones(make_model, tmp_path, monkeypat
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [folder.name]
     assert Run(tmp_path).saved_steps() == [4]
     assert verified_manifest(folder)["loss_sum"] == 1.5
-    assert checkpoint_to_resume(Run(tmp_path), None) == folder
+    assert checkpoint_to_resume(Run(tmp_path), None, QUIET).folder == folder
 
 
 def test_what_a_killed_process_left_is_swept_away(make_model, tmp_path):
@@ -239,6 +239,7 @@ def test_retention_keeps_what_the_config_names(tmp_path, keep_last, keep_every, 
     steps = [10, 20, 30, 40, 50, 60]
     for step in steps:
         Run(tmp_path).checkpoint(step).mkdir(parents=True)
+        (Run(tmp_path).checkpoint(step) / "manifest.json").write_text("{}")
     (tmp_path / "checkpoints" / ".step-000000070.partial").mkdir()
     (tmp_path / "checkpoints" / "step-notes").mkdir()
     retired = retire_checkpoints(Run(tmp_path), keep_last=keep_last, keep_every=keep_every, kept=lambda step: step in kept)
@@ -292,6 +293,6 @@ def test_old_checkpoints_go_only_after_the_new_one_is_whole(write_config, tmp_pa
 
 def test_a_run_without_a_checkpoint_has_none_to_resume(tmp_path):
     """A fresh run starts at step 0; a named step that is not there is an error."""
-    assert checkpoint_to_resume(Run(tmp_path), None) is None
+    assert checkpoint_to_resume(Run(tmp_path), None, QUIET) is None
     with pytest.raises(UserError, match="the run has no checkpoint"):
-        checkpoint_to_resume(Run(tmp_path), 5)
+        checkpoint_to_resume(Run(tmp_path), 5, QUIET)

@@ -9,6 +9,7 @@ from threading import Event
 from unittest import mock
 
 import pytest
+from huggingface_hub import metadata_load
 from support.running import PATIENCE, QUIET, assert_same_run, copied, exit_code_of, gist, metrics, tensors
 
 from gist_train.config.errors import UserError
@@ -286,22 +287,73 @@ def test_resume_never_refuses_a_folder_with_a_run_in_it(begun, write_config):
     assert gist("train", write_config("fresh"), "--resume", "never", "--set", "training.max_steps=2").code == 0
 
 
-def test_a_damaged_newest_checkpoint_can_be_moved_away(begun, write_config, tmp_path):
-    """safetensors loads a flipped bit without a word; the run would go on from other weights."""
+def flipped(path):
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+def nested(path):
+    path.write_text("[" * 100_000)
+
+
+DAMAGES = {
+    "a flipped bit": lambda folder: flipped(folder / "training_state.safetensors"),
+    "a manifest nested deep": lambda folder: nested(folder / "manifest.json"),
+    "a cut manifest": lambda folder: (folder / "manifest.json").write_text('{"sha256": 3'),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_newest_whole_checkpoint_is_taken(begun, write_config, tmp_path, damage):
+    """safetensors loads a flipped bit without a word; and nothing started until a person had moved the folder away."""
     again, run = begun
     spared = copied(run, "spared")
-    weights = Run(run).checkpoint(8) / "training_state.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-5] ^= 1
-    weights.write_bytes(data)
+    DAMAGES[damage](Run(run).checkpoint(8))
+    named = gist("train", again(), "--resume", "8")
+    assert (named.code, "Traceback" in named.err) == (2, False)
     ended = gist("train", again())
-    assert ended.code == 2
-    assert "training_state.safetensors" in ended.err
-    shutil.rmtree(Run(run).checkpoint(8))
-    assert gist("train", again()).code == 0
+    assert ended.code == 0, ended.err
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("passed over: ")]
+    assert "step-000000008" in line
+    assert "resuming from step 4" in ended.err
     assert gist("train", write_config("spared")).code == 0
     assert_same_run(run, tmp_path / "runs" / "spared", 12)
     assert spared.exists()
+    (aside,) = (run / "checkpoints").glob("set-aside-*/step-000000008")  # nothing that was written is deleted
+    assert any(aside.iterdir())
+
+
+def test_a_whole_one_is_exported_and_evaluated(begun, write_pairs):
+    """What reads the newest checkpoint takes the one before it, too; where none is whole it says so of each."""
+    again, run = begun
+    flipped(Run(run).checkpoint(8) / "model.safetensors")
+    ended = gist("export", again())
+    assert (ended.code, "passed over: checkpoint" in ended.err) == (0, True)
+    assert metadata_load(run / "export" / "README.md")["gist_train"]["step"] == 4
+    ended = gist("evaluate", again(evaluation=write_pairs(["one"])))
+    assert (ended.code, "passed over: checkpoint" in ended.err) == (0, True)
+    flipped(Run(run).checkpoint(4) / "model.safetensors")
+    ended = gist("train", again())
+    assert ended.code == 2
+    assert ended.err.count("with another SHA-256") == 2
+
+
+def test_strays_in_the_folder_of_checkpoints_are_passed_over(begun):
+    """A file, a link or an empty folder that is named like a checkpoint is none, and is out of the way of the one to come."""
+    again, run = begun
+    folder = run / "checkpoints"
+    (folder / "step-000000099").mkdir()
+    (folder / "step-000000012").write_text("a note")
+    (folder / "step-000000010").symlink_to(folder / "step-000000004")
+    assert Run(run).saved_steps() == [4, 8]
+    ended = gist("train", again())
+    assert ended.code == 0, ended.err
+    assert ended.err.count("passed over: ") == 3
+    assert Run(run).saved_steps()[-1] == 12
+    assert (folder / "step-000000004" / "manifest.json").is_file()
 
 
 def test_a_run_has_one_writer(write_config, tmp_path):
