@@ -19,6 +19,7 @@ from gist_train.config.loading import load_config
 from gist_train.config.schema import Config
 from gist_train.progress import terminal
 from gist_train.run_folder import Run
+from gist_train.training.signals import Stopped, StopSignal
 from gist_train.version import __version__
 
 app = typer.Typer(
@@ -303,7 +304,8 @@ def main() -> None:
 
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each retry of each request, twice
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        app()
+        with StopSignal():
+            app()
     except UserError as error:
         _report(error)
         sys.exit(2)
@@ -312,6 +314,8 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Stopped as stopped:
+        sys.exit(128 + stopped.number)
 
 
 if __name__ == "__main__":

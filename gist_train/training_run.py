@@ -40,7 +40,7 @@ from gist_train.training.resume import checkpoint_to_start_from, refuse_other_co
 from gist_train.training.run_description import describe
 from gist_train.training.runlog import RunLog
 from gist_train.training.setup import Job, last_step, open_training
-from gist_train.training.signals import StopSignal
+from gist_train.training.signals import Stopped, StopSignal
 from gist_train.training.throughput import TrainingCost, matmul_rate
 from gist_train.version import __version__
 
@@ -60,7 +60,6 @@ def train(config: Config, *, resume: str = "auto", timeout: float | None = None,
         UserError: the data, the models or the run folder are not what the config says.
         NonFiniteError: loss or gradient is not finite.
     """
-    signals = StopSignal()  # before the guide's pass: a launcher may go while it runs
     if timeout is None and config.evaluation.every and config.evaluation.judges:
         timeout = HOST_TIMEOUT.total_seconds()
     accelerator, note = make_accelerator(config.training.precision, timeout)
@@ -71,8 +70,13 @@ def train(config: Config, *, resume: str = "auto", timeout: float | None = None,
         console.print(note)
     run = Run.of(config)
     check_folders(config)
-    with _only_writer(run) if accelerator.is_main_process else nullcontext():
-        signal_number = _train_alone(config, accelerator, run, resume, signals, console)
+    # Before the guide's pass: a launcher may go while it runs.
+    with StopSignal() as signals, _only_writer(run) if accelerator.is_main_process else nullcontext():
+        try:
+            signal_number = _train_alone(config, accelerator, run, resume, signals, console)
+        except (Stopped, KeyboardInterrupt):
+            console.print("Stopped before the first step. What was read and embedded is kept: run the same command to go on.")
+            raise
     accelerator.end_training()
     return 128 + signal_number if signal_number else 0
 
@@ -153,11 +157,11 @@ def _drive(
     rate = matmul_rate(student.encoder, 2048, DTYPES[precision_of(accelerator)])
     with (
         RunLog(own, config, sums, training.corpus, total) as log,
-        signals,
+        signals.noted(),
         CheckpointWriter(own, student, training.optimizer, job.facts, training.loss_scale) as writer,
         Display(console, sums.step, job.stop) as display,
     ):
-        milestones = _Milestones(config, run, job, measuring, log, writer, console)
+        milestones = _Milestones(config, run, job, measuring, log, writer, signals, console)
         step, signal_number, every = sums.step, 0, config.evaluation.every
         # The base model; after an interruption, what it left out.
         if every and (step % every == 0 or step >= job.stop) and milestones.measure(step):
@@ -177,6 +181,7 @@ def _drive(
                 milestones.settle()
             if signal_number or (evaluated and milestones.measure(step)):
                 break
+        signal_number = signal_number or largest_over_ranks(signals.received())  # that came during the last evaluation
         if writer.count:
             console.print(f"checkpoints: {writer.count:,}, {log.checkpoint_share:.1%} of the time", highlight=False)
     return signal_number, step
@@ -192,6 +197,7 @@ class _Milestones:
     measuring: Measuring
     log: RunLog
     writer: CheckpointWriter
+    signals: StopSignal
     console: Console
 
     def save(self) -> None:
@@ -211,11 +217,14 @@ class _Milestones:
         ends, failure = False, None
         if self.job.training.accelerator.is_main_process and self.measuring.tasks:
             try:
-                scores = self.measuring.of_step(self.run, step, self.job.student)
+                with self.signals.noted(False):  # a checkpoint of the step is whole: there is nothing to wait for
+                    scores = self.measuring.of_step(self.run, step, self.job.student)
                 self.log.add_scores(step, scores)
                 name = f"step {step:,}" if step else "base"
                 self.console.print(scores_line(name, scores), soft_wrap=True, highlight=False)
                 ends = out_of_patience(self.config, self.run, self.measuring, step)
+            except (Stopped, KeyboardInterrupt):  # noted, and asked for after the next step
+                self.console.print(f"evaluation of step {step:,} left: it is done when the run goes on", highlight=False)
             except Exception as error:  # whatever it is, the others must not wait for it
                 failure = error
         raise_on_all_ranks(failure, "the evaluation failed on the first process, which says why")

@@ -1,41 +1,83 @@
-"""Being told to stop: SIGINT, SIGTERM and a launcher that has gone. Asked at a step's end, never acted on inside a handler."""
+"""Being told to stop: Ctrl-C, a scheduler's signal, a closed terminal and a launcher that has gone."""
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""Ctrl-C; kill, Slurm, Kubernetes; Slurm's warning (--signal=USR1@120); a closed ssh session."""
+WATCH_SECONDS = 1.0
+"""Between two looks at whether the launcher is there."""
 _LAUNCHERS = (b"accelerate", b"torchrun", b"torch.distributed")
 
 
+class Stopped(BaseException):
+    """Work was left by a signal: what is half written is cleaned up on the way out, and what is whole is kept.
+
+    Args:
+        number: the signal's.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
 class StopSignal:
-    """While open, remembers the first SIGINT or SIGTERM; the second one acts as ever, for those who can't wait."""
+    """While open, a signal raises `Stopped` (Ctrl-C: KeyboardInterrupt), or is noted and asked for. The second acts as ever.
+
+    A signal that is ignored, as nohup has it of a closed terminal, stays so. SIGTERM to a one-process `accelerate launch` ends
+    the launcher alone: a process whose launcher has gone is stopped as if it had got the signal itself.
+    """
 
     def __init__(self) -> None:
         self._received = 0
+        self._noting = False
         self._before: dict[int, Any] = {}
         self._parent = os.getppid()
-        self._launched = _is_launcher(self._parent)
+        self._over = Event()
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._handle) for number in handled}
+        if _is_launcher(self._parent):
+            Thread(target=self._watch, name="launcher", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._over.set()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        self._received = number
-        signal.signal(number, self._before[number])
+    @contextmanager
+    def noted(self, noting: bool = True) -> Iterator[None]:
+        """Within it a signal is noted for `received`, and acts nowhere; or, within that again, acts at once all the same."""
+        before, self._noting = self._noting, noting
+        try:
+            yield
+        finally:
+            self._noting = before
 
     def received(self) -> int:
-        """The signal's number, 0 for none. SIGTERM to a one-process `accelerate launch` ends the launcher alone: a process whose
-        launcher has gone stops as if it had got the signal itself."""
-        if not self._received and self._launched and os.getppid() != self._parent:
-            return int(signal.SIGTERM)
+        """The signal's number, 0 for none."""
         return self._received
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self._received = number
+        signal.signal(number, self._before[number])
+        if not self._noting:
+            raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
+
+    def _watch(self) -> None:
+        while not self._over.wait(WATCH_SECONDS):
+            if os.getppid() != self._parent:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
 
 
 def _is_launcher(process: int) -> bool:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from support.running import PATIENCE, assert_same_run, gist, metrics
 
+from gist_train.model.guide import GuideStore
 from gist_train.run_folder import Run
-from gist_train.training.signals import StopSignal
+from gist_train.training.signals import SIGNALS, Stopped, StopSignal
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -47,18 +48,19 @@ def start(*words, log):
 def config_of(write_config, tmp_path):
     """Writes runs of one length with one cache, and few checkpoints."""
 
-    def write(name, steps=STEPS):
+    def write(name, steps=STEPS, **sections):
         return write_config(
             name,
             cache_dir=str(tmp_path / "cache"),
             training={"batch_size": 4, "max_steps": steps, "precision": "float32"},
             checkpoint={"every": ENDLESS, "keep_last": 10},
+            **sections,
         )
 
     return write
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_a_signal_stops_a_run_that_goes_on_as_if_nothing_was(config_of, tmp_path, number, code):
     """A checkpoint of the very step is written first; the same command then gives the same weights, moments and metrics as the
     run that nobody stopped, dropout on."""
@@ -118,13 +120,111 @@ def test_a_process_whose_launcher_has_gone_stops(config_of, tmp_path):
             os.kill(child, signal.SIGKILL)
 
 
+SLOW_GUIDE = """
+import sys, time
+from gist_train.model import guide, pretrained
+guide.TEXTS_PER_WRITE = 32
+real = pretrained.Pretrained.embed
+def embed(self, texts, tokens):
+    for batch in real(self, texts, 512):
+        yield batch
+        print("embedded", len(batch[0]), flush=True)
+        time.sleep(0.3)
+pretrained.Pretrained.embed = embed
+from gist_train.cli import main
+sys.argv = ["gist-train", *sys.argv[1:]]
+main()
+"""
+SLOW_TASK = """
+import sys, time
+from gist_train.evaluation import measuring
+def measure(*_):
+    print("measuring begins", flush=True)
+    time.sleep(600)
+measuring.measure = measure
+from gist_train.cli import main
+sys.argv = ["gist-train", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize(("command", "number", "code"), [("prepare", signal.SIGTERM, 143), ("train", signal.SIGHUP, 129)])
+def test_what_the_guide_has_embedded_is_kept(write_config, tmp_path, quickstart_texts, write_rows, command, number, code):
+    """A pass of hours that a scheduler's limit ends goes on from the last part that was written."""
+    rows = [{"anchor": a, "positive": b} for a, b in zip(quickstart_texts[:200:2], quickstart_texts[1:200:2], strict=True)]
+    data = {"train": [{"source": "jsonl", "path": str(write_rows("many.jsonl", rows))}]}
+    path, log = write_config(data=data), tmp_path / "run.log"
+    process = start("-c", SLOW_GUIDE, command, path, log=log)
+    try:
+        stores = tmp_path / "runs" / ".cache" / "guides"
+        assert wait_until(lambda: any(stores.glob("*/hashes.bin")), process), log.read_text()
+        process.send_signal(number)
+        assert process.wait(PATIENCE) == code, log.read_text()
+    finally:
+        process.kill()
+    assert "Traceback" not in log.read_text()
+    assert ("What was read and embedded is kept" in log.read_text()) == (command == "train")
+    (folder,) = stores.iterdir()
+    kept = len(GuideStore(folder))
+    assert kept >= 32
+    ended = gist("prepare", path)
+    assert (ended.code, f"embedding with the guide: {len(set(quickstart_texts[:200])) - kept:,} to do" in ended.err) == (0, True)
+
+
+def test_a_signal_ends_an_evaluation_that_takes_long(config_of, tmp_path, write_pairs):
+    """A scheduler grants half a minute between its signal and the kill; the step's checkpoint is whole by then."""
+    evaluation = {**write_pairs(["one", "two"]), "every": 3}
+    path, log = config_of("run", 5, evaluation=evaluation), tmp_path / "run.log"
+    process = start("-c", SLOW_TASK, "train", path, log=log)
+    try:
+        assert wait_until(lambda: "measuring begins" in log.read_text(), process), log.read_text()  # of the base
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(PATIENCE) == 138, log.read_text()
+    finally:
+        process.kill()
+    assert Run(tmp_path / "runs" / "run").saved_steps() == [1]
+    assert "evaluation of step 0 left: it is done when the run goes on" in log.read_text()
+    ended = gist("train", path)
+    assert (ended.code, "base: " in ended.err) == (0, False)  # a run that goes on measures what is due from there
+    assert "step 3: " in ended.err
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_raises_where_nobody_asks_for_it(number):
+    """Reading and embedding take hours too; within the loop it is noted, and acts where the loop lets it."""
+    before = signal.signal(number, lambda *_: None)
+    try:
+        kind = KeyboardInterrupt if number == signal.SIGINT else Stopped
+        with StopSignal(), pytest.raises(kind):
+            signal.raise_signal(number)
+        with StopSignal() as signals, signals.noted():
+            signal.raise_signal(number)
+            assert signals.received() == number
+        with StopSignal() as signals, signals.noted(), pytest.raises(kind), signals.noted(False):
+            signal.raise_signal(number)
+        assert Stopped(number).number == number
+    finally:
+        signal.signal(number, before)
+
+
+def test_under_nohup_a_closed_terminal_is_nothing():
+    """The user said so: the training is to live on."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert signals.received() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_second_signal_acts_as_ever(number):
     """Who can't wait for the checkpoint presses Ctrl-C twice; and what was there before comes back at the end."""
     got = []
     before = signal.signal(number, lambda *_: got.append("outside"))
     try:
-        with StopSignal() as signals:
+        with StopSignal() as signals, signals.noted():
             assert signals.received() == 0
             signal.raise_signal(number)
             assert signals.received() == number
