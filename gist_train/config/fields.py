@@ -13,6 +13,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from gist_train.config.conditions import Condition
 
+LONGEST_NAME = 200
+"""Characters: file systems take 255, of which our own endings need some."""
 LARGEST_WEIGHT = 1_000_000
 """Of a metric: sums of larger ones would overflow."""
 LARGEST_SHARE_HELD_OUT = 0.5
@@ -22,6 +24,8 @@ LARGEST_SHARE_HELD_OUT = 0.5
 def _plain_folder_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in (".", ".."):
         raise ValueError("write a name that can be one folder: no spaces, slashes or other signs")
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"write a shorter name, of at most {LONGEST_NAME} characters: lock files are called by it too")
     return name
 
 

@@ -1,5 +1,6 @@
 """Files that are whole or do not exist, one writer at a time, and who of several works on what."""
 
+import errno
 import fcntl
 import json
 import os
@@ -8,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 from uuid import uuid4
+
+from gist_train.config.errors import Fault, UserError
 
 
 def sync(path: Path) -> None:
@@ -21,6 +24,24 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _opened(path: Path, flags: int) -> BinaryIO:
+    """The file, opened to be written; UserError where a link is in its place.
+
+    Its name can be foretold: where others may write to the folder, a link would have any file of ours overwritten.
+    """
+    try:
+        return os.fdopen(os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "wb")
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _a_link(path) from None
+        raise
+
+
+def _a_link(path: Path) -> UserError:
+    own = "nothing, or what gist-train left there itself"
+    return UserError(Fault(str(path), "a link", own, "remove it, and see who put it there"))
+
+
 def write_text(path: Path, text: str) -> None:
     """`text` in UTF-8, written as `write_bytes` does."""
     write_bytes(path, text.encode())
@@ -30,7 +51,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file beside `path`, syncs it and renames it: a reader sees the old file or the new one, never a part."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_bytes(content)
+        with _opened(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as stream:
+            stream.write(content)
         sync(beside)
         beside.replace(path)
     except BaseException:
@@ -79,12 +101,17 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     if target.exists() and not replace:
         raise FileExistsError(target)
     beside = target.with_name(f".{target.name}.partial")
+    if beside.is_symlink():
+        raise _a_link(beside)
     # Left by a process that was killed: nobody else writes here, or the caller holds the lock.
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
     try:
         yield beside
+        readable = beside.stat().st_mode & 0o666  # as the umask has it: safetensors writes files for their owner alone
         for path in sorted(beside.rglob("*"), reverse=True):
+            if path.is_file():
+                path.chmod(readable)
             sync(path)
         sync(beside)
         replaced = target.with_name(f".{target.name}.replaced")
@@ -108,7 +135,7 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 def held(path: Path) -> Iterator[bool]:
     """Holds the lock file at `path` if nobody else does, without waiting; yields whether it does. The file is removed on exit."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
+    with _opened(path, os.O_WRONLY | os.O_CREAT) as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -128,7 +155,7 @@ def held(path: Path) -> Iterator[bool]:
 def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
     """Holds a lock of `folder`, waiting for whoever has it. The system lets go of it when a process dies, however it dies."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / name).open("w") as stream:
+    with _opened(folder / name, os.O_WRONLY | os.O_CREAT) as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 

@@ -3,12 +3,17 @@
 import fcntl
 import json
 import multiprocessing
+import os
+import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from gist_train.config.errors import UserError
 from gist_train.data import files
-from gist_train.data.files import locked, read_json, whole_folder, write_json, write_text
+from gist_train.data.files import held, locked, read_json, whole_folder, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -36,6 +41,51 @@ def test_whole_folder(tmp_path):
         assert partial.parent == target.parent  # a rename over file systems is a copy, and not atomic
     assert (target / "a").read_text() + (target / "sub" / "b").read_text() == "12"
     assert names(target.parent) == ["made"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_modes_follow_the_umask(tmp_path, umask):
+    """safetensors writes files for their owner alone: a colleague could read a checkpoint but for its weights."""
+    before = os.umask(umask)
+    try:
+        with whole_folder(tmp_path / "new") as partial:
+            (partial / "sub").mkdir()
+            save_file({"a": np.zeros(1)}, partial / "sub" / "a.safetensors")
+        write_text(tmp_path / "text", "a")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "new" / "sub" / "a.safetensors", tmp_path / "text"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+
+
+def test_no_link_is_followed(tmp_path):
+    """In a folder that others may write to, a link of a name that can be foretold would have any file of ours overwritten."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    links = [tmp_path / f".f.txt.{os.getpid()}", tmp_path / ".lock", tmp_path / "run.lock", tmp_path / ".new.partial"]
+    for link in links:
+        link.symlink_to(victim)
+
+    def write():
+        write_text(tmp_path / "f.txt", "a")
+
+    def lock():
+        with locked(tmp_path):
+            pass
+
+    def hold():
+        with held(tmp_path / "run.lock"):
+            pass
+
+    def fill():
+        with whole_folder(tmp_path / "new"):
+            pass
+
+    for function, link in zip((write, lock, hold, fill), links, strict=True):
+        with pytest.raises(UserError, match="a link") as caught:
+            function()
+        assert link.name in str(caught.value)
+        assert victim.read_text() == "precious"
 
 
 def test_all_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
@@ -112,7 +162,7 @@ def test_write_text_is_atomic(tmp_path, monkeypatch, function):
     elif function == "replace":
         monkeypatch.setattr(Path, "replace", fail)
     else:
-        monkeypatch.setattr(Path, "write_bytes", fail)
+        monkeypatch.setattr(files, "_opened", fail)
     with pytest.raises(OSError, match="no space"):
         write_text(path, "new, and longer")
     assert path.read_text() == "old"

@@ -341,6 +341,19 @@ def test_a_whole_one_is_exported_and_evaluated(begun, write_pairs):
     assert ended.err.count("with another SHA-256") == 2
 
 
+def test_a_checkpoint_does_not_know_what_came_before(begun, write_config, tmp_path):
+    """tokenizer.json had the padding of whoever tokenised last: the same config gave other bytes with a warm cache."""
+    _, run = begun
+    for name in ("cold", "warm"):
+        stopped = {"batch_size": 8, "max_steps": 12, "precision": "float32", "stop_at_step": 8}
+        assert gist("train", write_config(name, cache_dir=str(tmp_path / "own"), training=stopped)).code == 0
+    own, cold, warm = (Run(folder).checkpoint(8) for folder in (run, tmp_path / "runs" / "cold", tmp_path / "runs" / "warm"))
+    files = sorted(str(path.relative_to(own)) for path in own.rglob("*") if path.is_file() and path.name != "manifest.json")
+    assert "tokenizer.json" in files
+    for name in files:
+        assert (own / name).read_bytes() == (cold / name).read_bytes() == (warm / name).read_bytes(), name
+
+
 def test_strays_in_the_folder_of_checkpoints_are_passed_over(begun):
     """A file, a link or an empty folder that is named like a checkpoint is none, and is out of the way of the one to come."""
     again, run = begun
