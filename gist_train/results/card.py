@@ -1,6 +1,7 @@
 """A run and one of its checkpoints -> the model's card: README.md, with the scores in the hub's model-index format."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from gist_train.config.evaluation import EvaluationConfig
+from gist_train.config.evaluation import HELD_OUT, HELD_OUT_LABELS, EvaluationConfig
 from gist_train.data.files import read_json
 from gist_train.evaluation.leakage import leaks_of
 from gist_train.evaluation.metrics import metric_of, task_of
@@ -85,6 +86,7 @@ def model_card(
     environment = Environment(
         loader=PackageLoader("gist_train", "results"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters |= {"code": _code, "text": _text, "block": _block}
     body = environment.get_template("card.md.jinja").render(
         name=config["name"],
         address=hub_id or f"path/to/{config['name']}",
@@ -143,7 +145,8 @@ def card_metadata(
         config: the run's, as plain values.
         sources: (entry of `data.train`, its origin in run.json).
     """
-    kinds = {task["name"]: task for task in config["evaluation"]["tasks"]}
+    held_out = {HELD_OUT: {"type": "retrieval"}, HELD_OUT_LABELS: {"type": "classification"}}
+    kinds = held_out | {task["name"]: task for task in config["evaluation"]["tasks"]}
     results = [_result(change, kinds.get(task_of(change.key), {})) for change in changed]
     base = config["model"]["name"]
     # A folder of this machine means nothing to the hub, which links a base_model.
@@ -200,3 +203,22 @@ def _data_licence(source: Mapping[str, Any], origin: Mapping[str, Any]) -> Licen
         return licence_of(source["path"], origin["commit"], "dataset")
     # A file's name may look like an id of the hub's, where somebody else's data set may have it.
     return None if on_hub(source["path"]) else licence_of(source["path"], None, "dataset")
+
+
+def _code(text: str) -> str:
+    """Any text as a code span, in which nothing is Markdown or HTML; also in a cell of a table."""
+    line = " ".join(text.split()).replace("|", r"\|")
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    edge = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{edge}{line}{edge}{fence}"
+
+
+def _text(text: str) -> str:
+    """Text as it is, or as code where it holds a sign that Markdown or HTML might take for its own."""
+    return _code(text) if re.search(r"[<>&`|\\\[\]*~\n\r]", text) else text
+
+
+def _block(text: str) -> str:
+    """A block of YAML, whatever backquotes are in it."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}yaml\n{text}\n{fence}"

@@ -10,6 +10,7 @@ import shutil
 import numpy as np
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
 from support.running import add_scores, gist
@@ -205,6 +206,42 @@ def test_files_that_no_training_wrote_stay_behind(run, tmp_path):
     assert "model.safetensors" in exported
     (line,) = [line for line in lines.file.getvalue().splitlines() if line.startswith("left in ")]
     assert line.endswith(": .env, deep/notes.txt, link.bin, modeling_own.py, pytorch_model.bin")
+
+
+HOSTILE = (
+    "<img src=x onerror=alert(1)>",
+    "[a](javascript:alert(1))",
+    "`` ` <script>alert(1)</script> ` ``",
+    "```\n<b>out of the block</b>",
+    "*a* | _b_ ~~c~~ ![x](http://x/y.png)",
+    "&lt;i&gt; \\`<u>",
+)
+"""What a file's name, a prompt or a path may hold."""
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_nothing_of_the_data_becomes_markup(write_config, tmp_path, write_rows, triplets, hostile):
+    """The hub shows the card to everybody: a name in somebody's data must run no code in their browser."""
+    rows = write_rows("rows.jsonl", triplets)
+    named = rows.with_name(hostile.replace("/", " ").replace("\n", " ") + ".jsonl")
+    rows.rename(named)
+    source = {"source": "jsonl", "path": str(named), "prompts": {"anchor": hostile}}
+    training = {"batch_size": 8, "max_steps": 1, "precision": "float32"}
+    path = write_config("hostile", data={"train": [source]}, training=training)
+    config = yaml.safe_load(path.read_text())
+    config["guide"] = {**config["guide"], "prompt": hostile}
+    path.write_text(yaml.safe_dump(config))
+    ended = gist("train", path)
+    assert ended.code == 0, ended.err
+    folder = export_model(Run(tmp_path / "runs" / "hostile"), None, tmp_path / "model")
+    body = (folder / "README.md").read_text().split("\n---\n", 1)[1]
+    tokens = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(body)
+    inline = [child for token in tokens for child in token.children or []]
+    kinds = {token.type for token in (*tokens, *inline)}
+    assert not kinds & {"html_block", "html_inline", "link_open", "image", "em_open", "s_open", "strong_open"}
+    (block,) = [token for token in tokens if token.type == "fence" and token.info == "yaml"]
+    assert yaml.safe_load(block.content)["guide"]["prompt"] == hostile
+    assert any(child.type == "code_inline" and named.name.split(".jsonl")[0].split()[0] in child.content for child in inline)
 
 
 def test_a_manifest_names_files_of_its_own_folder_alone(run, tmp_path):
