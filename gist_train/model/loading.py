@@ -174,19 +174,22 @@ def _load(where: str, config: ModelConfig | StoredModelConfig, *, encodes_only: 
         encodes_only: whether sentence-transformers may run it where our encoder does not.
     """
     _refuse_adapter(where, config.name)
+    _refuse_pickles(where, config.name)
     if not Path(config.name).is_dir():
         # Asked once: a misspelt name or a missing network shows here, and not after a dozen requests with retries each.
         _commit(where, config.name, config.revision)
     try:
         # float32 whatever the folder says: master weights for the student, exact similarities for the guide.
-        with _load_reports() as reports:
+        with _load_reports() as reports, _no_pickle():
             model = SentenceTransformer(
                 config.name,
                 revision=config.revision,
                 trust_remote_code=config.trust_remote_code,
                 device="cpu",
-                model_kwargs={"dtype": torch.float32},
+                model_kwargs={"dtype": torch.float32, "use_safetensors": True},
             )
+    except _PickleError as error:
+        raise _a_pickle(where, config.name, str(error)) from None
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _not_found(where, config.name, error) from None
     if missing := _missing_weights(reports):
@@ -226,6 +229,37 @@ def _refuse_adapter(where: str, name: str) -> None:
         found = f"a LoRA adapter of {base} (adapter_config.json)"
         fix = "merge it: peft's PeftModel.from_pretrained(...).merge_and_unload(), and save the model to a folder of its own"
         raise _unfit(where, name, found, "a whole model", fix)
+
+
+class _PickleError(Exception):
+    """A loader was about to unpickle this file."""
+
+
+def _refuse_pickles(where: str, name: str) -> None:
+    """Raises UserError where a local folder, or that of a module in it, has its weights as a pickle alone."""
+    for file in _files_of(Path(name)) if Path(name).is_dir() else ():
+        if file.suffix == ".bin" and not any(file.parent.glob("model*.safetensors")):
+            raise _a_pickle(where, name, str(file.relative_to(name)))
+
+
+def _a_pickle(where: str, name: str, file: str) -> UserError:
+    fix = "python scripts/convert_to_safetensors.py FOLDER, of gist-train's checkout; or take a model with model.safetensors"
+    return _unfit(where, name, f"{file}: weights as a pickle, which can run code", "weights as safetensors", fix)
+
+
+@contextmanager
+def _no_pickle() -> Iterator[None]:
+    """Has whatever loads a model within the block raise `_PickleError` in place of unpickling a file."""
+
+    def refuse(file: object, *_: object, **__: object) -> None:
+        raise _PickleError(Path(file).name if isinstance(file, str | Path) else "a file")
+
+    before = torch.load
+    vars(torch)["load"] = refuse  # modules of sentence-transformers have no switch for it
+    try:
+        yield
+    finally:
+        vars(torch)["load"] = before
 
 
 def _why_not_ours(where: str, modules: Sequence[Any], tokenizer: Any) -> tuple[str, str, str] | None:

@@ -1,10 +1,17 @@
 """What a model's folder says counts: vectors are those of `SentenceTransformer(folder).encode`, or it is refused by name."""
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Normalize, Pooling, Transformer
 from support.families import FAMILIES
@@ -13,6 +20,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2Model
 
 from gist_train.config.errors import UserError
 from gist_train.config.models import GuideConfig, ModelConfig
+from gist_train.model import loading
 from gist_train.model.loading import identity, load_finished, load_guide, load_student
 from gist_train.model.pretrained import Pretrained
 from gist_train.model.whole import WholeModel
@@ -272,6 +280,74 @@ def test_weights_that_are_cut_short_are_an_error_of_the_user(make_model, tmp_pat
     for load in LOADS:
         with pytest.raises(UserError, match="could not be loaded"):
             load(str(folder))
+
+
+def as_pickle(folder):
+    """The folder with its weights as torch's pickles alone."""
+    for weights in folder.rglob("model.safetensors"):
+        torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+        weights.unlink()
+    return folder
+
+
+def converted(folder):
+    script = ROOT / "scripts" / "convert_to_safetensors.py"
+    return subprocess.run([sys.executable, script, folder], check=False, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("modules", [(), (Dense(32, 16),)])
+def test_a_pickle_is_refused_and_can_be_converted(make_model, tmp_path, modules):
+    """Unpickling runs what the file says; a Dense layer of a guide is unpickled by sentence-transformers as the weights are."""
+    folder = with_modules(make_model(), tmp_path / "model", *modules)
+    expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
+    as_pickle(folder)
+    for load in LOADS:
+        with pytest.raises(UserError, match=r"pytorch_model\.bin: weights as a pickle") as caught:
+            load(str(folder))
+        assert "scripts/convert_to_safetensors.py" in str(caught.value)
+    assert converted(folder).returncode == 0
+    np.testing.assert_allclose(load_finished(str(folder)).encode(TEXTS), expected, rtol=0, atol=2e-6)
+    (tmp_path / "empty").mkdir()
+    assert [converted(tmp_path / name).returncode for name in ("empty", "none")] == [2, 2]
+
+
+class Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_a_hostile_pickle_runs_nowhere(make_model, tmp_path):
+    """Neither where it is refused nor where it is converted; and torch's advice to load it all the same is not passed on."""
+    folder = as_pickle(with_modules(make_model(), tmp_path / "model"))
+    torch.save(Hostile(tmp_path / "ran"), folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="weights as a pickle"):
+        load_finished(str(folder))
+    ended = converted(folder)
+    assert (ended.returncode, "not weights alone" in ended.stderr) == (1, True)
+    assert not (tmp_path / "ran").exists()
+    assert not list(folder.glob("*.safetensors"))
+
+
+def test_what_loads_a_model_can_not_unpickle(tmp_path):
+    """A model of the hub is looked at by its loaders alone; afterwards torch is as it was."""
+    before = torch.load
+    with pytest.raises(loading._PickleError, match=r"w\.bin"), loading._no_pickle():
+        torch.load(tmp_path / "w.bin", weights_only=True)
+    assert torch.load is before
+
+
+def test_nothing_in_the_package_unpickles():
+    """A loader that was added in a hurry would be found by whoever attacks the next user."""
+    allowed = {"vars(torch)", "before = torch.load"}
+    for path in (ROOT / "gist_train").rglob("*.py"):
+        for line in path.read_text().splitlines():
+            if re.search(r"import (pickle|dill|joblib|shelve|marshal)|torch\.load|read_pickle", line):
+                assert any(part in line for part in allowed), f"{path}: {line}"
+            if "np.load(" in line:
+                assert "allow_pickle=False" in line, f"{path}: {line}"
 
 
 def test_a_guide_that_has_prompts_and_gets_none_is_told(make_model, write_config, tmp_path):
