@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +50,10 @@ ALONE = Processes()
 TIMED_FROM = 1000
 """Texts to embed from which on it is said how long that will take."""
 SHOWN_SOURCES = 20
+SHOWN_DAMAGED = 3
+"""Texts that are named of those whose embeddings are damaged."""
+PLAIN: Any = {"markup": False, "highlight": False, "soft_wrap": True}
+"""How a line with a path or a text is printed."""
 """Sources whose rows are described before a training."""
 
 
@@ -242,6 +247,12 @@ class _Embedder:
 
         store = GuideStore(self.folder)
         positions = store.positions(hashes)
+        if len(damaged := np.flatnonzero(store.damaged(positions))):
+            texts = ", ".join(shown(text(int(index))) for index in damaged[:SHOWN_DAMAGED])
+            found = f"{self.folder / 'embeddings.bin'}: {len(damaged):,} damaged embeddings, of {texts}"
+            console.print(f"{found}{', ...' if len(damaged) > SHOWN_DAMAGED else ''}: made anew", **PLAIN)
+            store.forget(positions[damaged])
+            positions = store.positions(hashes)
         if missing := int((positions < 0).sum()):
             if missing >= TIMED_FROM and processes.shown:
                 seconds = seconds_to_embed(load(), self.model, np.flatnonzero(positions < 0), lengths, text) / processes.count

@@ -1,8 +1,9 @@
 """The guide's store: each text's embedding once, on disk, addressed by the text's hash.
 
-A store is two files that only grow, `embeddings.bin` (E, G) and `hashes.bin` (E, 16), beside `meta.json`. Embeddings are written
-and synced before their hashes are: what has a hash is whole, so that an interrupted build resumes where it was, and another
-corpus adds only the texts that are new.
+A store is three files that only grow: `embeddings.bin` (E, G), `checksums.bin` (E, 8) and `hashes.bin` (E, 16), beside meta.json.
+Embeddings are written and synced before their hashes are: what has a hash is whole, so that an interrupted build resumes where
+it was, and another corpus adds only the texts that are new. What is read is held against its checksum; a text whose embedding is
+damaged loses its hash, and is embedded again.
 
 Any number of processes build a store together, ranks of one run or several runs: each takes the longest texts that are neither
 in the store nor taken by a living process, embeds them, and appends them. The store is locked only to append and to take, never
@@ -17,7 +18,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.models import StoredModelConfig
 from gist_train.data.files import Claims, locked, read_json, write_json
 from gist_train.data.fingerprints import ContentHashes
+from gist_train.model.checksums import CHECK_BYTES, HEADER, checksums, header, read_header
 from gist_train.model.loading import folder_prompt, identity
 from gist_train.model.whole import TextModel
 
@@ -39,6 +41,11 @@ TIMED_TEXTS = 32
 POLL_SECONDS = 0.25
 """Between two checks of whether the others are done."""
 HASH_BYTES = 16
+CHECKSUMS = "checksums.bin"
+LOOKED_AT = 1 << 30
+"""Bytes of embeddings that are held against their checksums before a training: a second's work."""
+ROWS_LOOKED_AT = 4096
+"""At a time."""
 
 
 def store_folder(cache: Path, guide: StoredModelConfig, where: str) -> Path:
@@ -75,6 +82,7 @@ class GuideStore:
         self.fingerprint = folder.name
         self._hashes: NDArray[np.uint8] = np.empty((0, HASH_BYTES), np.uint8)
         self._embeddings: NDArray[Any] = np.empty((0, 0), np.float32)
+        self._checksums: NDArray[np.uint64] = np.empty(0, np.uint64)
         self._map()
 
     def __len__(self) -> int:
@@ -86,33 +94,78 @@ class GuideStore:
         return int(self._embeddings.shape[1])
 
     def _map(self) -> None:
-        if not (self.folder / "meta.json").exists():
-            return
-        meta = read_json(self.folder / "meta.json")
-        row = meta["width"] * np.dtype(meta["dtype"]).itemsize
         hashes, embeddings = (self.folder / name for name in ("hashes.bin", "embeddings.bin"))
         # A hash that was half written when the power went does not count.
         count = hashes.stat().st_size // HASH_BYTES if hashes.exists() else 0
-        if count and embeddings.stat().st_size < count * row:
-            raise UserError(
-                Fault(
-                    f"guide store {self.folder}",
-                    f"{embeddings.stat().st_size:,} bytes in embeddings.bin",
-                    f"at least {count * row:,}, for the {count:,} texts in hashes.bin",
-                    "delete the folder: it is built again",
-                )
-            )
-        if count:
-            self._hashes = np.memmap(hashes, np.uint8, "r", shape=(count, HASH_BYTES))
-            self._embeddings = np.memmap(embeddings, meta["dtype"], "r", shape=(count, meta["width"]))
+        if not count:
+            return
+        width, dtype = self._shape()
+        self._hashes = np.memmap(hashes, np.uint8, "r", shape=(count, HASH_BYTES))
+        # Fewer where the file was cut: those that are gone are damaged.
+        there = min(count, embeddings.stat().st_size // (width * dtype.itemsize)) if embeddings.exists() else 0
+        self._embeddings = np.memmap(embeddings, dtype, "r", shape=(there, width)) if there else np.empty((0, width), dtype)
+        checks = self.folder / CHECKSUMS  # fewer, or none, in a store of before there were any
+        known = max(0, checks.stat().st_size - HEADER.size) // CHECK_BYTES if checks.exists() else 0
+        self._checksums = np.memmap(checks, "<u8", "r", HEADER.size, (known,)) if known else np.empty(0, np.uint64)
+
+    def _shape(self) -> tuple[int, np.dtype[Any]]:
+        """G and the kind of its numbers: by checksums.bin, else, as of stores of before there was one, by meta.json."""
+        if (known := read_header(self.folder / CHECKSUMS)) is not None:
+            return known[0], np.dtype(f"f{known[1]}")
+        try:
+            meta = read_json(self.folder / "meta.json")
+            return int(meta["width"]), np.dtype(str(meta["dtype"]))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            found = f"{CHECKSUMS} and meta.json that both can't be read"
+            fix = "delete the folder: its texts are embedded again"
+            raise UserError(Fault(f"guide store {self.folder}", found, "what gist-train wrote", fix)) from None
 
     def positions(self, hashes: NDArray[np.uint8]) -> NDArray[np.int64]:
         """(N,) the place in the store of each of the texts with these hashes (N, 16), -1 where it is not there."""
         return _Index(self._hashes).positions(hashes)
 
     def read(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(n, G) float32 embeddings at `positions` (n,), which must all be there."""
+        """(n, G) float32 embeddings at `positions` (n,), which must all be there.
+
+        Raises:
+            OSError: one is damaged.
+        """
+        whole = self._whole(positions)
+        if not whole.all():
+            self.forget(positions[~whole])
+            damaged = f"{self.folder / 'embeddings.bin'}: {(~whole).sum():,} damaged embeddings, at {positions[~whole][0]:,}"
+            raise OSError(f"{damaged}. Run the same command again: their texts are embedded anew, and the others stay.")
         return self._embeddings[positions].astype(np.float32)
+
+    def damaged(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(n,) which of the embeddings at `positions` (n,) are damaged; -1, where a text has none, is not.
+
+        Of more than LOOKED_AT bytes none are: `read` looks at each when it is asked for.
+        """
+        damaged = np.zeros(len(positions), bool)
+        there = np.flatnonzero(positions >= 0)
+        if len(there) * self._embeddings.dtype.itemsize * self.width <= LOOKED_AT:
+            for first in range(0, len(there), ROWS_LOOKED_AT):
+                some = there[first : first + ROWS_LOOKED_AT]
+                damaged[some] = ~self._whole(positions[some])
+        return damaged
+
+    def forget(self, positions: NDArray[np.int64]) -> None:
+        """Takes the hashes of these embeddings away, so that their texts are embedded again."""
+        with locked(self.folder), (self.folder / "hashes.bin").open("r+b") as hashes:
+            for position in positions.tolist():
+                os.pwrite(hashes.fileno(), bytes(HASH_BYTES), position * HASH_BYTES)
+            os.fsync(hashes.fileno())
+        self._map()
+
+    def _whole(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(n,) whether the embeddings at `positions` (n,) are as they were written; those without a checksum are taken to be."""
+        if not len(positions):
+            return np.ones(0, bool)
+        whole = positions < len(self._embeddings)
+        checked = np.flatnonzero(whole & (positions < len(self._checksums)))
+        whole[checked] = checksums(self._embeddings[positions[checked]]) == self._checksums[positions[checked]]
+        return whole
 
     def fill(
         self,
@@ -191,8 +244,16 @@ class _Index:
         if not len(self._order):
             return np.full(len(hashes), -1)
         wanted = np.ascontiguousarray(hashes).view("<u8")
-        nearest = self._order[np.minimum(np.searchsorted(self._sorted, wanted[:, 0]), len(self._order) - 1)]
-        return np.where((self._hashes[nearest] == wanted).all(axis=1), nearest, -1)
+        last = len(self._order) - 1
+        place = np.minimum(np.searchsorted(self._sorted, wanted[:, 0]), last)
+        while True:
+            nearest = self._order[place]
+            found = (self._hashes[nearest] == wanted).all(axis=1)
+            # Of a hash that was damaged the first half may be whole: then the text stands again further on.
+            further = np.flatnonzero(~found & (self._sorted[place] == wanted[:, 0]) & (place < last))
+            if not len(further):
+                return np.where(found, nearest, -1)
+            place[further] += 1
 
 
 class _Build:
@@ -253,12 +314,34 @@ class _Build:
         meta = self._folder / "meta.json"
         if not meta.exists():
             write_json(meta, {"format": FORMAT, **self._config.model_dump(), "width": rows.shape[1], "dtype": self._config.dtype})
-        with (self._folder / "embeddings.bin").open("ab") as embeddings, (self._folder / "hashes.bin").open("ab") as written:
+        with (
+            (self._folder / "embeddings.bin").open("ab") as embeddings,
+            (self._folder / CHECKSUMS).open("ab") as checks,
+            (self._folder / "hashes.bin").open("ab") as written,
+        ):
             # What a process that was killed while it wrote has left at the ends.
             embeddings.truncate(self._seen * rows.itemsize * rows.shape[1])
             written.truncate(self._seen * HASH_BYTES)
+            if missing := self._older_checksums(checks, rows):
+                _append(checks.fileno(), missing)
             _append(embeddings.fileno(), rows.tobytes())
+            _append(checks.fileno(), checksums(rows).tobytes())
             _append(written.fileno(), self._hashes[taken[new]].tobytes())
+
+    def _older_checksums(self, file: BinaryIO, rows: NDArray[Any]) -> bytes:
+        """What is to be in checksums.bin before those of the new rows: of a store of before there were any, all of its own."""
+        shape = rows.shape[1], rows.itemsize
+        if read_header(self._folder / CHECKSUMS) != shape:
+            file.truncate(0)
+        size = file.seek(0, os.SEEK_END)
+        known = max(0, (size - HEADER.size) // CHECK_BYTES) if size else 0
+        file.truncate(min(size, HEADER.size + min(known, self._seen) * CHECK_BYTES))
+        missing = header(*shape) if size < HEADER.size else b""
+        if known < self._seen:
+            old = np.memmap(self._folder / "embeddings.bin", rows.dtype, "r", shape=(self._seen, rows.shape[1]))
+            parts = [old[first : first + ROWS_LOOKED_AT] for first in range(known, self._seen, ROWS_LOOKED_AT)]
+            missing += b"".join(checksums(part).tobytes() for part in parts)
+        return missing
 
 
 def seconds_to_embed(

@@ -20,7 +20,8 @@ from gist_train.data.files import locked, whole_folder, write_json, write_text
 from gist_train.data.fingerprints import ContentHashes
 from gist_train.data.formats import ROWS_AT_A_TIME, jsonl_cells, parquet_cells, parquet_of
 from gist_train.data.tables import BadRow, Field, TableFile, read_errors, text
-from gist_train.model.guide import FORMAT, GuideStore
+from gist_train.model.checksums import checksums, header
+from gist_train.model.guide import CHECKSUMS, FORMAT, GuideStore
 
 WHERE = "guide.vectors"
 SHOWN_TEXTS = 3
@@ -41,10 +42,20 @@ def vector_store(cache: Path, config: GuideVectorsConfig) -> GuideStore:
     name = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
     folder = cache / "guides" / name
     with locked(cache / "guides", f".{name}.lock"):
-        if not folder.exists():
-            with whole_folder(folder) as made:
+        whole = folder.exists() and _is_whole(folder)
+        if not whole:
+            with whole_folder(folder, replace=True) as made:
                 _write(made, config, _parts(files, config))
     return GuideStore(folder)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the store is as it was written; else it is made anew of the file."""
+    try:
+        store = GuideStore(folder)
+    except UserError:
+        return False
+    return len(store) > 0 and not store.damaged(np.arange(len(store))).any()
 
 
 def refuse_missing(store: GuideStore, texts: list[str], all_texts: int) -> None:
@@ -133,17 +144,25 @@ def _texts(file: TableFile, reader: Any, config: GuideVectorsConfig) -> Iterator
 
 def _write(folder: Path, config: GuideVectorsConfig, parts: Iterator[Part]) -> None:
     width = 0
-    with (folder / "embeddings.bin").open("wb") as embeddings, (folder / "hashes.bin").open("wb") as hashes:
+    with (
+        (folder / "embeddings.bin").open("wb") as embeddings,
+        (folder / CHECKSUMS).open("wb") as checks,
+        (folder / "hashes.bin").open("wb") as hashes,
+    ):
         for texts, vectors in parts:
             if width and vectors.shape[1] != width:
                 raise _fault(f"vectors of {width} and of {vectors.shape[1]} numbers", "vectors of one length", "write them again")
+            if not width:
+                checks.write(header(vectors.shape[1], np.dtype(config.dtype).itemsize))
             width = vectors.shape[1]
             exact = vectors.astype(np.float64)
             lengths = np.linalg.norm(exact, axis=1, keepdims=True)
             if (bad := np.flatnonzero(~(np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0)))).size:
                 found = f"a vector of length {lengths[bad[0], 0]} for {shown(texts[int(bad[0])])}"
                 raise _fault(found, "finite numbers that are not all 0", "compute it again")
-            embeddings.write((exact / lengths).astype(config.dtype).tobytes())
+            rows = (exact / lengths).astype(config.dtype)
+            embeddings.write(rows.tobytes())
+            checks.write(checksums(rows).tobytes())
             hashes.write(text_hashes(texts).tobytes())
     if not width:
         raise _fault("no vectors", "one for every text", "fill the file")

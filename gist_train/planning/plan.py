@@ -15,6 +15,7 @@ from gist_train.config.schema import Config, cache_folder
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Corpus, TokenTable
 from gist_train.evaluation.leakage import count_leaks
+from gist_train.model.checksums import CHECK_BYTES
 from gist_train.model.device import this_device
 from gist_train.model.guide import HASH_BYTES, GuideStore, prompted
 from gist_train.model.loading import load_guide
@@ -203,7 +204,7 @@ def _guide(config: Config, corpus: Corpus) -> GuidePass | None:
         texts_to_embed=missing_texts,
         tokens_to_embed=tokens,
         tokens_are_estimated=sampled < missing_texts,
-        store_bytes=stored_texts * (width * number + HASH_BYTES),
+        store_bytes=stored_texts * (width * number + CHECK_BYTES + HASH_BYTES),
         store_bytes_now=bytes_now,
     )
 

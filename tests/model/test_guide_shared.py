@@ -23,6 +23,7 @@ from gist_train.config.models import GuideConfig
 from gist_train.config.schema import cache_folder
 from gist_train.data.corpus import text_hash
 from gist_train.model import guide as guide_module
+from gist_train.model.checksums import HEADER
 from gist_train.model.device import this_device
 from gist_train.model.guide import GuideStore, store_folder
 from gist_train.model.loading import load_guide
@@ -94,7 +95,15 @@ def assert_whole(folder: Path, count: int) -> None:
     hashes = (folder / "hashes.bin").read_bytes()
     assert len({hashes[i : i + 16] for i in range(0, len(hashes), 16)}) == len(hashes) / 16 == count
     assert (folder / "embeddings.bin").stat().st_size == count * WIDTH * 4
-    assert sorted(path.name for path in folder.iterdir()) == [".lock", "embeddings.bin", "hashes.bin", "meta.json"]
+    assert (folder / "checksums.bin").stat().st_size == HEADER.size + 8 * count
+    assert not GuideStore(folder).damaged(np.arange(count)).any()
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
+        "checksums.bin",
+        "embeddings.bin",
+        "hashes.bin",
+        "meta.json",
+    ]
 
 
 @pytest.fixture
@@ -135,18 +144,21 @@ def killed(path: Path, when: str) -> None:
 
     def append(descriptor: int, data: bytes) -> None:
         number = next(appended)
-        if number == {"within an embedding": 5, "within a hash": 6}.get(when):
+        # Header, embeddings, checksums and hashes of the first part, and the last three of each further one.
+        if number == {"within an embedding": 8, "within a checksum": 9, "within a hash": 10}.get(when):
             os.write(descriptor, data[: len(data) // 2 - 3])
             die()
         real(descriptor, data)
-        if number == 5 and when == "between the writes":
+        if number == 8 and when == "between the writes":
             die()
 
     guide_module._append = append
     prepared(path, lambda number: die() if number == 3 and when == "while it embeds" else None)
 
 
-@pytest.mark.parametrize("when", ["while it embeds", "within an embedding", "between the writes", "within a hash"])
+@pytest.mark.parametrize(
+    "when", ["while it embeds", "within an embedding", "between the writes", "within a checksum", "within a hash"]
+)
 def test_a_killed_process_loses_its_part_alone(write_config, tmp_path, when):
     """Power cuts and out-of-memory killers ask nobody. Two parts stay, with what is whole of the third; another number of
     processes goes on from there."""
