@@ -4,6 +4,7 @@ Any number of processes may call these functions at the same time. They share wh
 and works, the others wait for it and find the work done. None waits in a collective operation, however long the guide takes.
 """
 
+import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +27,7 @@ from gist_train.data.corpus import Corpus, TokenTable, text_hashes
 from gist_train.data.files import locked
 from gist_train.data.fingerprints import ContentHashes, corpus_fingerprint
 from gist_train.data.held_out import held_out_texts
+from gist_train.data.manifests import damage_in
 from gist_train.data.overlap import Exclusion, normalized_hash
 from gist_train.model.guide import GuideStore, seconds_to_embed, store_folder
 from gist_train.model.loading import identity, load_guide, load_student
@@ -182,6 +184,10 @@ def prepare_corpus(config: Config, device: torch.device, console: Console, proce
         if _fingerprint(config, stores, excluded) != (fingerprint, files):
             raise _changed(config)
 
+    with locked(corpora, f".{fingerprint}.lock"):
+        if (damage := damage_in(folder)) is not None:
+            console.print(f"made anew: corpus {damage}", **PLAIN)
+            shutil.rmtree(folder)
     if not folder.exists():
         _embed_labelled(config.data, stores, excluded, device, console, processes)
         with locked(corpora, f".{fingerprint}.lock"):
@@ -331,6 +337,10 @@ def _embed_labelled(
 def prepare_tokens(corpus: Corpus, student: Pretrained, console: Console) -> TokenTable:
     """The student's token ids of every view of the corpus, made if no other run has."""
     fingerprint = student.tokenizer_fingerprint()
+    with locked(corpus.folder):
+        if (damage := corpus.damage_in_tokens(fingerprint)) is not None:
+            console.print(f"made anew: tokens {damage}", **PLAIN)
+            corpus.drop_tokens(fingerprint)
     if not corpus.has_tokens(fingerprint):
         with locked(corpus.folder):
             if not corpus.has_tokens(fingerprint):

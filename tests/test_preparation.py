@@ -16,6 +16,7 @@ from gist_train.config.errors import UserError
 from gist_train.config.loading import load_config
 from gist_train.config.models import GuideConfig
 from gist_train.config.schema import cache_folder
+from gist_train.data import manifests
 from gist_train.data.mining import mine_triplets
 from gist_train.data.overlap import normalized
 from gist_train.model import guide as guide_module
@@ -97,6 +98,51 @@ def test_two_sources_share_one_pass_of_the_guide(write_config, intents, write_ro
     (folder,) = (cache_folder(config) / "guides").iterdir()
     assert len(GuideStore(folder)) == len(set(quickstart_texts[:120]))
     assert set(corpus.source.tolist()) == {0, 1}
+
+
+def spoilt(path, how):
+    content = bytearray(path.read_bytes())
+    if how == "flipped":
+        content[len(content) // 2] ^= 8
+    path.write_bytes({"flipped": content, "cut": content[: len(content) // 2], "zeroed": bytes(len(content))}[how])
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "zeroed"])
+def test_a_damaged_corpus_is_made_anew(write_config, how):
+    """An array of ids with a bit flipped is another array of ids: other rows would train, or numpy raise in the middle."""
+    config = load_config(write_config(guide=None))
+    made = preparation.prepare(config, CPU, QUIET)
+    before = [made.corpus.text(i) for i in range(made.corpus.text_count)], made.tokens.ids.tolist(), made.corpus.content
+    names = sorted(path.relative_to(made.corpus.folder) for path in made.corpus.folder.rglob("*") if path.is_file())
+    assert len(names) > 15
+    for name in names:
+        path = made.corpus.folder / name
+        if path.name == ".lock" or path.stat().st_size == 0:
+            continue
+        spoilt(path, how)
+        lines = Console(file=io.StringIO(), width=500)
+        again = preparation.prepare(config, CPU, lines)
+        assert f"made anew: {'tokens' if 'tokens' in name.parts else 'corpus'} " in lines.file.getvalue(), name
+        assert path.name in lines.file.getvalue(), name
+        assert (
+            [again.corpus.text(i) for i in range(again.corpus.text_count)],
+            again.tokens.ids.tolist(),
+            again.corpus.content,
+        ) == before
+    lines = Console(file=io.StringIO(), width=500)
+    preparation.prepare(config, CPU, lines)
+    assert "made anew" not in lines.file.getvalue()
+
+
+def test_of_a_large_corpus_sizes_are_looked_at(write_config, monkeypatch):
+    """Reading ten gigabytes would take longer than all else before the first step."""
+    monkeypatch.setattr(manifests, "LOOKED_AT", 10)
+    config = load_config(write_config(guide=None))
+    folder = preparation.prepare_corpus(config, CPU, QUIET).folder
+    spoilt(folder / "positive.npy", "flipped")
+    assert manifests.damage_in(folder) is None
+    spoilt(folder / "positive.npy", "cut")
+    assert "positive.npy of" in manifests.damage_in(folder)
 
 
 def test_how_long_texts_take_is_said_before_they_are_embedded(write_config, intents, monkeypatch):

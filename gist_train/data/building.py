@@ -22,6 +22,7 @@ from gist_train.config.sources import AnySource, ClassificationSource, Source
 from gist_train.data.corpus import FORMAT, Int64, text_hash, view_key
 from gist_train.data.drawing import drawn_rows, leave_out_unused_tasks, leave_out_unused_texts, of_rows, offsets
 from gist_train.data.files import whole_folder, write_json
+from gist_train.data.manifests import seal
 from gist_train.data.mining import mine_triplets
 from gist_train.data.overlap import Exclusion
 from gist_train.data.sources import Labelled, Row, origin_of, prompts_of, read_labelled, read_rows
@@ -116,6 +117,7 @@ def build_corpus(
         meta |= {"excluded_rows": left_out, "excluded_texts": len(exclusion.met)}
         origins = [origin_of(source, f"data.train[{index}]") for index, source in enumerate(data.train)]
         builder.save(beside, {**meta, "sources": [asdict(count) for count in counts], "origins": origins})
+        seal(beside, {})
         yield read
 
 

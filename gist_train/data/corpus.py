@@ -5,6 +5,7 @@ its own. Everything downstream is a look-up by text id or by view.
 """
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gist_train.data.files import read_json, whole_folder, write_json
+from gist_train.data.manifests import damage_in, seal
 
 FORMAT = 2
 Int32 = NDArray[np.int32]
@@ -192,6 +194,14 @@ class Corpus:
         """Whether `tokens` would find this tokenizer's."""
         return self._tokens_folder(tokenizer_fingerprint).is_dir()
 
+    def damage_in_tokens(self, tokenizer_fingerprint: str) -> str | None:
+        """What is wrong with this tokenizer's, in words; None where they are whole or not there."""
+        return damage_in(self._tokens_folder(tokenizer_fingerprint))
+
+    def drop_tokens(self, tokenizer_fingerprint: str) -> None:
+        """Deletes this tokenizer's."""
+        shutil.rmtree(self._tokens_folder(tokenizer_fingerprint))
+
     def _tokens_folder(self, tokenizer_fingerprint: str) -> Path:
         return self.folder / "tokens" / tokenizer_fingerprint
 
@@ -214,6 +224,7 @@ class Corpus:
                     yield last
             np.save(folder / "offsets.npy", np.cumsum(offsets))
             write_json(folder / "meta.json", {"dtype": dtype.name, "tokens": int(offsets.sum())})
+            seal(folder, {})
 
 
 def view_key(prompts: NDArray[Any], texts: NDArray[Any]) -> Int64:

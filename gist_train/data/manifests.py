@@ -1,10 +1,11 @@
-"""A model folder's manifest: size and SHA-256 of every file in it and of itself, written last.
+"""A folder's manifest: size and SHA-256 of every file in it and of itself, written last.
 
-A folder whose manifest is right is whole: safetensors loads a flipped bit without a word.
+A folder whose manifest is right is whole: safetensors loads a flipped bit without a word, and an array of ids is any array.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,6 +14,8 @@ from gist_train.data.files import read_json, write_json
 from gist_train.run_folder import MANIFEST
 
 FORMAT = 1
+LOOKED_AT = 1 << 30
+"""Bytes of a cached folder that are read to see whether it is whole: a second's work."""
 
 
 def seal(folder: Path, facts: dict[str, Any]) -> None:
@@ -66,15 +69,40 @@ def verified_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(Fault(f"checkpoint {folder}", f"format {manifest['format']}", f"format {FORMAT}", fix))
     if not inside:
         raise _damaged(folder, "a manifest.json that names files outside of the folder", "names of files in it")
+    if (damage := _damage(folder, files)) is not None:
+        raise _damaged(folder, *damage)
+    return manifest  # type: ignore[no-any-return]
+
+
+def damage_in(folder: Path) -> str | None:
+    """What is wrong with a cached folder that was sealed, in words; None where it is whole, or of before such folders were.
+
+    Of more than LOOKED_AT bytes the files' sizes alone are looked at.
+    """
+    if not (folder / MANIFEST).exists():
+        return None
+    try:
+        manifest = read_json(folder / MANIFEST)
+        whole = manifest["sha256"] == _own_hash(manifest)
+        files = manifest["files"]
+        damage = _damage(folder, files, sizes_only=sum(file["size"] for file in files.values()) > LOOKED_AT) if whole else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole, damage = False, None
+    if not whole:
+        return f"{folder / MANIFEST} is not as it was written"
+    return None if damage is None else f"{folder}: {damage[0]}; it should be {damage[1]}"
+
+
+def _damage(folder: Path, files: Mapping[str, Any], *, sizes_only: bool = False) -> tuple[str, str] | None:
+    """What is wrong with the first file that is not as it was written, and how it was; None where all are whole."""
     for name, expected in files.items():
         file = folder / name
         if not file.is_file():
-            raise _damaged(folder, f"no {name}", f"the file, of {expected['size']:,} bytes")
-        if file.stat().st_size != expected["size"] or _sha256(file) != expected["sha256"]:
-            raise _damaged(
-                folder, f"{name} of {file.stat().st_size:,} bytes with another SHA-256", f"{expected['size']:,} bytes, unaltered"
-            )
-    return manifest  # type: ignore[no-any-return]
+            return f"no {name}", f"the file, of {expected['size']:,} bytes"
+        size = file.stat().st_size
+        if size != expected["size"] or not (sizes_only or _sha256(file) == expected["sha256"]):
+            return f"{name} of {size:,} bytes with another SHA-256", f"{expected['size']:,} bytes, unaltered"
+    return None
 
 
 def foreign_files(folder: Path, manifest: dict[str, Any]) -> list[str]:
