@@ -57,10 +57,19 @@ def check_student(config: Config, student: Pretrained) -> None:
     Raises:
         UserError: it can't, on any machine.
     """
+    _check_weights(config, student)
     check_dimensions(config.loss, student)
     checkpoint_gradients(config.training, student)
     check_family(config.training, student)
     student.with_max_length(config.evaluation.max_length).with_truncation(config.evaluation.truncate_dim)
+
+
+def _check_weights(config: Config, student: Pretrained) -> None:
+    """Raises UserError where a weight of the student is not finite: the first loss would not be either."""
+    for name, weight in student.encoder.transformer.named_parameters():
+        if not torch.isfinite(weight).all():
+            found = f"{name} with {int((~torch.isfinite(weight)).sum()):,} of {weight.numel():,} numbers that are not finite"
+            raise UserError(Fault(f"model.name: {config.model.name}", found, "finite weights", "get the model again"))
 
 
 def check_device(config: Config, student: Pretrained, device: torch.device, processes: int = 1) -> None:

@@ -96,6 +96,7 @@ def prepare(
             console.print(
                 f"data.train[{index}]: columns that are not read: {names}", markup=False, highlight=False, soft_wrap=True
             )
+    check_candidates(config, corpus)
     plan = batch_plan(config, corpus)  # refuses too few rows, before the guide is put to work
     tokens = prepare_tokens(corpus, student, console)
     guide = prepare_guide(config, corpus, device, console, processes) if fill_store else guide_as_stored(config, corpus)
@@ -381,6 +382,13 @@ def guide_as_stored(config: Config, corpus: Corpus) -> Guide:
             return None
         stored.append(part.stored(store, places))
     return StoredGuide.of_parts(parts, stored)
+
+
+def check_candidates(config: Config, corpus: Corpus) -> None:
+    """Raises UserError where no step can teach anything: each batch is one row, and no row has a negative."""
+    if config.training.batch_size == 1 and not len(corpus.negative):
+        found, expected = "1, and rows without negatives", "2 or more: the other rows of its batch serve a row as negatives"
+        raise UserError(Fault("training.batch_size", found, expected, "raise it; 16 to 128 is usual"))
 
 
 def check_guide(config: Config) -> None:

@@ -170,6 +170,8 @@ def _drive(
             step, last = record.step, record.step == job.stop
             flops = cost.flops(record.groups) * processes
             display.show(record, log.add(record, flops, rate * processes))
+            for note in log.teaching.notes():
+                console.print(note, **checkpoints.PLAIN)
             signal_number = largest_over_ranks(NOT_WRITTEN if writer.failed else signals.received())
             if signal_number == NOT_WRITTEN:
                 milestones.settle()  # raises
@@ -184,6 +186,8 @@ def _drive(
         signal_number = signal_number or largest_over_ranks(signals.received())  # that came during the last evaluation
         if writer.count:
             console.print(f"checkpoints: {writer.count:,}, {log.checkpoint_share:.1%} of the time", highlight=False)
+        if summary := log.teaching.summary():
+            console.print(summary, **checkpoints.PLAIN)
     return signal_number, step
 
 

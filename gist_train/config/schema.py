@@ -7,7 +7,7 @@ with its unit, and is shown in error messages too.
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from gist_train.config.evaluation import EvaluationConfig, MtebTask, is_measured, listed_metrics
 from gist_train.config.fields import (
@@ -55,6 +55,10 @@ class DataConfig(Section):
         return batching
 
 
+LARGEST_MARGIN = 2.0
+"""Absolute: with a larger one the guide would mask every candidate."""
+
+
 class LossConfig(Section):
     """The guided contrastive loss."""
 
@@ -78,6 +82,15 @@ class LossConfig(Section):
     """Matryoshka dimensions: the loss is also taken over the first d dimensions, for each d; null = whole embeddings only."""
     dimension_weights: Weights | None = None
     """What each of these losses is multiplied by before they are added up, in the order of `dimensions`; null = 1 each."""
+
+    @model_validator(mode="after")
+    def _margin_leaves_candidates(self) -> "LossConfig":
+        if self.margin_strategy == "absolute" and abs(self.margin) > LARGEST_MARGIN:
+            fix = "lower it: two cosine similarities differ by 2 at most, and with more the guide masks all candidates, or none"
+            raise MisplacedError(
+                fix, path=("margin",), found=f"{self.margin:g}", expected="a number from -2 to 2 where it is absolute"
+            )
+        return self
 
     @field_validator("dimension_weights")
     @classmethod

@@ -99,7 +99,7 @@ class NonFiniteError(ArithmeticError):
 def steps(training: Training, start: int, stop: int) -> Iterator[StepRecord]:
     """Trains steps start + 1 to stop, and yields a record after each update.
 
-    From a step on whose loss or gradient is not finite no update changes anything: `losses` of the records tells.
+    From a step on whose loss or gradient is not finite no update changes anything: `metrics_of` the records tells.
     """
     accelerator, device = training.accelerator, training.accelerator.device
     frozen = torch.zeros((), device=device)
@@ -168,8 +168,8 @@ def _compute(training: Training, inputs: Inputs, seeds: Sequence[int], frozen: T
     return torch.cat([totals[:1], norm[None], totals[1:], scale[None], frozen[None]])
 
 
-def losses(records: Sequence[StepRecord], corpus: Corpus) -> list[float]:
-    """The losses of some steps, read at once.
+def metrics_of(records: Sequence[StepRecord], corpus: Corpus) -> list[dict[str, float]]:
+    """`METRICS` of some steps by name, read at once.
 
     Raises:
         NonFiniteError: one of them was not finite, or its gradient was not.
@@ -181,7 +181,7 @@ def losses(records: Sequence[StepRecord], corpus: Corpus) -> list[float]:
     for record, metrics in zip(records, metrics_of_steps, strict=True):
         if metrics["frozen"]:
             raise NonFiniteError(_tell_non_finite(record, metrics["loss"], metrics["grad_norm"], corpus))
-    return [metrics["loss"] for metrics in metrics_of_steps]
+    return metrics_of_steps
 
 
 def dropout_seed(seed: int, step: int, rank: int, chunk: int) -> int:

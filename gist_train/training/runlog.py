@@ -13,7 +13,8 @@ from gist_train.data.corpus import Corpus
 from gist_train.data.files import json_lines, sync, write_text
 from gist_train.run_folder import Run
 from gist_train.training.checkpoint import LogSums
-from gist_train.training.loop import StepRecord, losses
+from gist_train.training.loop import StepRecord, metrics_of
+from gist_train.training.teaching import Teaching
 from gist_train.training.throughput import PARTS, peak_memory
 from gist_train.training.trackers import Tracker, trackers_of
 
@@ -37,6 +38,8 @@ class RunLog:
         last: int,
     ):
         self._corpus, self._last = corpus, last
+        self.teaching = Teaching(config)
+        """Whether the steps taught anything, as far as their losses were read."""
         self._path = run.metrics if run else None
         self._every = config.tracking.log_every
         self._since = sums
@@ -153,11 +156,12 @@ class RunLog:
     def _read(self) -> None:
         """Adds up the steps whose losses were not read yet, waiting for the device once."""
         began = time.perf_counter()
-        for record, loss in zip(self._unread, losses(self._unread, self._corpus), strict=True):
+        for record, metrics in zip(self._unread, metrics_of(self._unread, self._corpus), strict=True):
             since = self._since
+            self.teaching.add(record.step, metrics)
             self._since = LogSums(
                 record.step,
-                since.loss_sum + loss,
+                since.loss_sum + metrics["loss"],
                 since.loss_steps + 1,
                 since.tokens + record.tokens,
                 since.computed_tokens + record.computed_tokens,

@@ -163,7 +163,7 @@ def test_missing_file_and_folder(tmp_path: Path):
     [
         *[
             ("margin", written, read)
-            for written, read in (("1e-5", 1e-5), ("1E+2", 100.0), ("5.0e-6", 5e-6), (".5", 0.5), ("-1.", -1.0))
+            for written, read in (("1e-5", 1e-5), ("1E+0", 1.0), ("5.0e-6", 5e-6), (".5", 0.5), ("-1.", -1.0))
         ],
         *[("block_size", written, read) for written, read in (("010", 10), ("+3", 3), ("0x10", 16), ("0o10", 8))],
         *[("mask_duplicates", written, read) for written, read in (("true", True), ("False", False))],

@@ -25,11 +25,13 @@ from torch import Tensor, nn
 
 from gist_train import cli
 from gist_train.config.schema import Config
+from gist_train.data.corpus import Corpus
 from gist_train.evaluation.metrics import Score
 from gist_train.evaluation.score_file import Terms, append_scores
 from gist_train.model.pretrained import Pretrained
 from gist_train.run_folder import TRAINING_STATE, Run
 from gist_train.training.distributed import make_accelerator
+from gist_train.training.loop import StepRecord, metrics_of
 from gist_train.training.step_context import Training
 from gist_train.training.throughput import PARTS
 from gist_train.training_run import open_job
@@ -84,6 +86,10 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl without what the clock decides."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{key: value for key, value in row.items() if key not in MEASURED} for row in rows]
+
+
+def losses(records: Sequence[StepRecord], corpus: Corpus) -> list[float]:
+    return [row["loss"] for row in metrics_of(records, corpus)]
 
 
 def tensors(run: Path, step: int) -> dict[str, Tensor]:

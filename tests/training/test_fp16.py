@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.running import gist, training_of
+from support.running import gist, losses, training_of
 from torch import nn
 
 from gist_train.config.loading import load_config
 from gist_train.run_folder import Run
 from gist_train.training.checkpoint import Facts, LogSums, load_checkpoint, moments_of, save_checkpoint
-from gist_train.training.loop import losses, steps
+from gist_train.training.loop import steps
 from gist_train.training.update import LossScale
 
 pytestmark = pytest.mark.usefixtures("on_cpu")

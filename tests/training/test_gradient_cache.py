@@ -8,13 +8,13 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from support.running import assert_same_run, gist, in_processes, kept_at_once, metrics, training_of
+from support.running import assert_same_run, gist, in_processes, kept_at_once, losses, metrics, training_of
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from gist_train.config.loading import load_config
 from gist_train.training import loop
 from gist_train.training.gradient_cache import cut
-from gist_train.training.loop import NonFiniteError, dropout_seed, losses, steps
+from gist_train.training.loop import NonFiniteError, dropout_seed, steps
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 

@@ -8,13 +8,13 @@ from unittest import mock
 import pytest
 import torch
 from support.flash import flash_stand_in
-from support.running import gist, training_of
+from support.running import gist, losses, training_of
 from torch.nn.functional import dropout as torch_dropout
 
 from gist_train.config.loading import load_config
 from gist_train.training.gradient_cache import FINEST, filled_tokens
 from gist_train.training.inputs import inputs_of
-from gist_train.training.loop import losses, steps
+from gist_train.training.loop import steps
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 STEPS = 8

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from support.running import gist, metrics, tensors, training_of
+from support.running import gist, losses, metrics, tensors, training_of
 
 from gist_train.config.loading import load_config
 from gist_train.run_folder import Run
-from gist_train.training.loop import NonFiniteError, dropout_seed, losses, steps
+from gist_train.training.loop import NonFiniteError, dropout_seed, steps
 from gist_train.training.throughput import PARTS
 
 pytestmark = pytest.mark.usefixtures("on_cpu")

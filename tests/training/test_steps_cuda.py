@@ -12,14 +12,14 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from support.families import FAMILIES, texts_of, transformer_of
-from support.running import QUIET, gist, metrics, training_of
+from support.running import QUIET, gist, losses, metrics, training_of
 
 from gist_train.config.loading import load_config
 from gist_train.model.device import this_device
 from gist_train.model.encoder import Encoder, pack
 from gist_train.preparation import prepare_corpus, prepare_guide
 from gist_train.run_folder import Run
-from gist_train.training.loop import losses, steps
+from gist_train.training.loop import steps
 
 DEVICE = torch.device("cuda")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
