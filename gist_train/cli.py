@@ -17,6 +17,7 @@ from gist_train.config.errors import Fault, UserError
 from gist_train.config.fields import expanded
 from gist_train.config.loading import load_config
 from gist_train.config.schema import Config
+from gist_train.data.files import no_room
 from gist_train.progress import terminal
 from gist_train.run_folder import Run
 from gist_train.training.signals import Stopped, StopSignal
@@ -311,6 +312,10 @@ def main() -> None:
         sys.exit(2)
     except (ArithmeticError, OSError, SafetensorError) as error:
         _report(error)
+        if no_room(error):
+            safe = "What was whole before is whole now, and what is half written is removed or is left out when it is read."
+            fix = "Make room, or set output_dir and cache_dir to another disk, and run the same command again."
+            err.print(f"{safe} {fix}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

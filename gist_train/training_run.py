@@ -1,5 +1,6 @@
 """Joins loop, checkpoints, run log and evaluation: what happens when the loop yields."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -13,10 +14,11 @@ from gist_train.checks import check, check_folders
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.models import GuideConfig, GuideVectorsConfig
 from gist_train.config.schema import Config
-from gist_train.data.files import held, write_json
+from gist_train.data.files import held, no_room, write_json
 from gist_train.evaluation.leakage import count_leaks, leakage_line
 from gist_train.evaluation.measuring import Measuring, scores_line
 from gist_train.evaluation.score_file import cut_scores
+from gist_train.planning.estimates import checkpoint_bytes, checkpoints_kept
 from gist_train.preparation import Processes, prepare
 from gist_train.progress import terminal
 from gist_train.results.early_stopping import best_saved, forget_later_end, no_rise, out_of_patience, remember_end, stays_ended
@@ -97,6 +99,8 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Run, resume: str
         checkpoints.load_checkpoint(origin.folder, job.student, job.training.optimizer, job.training.loss_scale)
         sums = checkpoints.sums_of(origin.manifest)
     _refuse_unlike_ranks(sums.step, job.facts)
+    if accelerator.is_main_process and (warning := _short_of_room(config, job, run)):
+        console.print(warning, **checkpoints.PLAIN)
     stays = stays_ended(config, run, sums.step)
     if stays:
         job = replace(job, stop=sums.step)
@@ -170,8 +174,9 @@ def _drive(
             step, last = record.step, record.step == job.stop
             flops = cost.flops(record.groups) * processes
             display.show(record, log.add(record, flops, rate * processes))
-            for note in log.teaching.notes():
+            for note in (*log.teaching.notes(), *log.notes):
                 console.print(note, **checkpoints.PLAIN)
+            log.notes.clear()
             signal_number = largest_over_ranks(NOT_WRITTEN if writer.failed else signals.received())
             if signal_number == NOT_WRITTEN:
                 milestones.settle()  # raises
@@ -218,7 +223,8 @@ class _Milestones:
 
     def measure(self, step: int) -> bool:
         """Whether the run ends here, for want of a rise: the first process measures, the others hear of it."""
-        ends, failure = False, None
+        ends = False
+        failure: Exception | None = None
         if self.job.training.accelerator.is_main_process and self.measuring.tasks:
             try:
                 with self.signals.noted(False):  # a checkpoint of the step is whole: there is nothing to wait for
@@ -229,6 +235,11 @@ class _Milestones:
                 ends = out_of_patience(self.config, self.run, self.measuring, step)
             except (Stopped, KeyboardInterrupt):  # noted, and asked for after the next step
                 self.console.print(f"evaluation of step {step:,} left: it is done when the run goes on", highlight=False)
+            except OSError as error:
+                if not no_room(error):
+                    failure = error
+                # What could not be kept is measured again when the run goes on, or by gist-train evaluate.
+                self.console.print(f"warning: {error}. The scores of step {step:,} are not kept.", **checkpoints.PLAIN)
             except Exception as error:  # whatever it is, the others must not wait for it
                 failure = error
         raise_on_all_ranks(failure, "the evaluation failed on the first process, which says why")
@@ -254,6 +265,18 @@ def _refuse_unlike_ranks(step: int, facts: Facts) -> None:
         unlike = "checkpoints of different steps" if not alike[0] else "data of different content"
         fix = "put output_dir and data on a shared disk"
         raise UserError(Fault("the processes of this run", unlike, "one run folder and one corpus", fix))
+
+
+def _short_of_room(config: Config, job: Job, run: Run) -> str | None:
+    """A warning where the run's checkpoints can't fit on the disk; None where they can."""
+    kept = checkpoints_kept(config.checkpoint, config.selection, config.evaluation.every, job.stop)
+    there = len(run.saved_steps())
+    needed = max(0, len(kept) + 1 - there) * checkpoint_bytes(job.student.encoder)
+    free = shutil.disk_usage(config.output_dir).free
+    if needed <= free:
+        return None
+    sizes = f"{needed / 2**30:.1f} GiB for {len(kept):,} checkpoints and the next one, and {free / 2**30:.1f} GiB are free"
+    return f"warning: {config.output_dir}: it will take up to {sizes}. Make room, or lower checkpoint.keep_last"
 
 
 def _first_line(accelerator: Accelerator) -> str:

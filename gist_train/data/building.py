@@ -21,7 +21,7 @@ from gist_train.config.schema import DataConfig
 from gist_train.config.sources import AnySource, ClassificationSource, Source
 from gist_train.data.corpus import FORMAT, Int64, text_hash, view_key
 from gist_train.data.drawing import drawn_rows, leave_out_unused_tasks, leave_out_unused_texts, of_rows, offsets
-from gist_train.data.files import whole_folder, write_json
+from gist_train.data.files import naming, whole_folder, write_json
 from gist_train.data.manifests import seal
 from gist_train.data.mining import mine_triplets
 from gist_train.data.overlap import Exclusion
@@ -79,7 +79,7 @@ def build_corpus(
     Raises:
         UserError: a file can't be read, no row is left, or a row is bad and data.on_bad_row is "fail"; nothing is left behind.
     """
-    with whole_folder(folder) as beside:
+    with naming(folder), whole_folder(folder) as beside:
         with (beside / "texts.utf8").open("wb") as texts, (beside / "skipped.jsonl").open("w", encoding="utf-8") as skipped:
             builder = _Builder(texts)
             faults: list[Fault] = []

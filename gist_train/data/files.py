@@ -42,6 +42,38 @@ def _a_link(path: Path) -> UserError:
     return UserError(Fault(str(path), "a link", own, "remove it, and see who put it there"))
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a quota, a limit on the size of files."""
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether something could not be written for want of room; safetensors and tokenizers say so in words alone."""
+    return (isinstance(error, OSError) and error.errno in NO_ROOM) or "No space left" in str(error)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Has what fails within the block name the file: a write to an open file does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+def append_text(path: Path, text: str) -> None:
+    """Appends `text` in UTF-8, or leaves the file as it was."""
+    with naming(path), path.open("ab", buffering=0) as stream:
+        size, content = os.fstat(stream.fileno()).st_size, memoryview(text.encode())
+        try:
+            while content:
+                content = content[stream.write(content) :]
+        except BaseException:
+            stream.truncate(size)
+            raise
+
+
 def write_text(path: Path, text: str) -> None:
     """`text` in UTF-8, written as `write_bytes` does."""
     write_bytes(path, text.encode())
@@ -51,7 +83,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file beside `path`, syncs it and renames it: a reader sees the old file or the new one, never a part."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with _opened(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as stream:
+        with naming(path), _opened(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as stream:
             stream.write(content)
         sync(beside)
         beside.replace(path)

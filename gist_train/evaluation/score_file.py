@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from gist_train.config.evaluation import EvaluationConfig
-from gist_train.data.files import json_lines, locked, sync, write_bytes, write_text
+from gist_train.data.files import append_text, json_lines, locked, sync, write_bytes, write_text
 from gist_train.evaluation.metrics import Items, Score
 from gist_train.run_folder import Run
 
@@ -83,8 +83,7 @@ def append_scores(
             write_bytes(items_path, save(of_metrics, metadata={"content": contents[task]}))
         # A line that was cut short when the power went must not swallow the first of ours.
         torn = path.exists() and not path.read_bytes().endswith(b"\n")
-        with path.open("a", encoding="utf-8") as file:
-            file.write("\n" * torn + "".join(lines))
+        append_text(path, "\n" * torn + "".join(lines))
         sync(path)
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.models import StoredModelConfig
-from gist_train.data.files import Claims, locked, read_json, write_json
+from gist_train.data.files import Claims, locked, naming, read_json, write_json
 from gist_train.data.fingerprints import ContentHashes
 from gist_train.model.checksums import CHECK_BYTES, HEADER, checksums, header, read_header
 from gist_train.model.loading import folder_prompt, identity
@@ -315,6 +315,7 @@ class _Build:
         if not meta.exists():
             write_json(meta, {"format": FORMAT, **self._config.model_dump(), "width": rows.shape[1], "dtype": self._config.dtype})
         with (
+            naming(self._folder / "embeddings.bin"),
             (self._folder / "embeddings.bin").open("ab") as embeddings,
             (self._folder / CHECKSUMS).open("ab") as checks,
             (self._folder / "hashes.bin").open("ab") as written,

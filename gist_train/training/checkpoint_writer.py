@@ -1,6 +1,7 @@
 """Checkpoints beside the training: a copy in host memory, which one thread writes, hashes and syncs while the loop continues."""
 
 import copy
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -10,11 +11,15 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from gist_train.data.files import no_room
 from gist_train.model.pretrained import Pretrained
 from gist_train.run_folder import Run
 from gist_train.training import checkpoint as checkpoints
 from gist_train.training.checkpoint import Facts, LogSums, moments_of
 from gist_train.training.update import LossScale
+
+TRIES, SECONDS_BETWEEN_TRIES = 3, 5.0
+"""At a checkpoint for which there is no room."""
 
 
 class HostCopy:
@@ -108,11 +113,16 @@ class CheckpointWriter:
 
     def _write(self, run: Run, copied: HostCopy, sums: LogSums, before: Callable[[], None], after: Callable[[], None]) -> None:
         before()
-        try:
-            checkpoints.save_checkpoint(run, copied.student, copied.moments, sums, self._facts)
-        except (OSError, SafetensorError) as error:
-            fix = "Earlier checkpoints are whole: make room for it and run the same command to resume"
-            raise OSError(f"checkpoint {run.checkpoint(sums.step)}: {error}. {fix}") from error
+        for tries_left in reversed(range(TRIES)):
+            try:
+                checkpoints.save_checkpoint(run, copied.student, copied.moments, sums, self._facts)
+            except (OSError, SafetensorError) as error:
+                if tries_left and no_room(error):
+                    time.sleep(SECONDS_BETWEEN_TRIES)  # whoever fills the disk may be cleaning up
+                    continue
+                fix = "Earlier checkpoints are whole: make room for it and run the same command to resume"
+                raise OSError(f"checkpoint {run.checkpoint(sums.step)}: {error}. {fix}") from error
+            break
         after()
 
     def wait(self) -> BaseException | None:

@@ -10,7 +10,7 @@ from typing import Self
 
 from gist_train.config.schema import Config
 from gist_train.data.corpus import Corpus
-from gist_train.data.files import json_lines, sync, write_text
+from gist_train.data.files import append_text, json_lines, sync, write_text
 from gist_train.run_folder import Run
 from gist_train.training.checkpoint import LogSums
 from gist_train.training.loop import StepRecord, metrics_of
@@ -55,6 +55,10 @@ class RunLog:
         self._waited = self._waited_at_row = 0.0
         """Seconds that the loop waited for checkpoints, now and when the last row was written."""
         self._trackers: list[Tracker] = []
+        self._unwritten, self._refused = "", False
+        """Rows that could not be written yet, and whether the last try failed."""
+        self.notes: list[str] = []
+        """What is to be said, and was not yet."""
         if run is None or self._path is None:
             return
         _cut(self._path, sums.step)
@@ -65,6 +69,8 @@ class RunLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._unwritten:
+            self._write()
         for tracker in self._trackers:
             tracker.finish(0 if kind is None else 1)
 
@@ -113,9 +119,8 @@ class RunLog:
         self._timed, self._flops, self._reading = [], 0, 0.0
         self._since = LogSums(record.step)
         self._row_at, self._waited_at_row = now, self._waited
-        if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+        self._unwritten += json.dumps(row) + "\n"
+        self._write()
         for tracker in self._trackers:
             tracker.log(row, record.step)
         return row
@@ -139,8 +144,26 @@ class RunLog:
         """Share of the time since this log was opened that the loop waited for checkpoints."""
         return self._waited / (time.perf_counter() - self._opened)
 
+    def _write(self) -> None:
+        """Appends the rows that are not on disk yet. Where there is no room, they are kept: a row ends no training."""
+        if self._path is None:
+            self._unwritten = ""
+            return
+        try:
+            append_text(self._path, self._unwritten)
+        except OSError as error:
+            if not self._refused:
+                self.notes.append(f"warning: {error}. The rows are kept in memory, and written when there is room.")
+            self._refused = True
+        else:
+            if self._refused:
+                self.notes.append(f"{self._path}: the rows that were kept in memory are written")
+            self._unwritten, self._refused = "", False
+
     def sync(self) -> None:
         """Has the rows so far put on the disk: a checkpoint that vouches for them must not outlive them."""
+        if self._unwritten:
+            self._write()
         if self._path is not None and self._path.exists():
             sync(self._path)
 
