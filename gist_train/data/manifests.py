@@ -60,7 +60,7 @@ def verified_manifest(folder: Path) -> dict[str, Any]:
         manifest = read_json(path)
         own, files = manifest["sha256"], manifest["files"]
         inside = all(_stays_inside(name) for name in files)
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise _damaged(folder, "a manifest.json that can't be read", "the one that was written") from None
     if own != _own_hash(manifest):
         raise _damaged(folder, "a manifest.json that was altered", "the one that was written")
@@ -86,7 +86,7 @@ def damage_in(folder: Path) -> str | None:
         whole = manifest["sha256"] == _own_hash(manifest)
         files = manifest["files"]
         damage = _damage(folder, files, sizes_only=sum(file["size"] for file in files.values()) > LOOKED_AT) if whole else None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         whole, damage = False, None
     if not whole:
         return f"{folder / MANIFEST} is not as it was written"

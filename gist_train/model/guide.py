@@ -115,7 +115,7 @@ class GuideStore:
         try:
             meta = read_json(self.folder / "meta.json")
             return int(meta["width"]), np.dtype(str(meta["dtype"]))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError):
             found = f"{CHECKSUMS} and meta.json that both can't be read"
             fix = "delete the folder: its texts are embedded again"
             raise UserError(Fault(f"guide store {self.folder}", found, "what gist-train wrote", fix)) from None
