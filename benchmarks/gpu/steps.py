@@ -15,7 +15,7 @@ from benchmarks.proof import compare
 from benchmarks.sides import Bench
 from gist_train.model.encoder import Encoder
 from gist_train.training.inputs import inputs_of
-from gist_train.training.loop import losses, steps
+from gist_train.training.loop import metrics_of, steps
 from gist_train.training.throughput import peak_memory, training_flops
 
 H100_TFLOPS = 989.0
@@ -216,7 +216,7 @@ def time_ours(opened: Opened, plan: Any, mode: str, *, guided: bool, passes: int
     seconds = time.perf_counter() - began
     for _ in running:
         pass
-    found = losses(records, opened.corpus)
+    found = [row["loss"] for row in metrics_of(records, opened.corpus)]
     encoder: Encoder = training.accelerator.unwrap_model(training.model)[0]
     flops = sum(training_flops(getattr(encoder, "encoder", encoder), record.groups) for record in records)
     tokens = sum(record.tokens for record in records)

@@ -106,7 +106,7 @@ def test_an_export_and_an_evaluation_say_what_is_safe(write_config, write_pairs,
     assert not (disk / "run" / ".export.partial").exists()
 
 
-def test_a_disk_too_small_for_the_checkpoints_is_told_before_the_first_step(write_config, monkeypatch):
+def test_a_disk_too_small_for_the_checkpoints_is_told_early(write_config, monkeypatch):
     """The twentieth checkpoint fails in the third night."""
     monkeypatch.setattr("gist_train.training_run.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     assert "lower checkpoint.keep_last" in gist("train", write_config(), "--set", "training.max_steps=2").err
