@@ -320,8 +320,8 @@ def test_a_folder_of_documents_and_judgements_judges(tmp_path, qrels, split):
 
 @pytest.mark.parametrize(
     ("rows", "expected"),
-    [(PAIRS[:19], None), (PAIRS, 0.2), (PAIRS * 10, 0.05), (PAIRS * 700, 1000)],
-    ids=["19", "40", "400", "many"],
+    [(PAIRS[:19], None), (PAIRS, 0.2), (PAIRS * 10, 0.2), (PAIRS * 30, 0.1), (PAIRS * 60, 0.05), (PAIRS * 700, 1000)],
+    ids=["19", "40", "400", "1200", "2400", "many"],
 )
 def test_with_nothing_to_judge_by_rows_are_held_out(tmp_path, rows, expected):
     """Training for hours and no way to tell what it gained was the first evening of many."""

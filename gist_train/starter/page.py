@@ -35,8 +35,11 @@ ROLES = (
     ({"text1", "text2", "score"}, set[str]()),
 )
 """What columns may be said to be: those needed, and those that may be left out."""
-FEWEST_HELD_OUT, MOST_HELD_OUT = 10, 1000
-"""Rows: with fewer a score says little, with more each evaluation takes long."""
+FEWEST_ROWS = 20
+"""Of which any are held out."""
+SHARES_HELD_OUT = (0.05, 0.1, 0.2)
+ENOUGH_HELD_OUT, MOST_HELD_OUT = 100, 1000
+"""Rows: among fewer every model finds the right text, with more each evaluation takes long."""
 
 
 def starter_yaml(
@@ -152,11 +155,11 @@ def write_starter(to: Path, text: str, *, force: bool = False) -> None:
 
 
 def _rows_held_out(uses: Uses) -> float | int | None:
-    """What `evaluation.held_out` is to be where no file judges: a share, fewer of many rows; None where there are too few."""
+    """What `evaluation.held_out` is to be where no file judges: a share, the less the more rows; None where there are too few."""
     rows = sum(map(_estimated_rows, uses.train))
-    if uses.tasks or rows < 2 * FEWEST_HELD_OUT:
+    if uses.tasks or rows < FEWEST_ROWS:
         return None
-    share = 0.05 if 0.05 * rows >= FEWEST_HELD_OUT else 0.2
+    share = next((share for share in SHARES_HELD_OUT if share * rows >= ENOUGH_HELD_OUT), SHARES_HELD_OUT[-1])
     return MOST_HELD_OUT if share * rows > MOST_HELD_OUT else share
 
 
