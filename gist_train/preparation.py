@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +33,7 @@ from gist_train.model.loading import identity, load_guide, load_student
 from gist_train.model.pretrained import Pretrained
 from gist_train.model.vectors import refuse_missing, vector_files, vector_store
 from gist_train.model.whole import TextModel
-from gist_train.progress import duration, follow
+from gist_train.progress import duration, follow, say
 from gist_train.training.guides import Guide, SelfGuide, StoredGuide, guide_parts
 from gist_train.training.setup import Prepared
 
@@ -54,8 +53,6 @@ TIMED_FROM = 1000
 SHOWN_SOURCES = 20
 SHOWN_DAMAGED = 3
 """Texts that are named of those whose embeddings are damaged."""
-PLAIN: Any = {"markup": False, "highlight": False, "soft_wrap": True}
-"""How a line with a path or a text is printed."""
 """Sources whose rows are described before a training."""
 
 
@@ -82,7 +79,7 @@ def prepare(
     student = load_student(config.model, training_prompts(config))
     check_student(config, student)
     for note in notes_on(student, training_prompts(config)):
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+        say(console, note)
     if trains_here:
         check_device(config, student, device, processes.count)
     else:
@@ -90,7 +87,7 @@ def prepare(
     check_guide(config)
     corpus = prepare_corpus(config, device, console, processes)
     for index, source in enumerate(rows_of_sources(config, corpus)[:SHOWN_SOURCES]):
-        console.print(f"data.train[{index}] ({source.path}): {source}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"data.train[{index}] ({source.path}): {source}")
         if source.unread_columns:
             names = ", ".join(source.unread_columns)
             console.print(
@@ -187,7 +184,7 @@ def prepare_corpus(config: Config, device: torch.device, console: Console, proce
 
     with locked(corpora, f".{fingerprint}.lock"):
         if (damage := damage_in(folder)) is not None:
-            console.print(f"made anew: corpus {damage}", **PLAIN)
+            say(console, f"made anew: corpus {damage}")
             shutil.rmtree(folder)
     if not folder.exists():
         _embed_labelled(config.data, stores, excluded, device, console, processes)
@@ -249,7 +246,7 @@ class _Embedder:
                 several = ", ".join(f"{name}: {shown(prompt)}" for name, prompt in named.items())
                 unset = f"{self.where}.prompt is not set: {self.model.name} reads texts without the prompts of its folder"
                 line = f"{unset} ({several})"
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
+                say(console, line)
             return model.to(device)
 
         store = GuideStore(self.folder)
@@ -257,14 +254,14 @@ class _Embedder:
         if len(damaged := np.flatnonzero(store.damaged(positions))):
             texts = ", ".join(shown(text(int(index))) for index in damaged[:SHOWN_DAMAGED])
             found = f"{self.folder / 'embeddings.bin'}: {len(damaged):,} damaged embeddings, of {texts}"
-            console.print(f"{found}{', ...' if len(damaged) > SHOWN_DAMAGED else ''}: made anew", **PLAIN)
+            say(console, f"{found}{', ...' if len(damaged) > SHOWN_DAMAGED else ''}: made anew")
             store.forget(positions[damaged])
             positions = store.positions(hashes)
         if missing := int((positions < 0).sum()):
             if missing >= TIMED_FROM and processes.shown:
                 seconds = seconds_to_embed(load(), self.model, np.flatnonzero(positions < 0), lengths, text) / processes.count
                 took = f"{missing:,} texts to embed with {self.model.name}: about {duration(seconds)}"
-                console.print(took, highlight=False, markup=False, soft_wrap=True)
+                say(console, took)
             counts = store.fill_together(load, self.model, hashes, lengths, text, processes.count)
             what = "embedding with the guide" if self.where == "guide" else f"embedding with {self.model.name}"
             follow(counts, what, missing, console, shown=processes.shown)
@@ -340,7 +337,7 @@ def prepare_tokens(corpus: Corpus, student: Pretrained, console: Console) -> Tok
     fingerprint = student.tokenizer_fingerprint()
     with locked(corpus.folder):
         if (damage := corpus.damage_in_tokens(fingerprint)) is not None:
-            console.print(f"made anew: tokens {damage}", **PLAIN)
+            say(console, f"made anew: tokens {damage}")
             corpus.drop_tokens(fingerprint)
     if not corpus.has_tokens(fingerprint):
         with locked(corpus.folder):

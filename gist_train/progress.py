@@ -33,6 +33,11 @@ def others_silent() -> Iterator[None]:
         logging.disable(before)
 
 
+def say(console: Console, line: str) -> None:
+    """Prints a line as it is: paths and texts of users may hold brackets, and are not to be broken."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def follow(counts: Iterator[int], what: str, total: int | None, console: Console, *, shown: bool = True) -> None:
     """Runs `counts` to its end and shows how far it is.
 
@@ -97,7 +102,7 @@ def _plain_lines(what: str, total: int | None, console: Console) -> Iterator[_Li
 
     def speak() -> None:
         while not over.wait(EVERY):
-            console.print(lines.line(), highlight=False, markup=False, soft_wrap=True)
+            say(console, lines.line())
 
     # A thread of its own: the work may say nothing for minutes, while it sorts or waits for a lock.
     thread = Thread(target=speak, name="progress", daemon=True)

@@ -20,7 +20,7 @@ from gist_train.evaluation.measuring import Measuring, scores_line
 from gist_train.evaluation.score_file import cut_scores
 from gist_train.planning.estimates import checkpoint_bytes, checkpoints_kept
 from gist_train.preparation import Processes, prepare
-from gist_train.progress import terminal
+from gist_train.progress import say, terminal
 from gist_train.results.early_stopping import best_saved, forget_later_end, no_rise, out_of_patience, remember_end, stays_ended
 from gist_train.results.selected import selected_steps
 from gist_train.run_folder import Run
@@ -77,7 +77,9 @@ def train(config: Config, *, resume: str = "auto", timeout: float | None = None,
         try:
             signal_number = _train_alone(config, accelerator, run, resume, signals, console)
         except (Stopped, KeyboardInterrupt):
-            console.print("Stopped before the first step. What was read and embedded is kept: run the same command to go on.")
+            console.print(
+                "Stopped at once. What was read and embedded is kept, as checkpoints are: run the same command to go on."
+            )
             raise
     accelerator.end_training()
     return 128 + signal_number if signal_number else 0
@@ -100,7 +102,7 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Run, resume: str
         sums = checkpoints.sums_of(origin.manifest)
     _refuse_unlike_ranks(sums.step, job.facts)
     if accelerator.is_main_process and (warning := _short_of_room(config, job, run)):
-        console.print(warning, **checkpoints.PLAIN)
+        say(console, warning)
     stays = stays_ended(config, run, sums.step)
     if stays:
         job = replace(job, stop=sums.step)
@@ -110,7 +112,7 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Run, resume: str
         _go_back_to(run, sums.step, console)
         leaks = count_leaks(job.training.corpus, measuring.tasks)
         if line := leakage_line(leaks):
-            console.print(line, soft_wrap=True, markup=False, highlight=False)
+            say(console, line)
         describe(run, config, accelerator, job, leaks)
     signal_number, step = _drive(config, job, run, sums, measuring, signals, console)
     if signal_number:
@@ -175,7 +177,7 @@ def _drive(
             flops = cost.flops(record.groups) * processes
             display.show(record, log.add(record, flops, rate * processes))
             for note in (*log.teaching.notes(), *log.notes):
-                console.print(note, **checkpoints.PLAIN)
+                say(console, note)
             log.notes.clear()
             signal_number = largest_over_ranks(NOT_WRITTEN if writer.failed else signals.received())
             if signal_number == NOT_WRITTEN:
@@ -192,7 +194,7 @@ def _drive(
         if writer.count:
             console.print(f"checkpoints: {writer.count:,}, {log.checkpoint_share:.1%} of the time", highlight=False)
         if summary := log.teaching.summary():
-            console.print(summary, **checkpoints.PLAIN)
+            say(console, summary)
     return signal_number, step
 
 
@@ -236,10 +238,10 @@ class _Milestones:
             except (Stopped, KeyboardInterrupt):  # noted, and asked for after the next step
                 self.console.print(f"evaluation of step {step:,} left: it is done when the run goes on", highlight=False)
             except OSError as error:
-                if not no_room(error):
+                if no_room(error):  # they are measured again when the run goes on, or by gist-train evaluate
+                    say(self.console, f"warning: {error}. The scores of step {step:,} are not kept.")
+                else:
                     failure = error
-                # What could not be kept is measured again when the run goes on, or by gist-train evaluate.
-                self.console.print(f"warning: {error}. The scores of step {step:,} are not kept.", **checkpoints.PLAIN)
             except Exception as error:  # whatever it is, the others must not wait for it
                 failure = error
         raise_on_all_ranks(failure, "the evaluation failed on the first process, which says why")

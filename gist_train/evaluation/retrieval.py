@@ -18,7 +18,7 @@ from gist_train.data.sources import Row, read_rows
 from gist_train.data.tables import BadRow, TableFile, text
 from gist_train.evaluation.encoding import TextEncoder, encode_lists, side_prompt, unit
 from gist_train.evaluation.metrics import Items
-from gist_train.evaluation.task_files import FAULTS_PER_FILE, Record, TaskFile, identifier, number, quoted
+from gist_train.evaluation.task_files import FAULTS_PER_FILE, Record, TaskFile, fix_of_row, identifier, number, quoted
 
 logger = logging.getLogger(__name__)
 
@@ -218,8 +218,7 @@ def _read_rows(task: RetrievalTask, source: Source, where: str, faults: list[Fau
     try:
         for row in read_rows(source, where):
             if isinstance(row, Fault):
-                fix = f"fix the row, drop it, or set on_bad_row: skip for {task.name}"
-                bad.append(replace(row, fix=fix))
+                bad.append(replace(row, fix=fix_of_row(task)))
             elif row is not None:
                 rows.append(row)
     except UserError as error:

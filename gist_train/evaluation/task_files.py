@@ -113,8 +113,12 @@ class TaskFile:
         return made
 
     def _fault_of(self, row: int, bad: BadRow) -> Fault:
-        fix = f"fix the row, drop it, or set on_bad_row: skip for {self.task.name}"
-        return Fault(f"{self.label}, row {row:,}: {bad.what}", bad.found, bad.expected, fix)
+        return Fault(f"{self.label}, row {row:,}: {bad.what}", bad.found, bad.expected, fix_of_row(self.task))
+
+
+def fix_of_row(task: ReadTask) -> str:
+    """What to do about a bad row of a task's file."""
+    return f"fix the row, drop it, or set on_bad_row: skip for {task.name}"
 
 
 def quoted(names: Iterable[str]) -> str:

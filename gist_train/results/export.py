@@ -11,12 +11,12 @@ from gist_train.config.errors import Fault, UserError
 from gist_train.config.evaluation import EvaluationConfig
 from gist_train.data.files import held, whole_folder
 from gist_train.data.manifests import foreign_files, verified_manifest
-from gist_train.progress import terminal
+from gist_train.progress import say, terminal
 from gist_train.results.card import model_card
 from gist_train.results.onnx import OnnxPlan, add_onnx, onnx_table
 from gist_train.results.selected import read_selected
 from gist_train.run_folder import MANIFEST, TRAINING_STATE, Run
-from gist_train.training.checkpoint import PLAIN, Checkpoint, checkpoint_to_resume, no_checkpoint
+from gist_train.training.checkpoint import Checkpoint, checkpoint_to_resume, no_checkpoint
 
 
 def export_model(
@@ -52,7 +52,7 @@ def export_model(
         raise no_checkpoint(run)
     to, console = to.absolute(), console or terminal()
     if foreign := foreign_files(origin.folder, origin.manifest):
-        console.print(f"left in {origin.folder}, for no training wrote them there: {', '.join(foreign)}", **PLAIN)
+        say(console, f"left in {origin.folder}, for no training wrote them there: {', '.join(foreign)}")
     with held(to.parent / f".{to.name}.export.lock") as alone:
         if not alone:
             raise UserError(Fault("--to", f"{to}, which another export writes", "one at a time", "wait for it, or name another"))

@@ -20,11 +20,9 @@ from gist_train.config.schema import SelectionConfig
 from gist_train.data.files import read_json, whole_folder
 from gist_train.data.manifests import seal, verified_manifest
 from gist_train.model.pretrained import Pretrained
+from gist_train.progress import say
 from gist_train.run_folder import MANIFEST, TRAINING_STATE, Run
 from gist_train.training.update import LossScale
-
-PLAIN: Any = {"markup": False, "highlight": False, "soft_wrap": True}
-"""How a line with a path is printed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +215,7 @@ def checkpoint_to_resume(run: Run, step: int | None, console: Console) -> Checkp
     faults: list[Fault] = []
     for number, entry in reversed(run.named_as_checkpoints()):
         if number not in steps:
-            console.print(f"passed over: {entry}: no checkpoint, for it has no {MANIFEST}", **PLAIN)
+            say(console, f"passed over: {entry}: no checkpoint, for it has no {MANIFEST}")
             continue
         try:
             whole = Checkpoint(entry, verified_manifest(entry))
@@ -225,7 +223,7 @@ def checkpoint_to_resume(run: Run, step: int | None, console: Console) -> Checkp
             faults += error.faults
         else:
             for fault in faults:
-                console.print(f"passed over: {fault.where}: {fault.found}; it should be {fault.expected}", **PLAIN)
+                say(console, f"passed over: {fault.where}: {fault.found}; it should be {fault.expected}")
             return whole
     if faults:
         raise UserError(*faults)
