@@ -7,18 +7,18 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TextIO, cast
 
 import typer
-from rich.console import Console
 from safetensors import SafetensorError
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.fields import expanded
 from gist_train.config.loading import load_config
 from gist_train.config.schema import Config
+from gist_train.config.secrets import HIDDEN, HidingStream, hide_command_line
 from gist_train.data.files import no_room
-from gist_train.progress import terminal
+from gist_train.progress import Terminal, say, terminal
 from gist_train.run_folder import Run
 from gist_train.training.signals import Stopped, StopSignal
 from gist_train.version import __version__
@@ -112,7 +112,7 @@ def plan(
     if as_json:
         print(json.dumps(asdict(planned)))
     else:
-        Console().print(plan_page(planned), highlight=False)
+        Terminal().print(plan_page(planned), highlight=False)
 
 
 @app.command()
@@ -162,7 +162,7 @@ def evaluate(
     if as_json:
         print(json.dumps(next(iter(models.values())) if len(models) == 1 else models))
     else:
-        Console().print(comparison_table(models))
+        Terminal().print(comparison_table(models))
 
 
 @app.command()
@@ -212,7 +212,7 @@ def select(
     if as_json:
         print(json.dumps({**selected.model_dump(mode="json", by_alias=True), "checkpoint": str(selected.folder(run))}))
     else:
-        Console().print(selection_page(selected))
+        Terminal().print(selection_page(selected))
 
 
 @app.command()
@@ -280,7 +280,12 @@ def _report(error: Exception) -> None:
     rank, message = os.environ.get("RANK", "0"), str(error)
     if rank != "0":
         message = f"process {rank}: {message.splitlines()[0] if message else type(error).__name__}"
-    Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
+    say(err, message)
+    if HIDDEN in message:
+        say(
+            err,
+            f"{HIDDEN} stands for a password or token, which is shown and kept nowhere: a run's config.yaml has it not either.",
+        )
 
 
 def _let_segments_expand() -> None:
@@ -295,9 +300,14 @@ def _let_segments_expand() -> None:
 
 def main() -> None:
     """Runs the command line and exits."""
+    words = sys.argv[1:]
+    hide_command_line()
+    # For good: what ends this process in an unforeseen way is told after we are gone.
+    sys.stdout, sys.stderr = (cast(TextIO, HidingStream(stream)) for stream in (sys.stdout, sys.stderr))
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     # Their bars and notices for every folder that is read would tear ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     _let_segments_expand()  # before torch is imported
     try:
@@ -306,7 +316,7 @@ def main() -> None:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each retry of each request, twice
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         with StopSignal():
-            app()
+            app(args=words)
     except UserError as error:
         _report(error)
         sys.exit(2)

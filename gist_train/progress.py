@@ -7,17 +7,29 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from threading import Event, Thread
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from gist_train.config.secrets import hidden
 
 EVERY = 30.0
 """Seconds between two plain lines, whether the work came any further or not."""
 
 
-def terminal() -> Console:
+class Terminal(Console):
+    """A console that shows no password and no token, in no cell of a table either, which may be broken over lines."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """What a text looks like."""
+        return super().render_str(hidden(text), **options)
+
+
+def terminal() -> Terminal:
     """Where what is said to a person goes: stderr, since stdout is for results. Paths may hold brackets, hence no markup."""
-    return Console(stderr=True, markup=False)
+    return Terminal(stderr=True, markup=False)
 
 
 @contextmanager

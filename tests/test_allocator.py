@@ -18,7 +18,7 @@ class Watch:
 
 sys.meta_path.insert(0, Watch())
 from gist_train import cli
-cli.app = lambda: None
+cli.app = lambda args: None
 cli.main()
 import torch
 print("in torch:", torch._C._accelerator_getAllocatorSettings())
@@ -45,6 +45,6 @@ def test_segments_expand():
 def test_the_users_own_word_stays(monkeypatch, name):
     """Torch reads these names in an order of its own: a second one beside the user's would win over it, or lose."""
     monkeypatch.setenv(name, "max_split_size_mb:128")
-    monkeypatch.setattr(cli, "app", lambda: None)
+    monkeypatch.setattr(cli, "app", lambda **_: None)
     cli.main()
     assert {other: cli.os.environ.get(other) for other in NAMES} == {**dict.fromkeys(NAMES), name: "max_split_size_mb:128"}

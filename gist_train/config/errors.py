@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from gist_train.config.secrets import hidden
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -18,7 +20,7 @@ class Fault:
     """What to do about it."""
 
     def __str__(self) -> str:
-        return f"{self.where}\n  found     {self.found}\n  expected  {self.expected}\n  fix       {self.fix}"
+        return hidden(f"{self.where}\n  found     {self.found}\n  expected  {self.expected}\n  fix       {self.fix}")
 
 
 class UserError(Exception):

@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from gist_train.config.conditions import Condition
+from gist_train.config.secrets import hidden
 
 LONGEST_NAME = 200
 """Characters: file systems take 255, of which our own endings need some."""
@@ -19,6 +20,18 @@ LARGEST_WEIGHT = 1_000_000
 """Of a metric: sums of larger ones would overflow."""
 LARGEST_SHARE_HELD_OUT = 0.5
 """Of the rows: a model is trained on the others."""
+
+
+def _no_secret(text: str) -> str:
+    if hidden(text) != text:
+        raise ValueError("take the password or token out: this text stands in files, in the model or on pages that others read")
+    return text
+
+
+def _no_wandb_key(text: str) -> str:
+    if hidden(f"wandb {text}") != f"wandb {text}":
+        raise ValueError("take the key out and run wandb login, or put it into the environment as WANDB_API_KEY")
+    return text
 
 
 def _plain_folder_name(name: str) -> str:
@@ -81,14 +94,19 @@ def _held_out(amount: object) -> object:
     return amount
 
 
-Prompt = Annotated[str, AfterValidator(_whole_characters), "text"]
+Prompt = Annotated[str, AfterValidator(_whole_characters), AfterValidator(_no_secret), "text"]
 Text = Annotated[str, Field(min_length=1), "text that is not empty"]
+Title = Annotated[str, Field(min_length=1), AfterValidator(_no_secret), "text that is not empty"]
+"""What something is called in files and on pages."""
+WandbName = Annotated[str, Field(min_length=1), AfterValidator(_no_wandb_key), "text that is not empty"]
 PathText = Annotated[str, Field(min_length=1), AfterValidator(expanded), "text that is not empty"]
 """A file or folder, or a hub id in its place."""
 Delimiter = Annotated[str, Field(min_length=1, max_length=1), "one character"]
 Where = Annotated[str, AfterValidator(_condition), 'a condition over columns, such as label == 1 and lang in ["en", "de"]']
 MtebName = Annotated[str, Field(min_length=1, pattern="^[^/]*$"), "a name without a slash, which parts it from its metrics"]
-FolderName = Annotated[str, AfterValidator(_plain_folder_name), "letters, digits and . _ - only; not . or .."]
+FolderName = Annotated[
+    str, AfterValidator(_plain_folder_name), AfterValidator(_no_secret), "letters, digits and . _ - only; not . or .."
+]
 Count = Annotated[int, Field(ge=1), "a whole number of at least 1"]
 CountOrZero = Annotated[int, Field(ge=0), "a whole number of at least 0"]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1), f"a whole number from 0 to {2**32 - 1}"]

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.faults import KeyPath, Origins, dotted, fault_of, found_words, where_written
 from gist_train.config.schema import Config
+from gist_train.config.secrets import without_secrets
 
 _MAX_DEPTH = 50
 
@@ -84,8 +85,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def resolved_yaml(config: Config) -> str:
-    """The whole config, defaults included, as YAML that loads back to an equal Config."""
-    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    """The whole config, defaults included, as YAML that loads back to an equal Config, but for passwords and tokens in paths."""
+    return yaml.dump(without_secrets(config.model_dump()), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def _read_file(path: Path, faults: list[Fault], origins: Origins) -> dict[str, object] | None:

@@ -23,10 +23,12 @@ from gist_train.config.fields import (
     PositiveOrZero,
     Section,
     Share,
-    Text,
+    Title,
+    WandbName,
     Weights,
 )
 from gist_train.config.models import GuideConfig, GuideVectorsConfig, ModelConfig
+from gist_train.config.secrets import without_secrets
 from gist_train.config.sources import OUTSIDE_CORPUS, ClassificationSource, MediSource, Source
 from gist_train.config.training import TrainingConfig
 
@@ -147,18 +149,18 @@ class SelectionConfig(Section):
     """Optimizer steps to either side of `around`."""
     metric: MetricWeights | None = None
     """Metric to choose by, "<task>/<metric>", or several with weights, whose mean counts; null = none."""
-    note: Text | None = None
+    note: Title | None = None
     """What a reader should know of that step, shown beside it by `plan`; null = nothing."""
 
 
 class WandbConfig(Section):
     """Weights & Biases."""
 
-    project: Text
+    project: WandbName
     """Project that the run is logged to."""
     mode: Literal["online", "offline", "disabled"] = "online"
     """Whether the run is uploaded."""
-    entity: Text | None = None
+    entity: WandbName | None = None
     """User or team; null = the account's default."""
 
 
@@ -317,7 +319,10 @@ _FREE_ON_RESUME = {
 
 
 def mathematics(config: Config) -> dict[str, object]:
-    """Dotted key -> value of every field that alters the mathematics: what must be the same when a run is resumed."""
+    """Dotted key -> value of every field that alters the mathematics: what must be the same when a run is resumed.
+
+    Without the passwords and tokens in paths, as checkpoints keep it.
+    """
     flat: dict[str, object] = {}
 
     def flatten(fields: dict[str, object], above: str) -> None:
@@ -330,7 +335,7 @@ def mathematics(config: Config) -> dict[str, object]:
             else:
                 flat[path] = value
 
-    flatten(config.model_dump(), "")
+    flatten(without_secrets(config.model_dump()), "")
     for index, source in enumerate(config.data.train):  # what the corpus does not know of its sources
         flat |= {f"data.train[{index}].{key}": value for key, value in source.model_dump(include=OUTSIDE_CORPUS).items()}
     return flat

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gist_train.config.fields import Count, Delimiter, PathText, Positive, Prompt, Section, Seed, Text, Weight, Where
+from gist_train.config.fields import Count, Delimiter, PathText, Positive, Prompt, Section, Seed, Text, Title, Weight, Where
 from gist_train.config.models import StoredModelConfig
 
 
@@ -22,7 +22,7 @@ class RowColumns(Section):
 class Columns(RowColumns):
     """What the columns of a table are called; null = the usual names are looked for."""
 
-    task: Text | None = None
+    task: Title | None = None
     """Column of the task's name."""
 
 
@@ -68,7 +68,7 @@ class TableSource(AnySource):
 
     columns: Columns | None = None
     """Names of the columns; null = the usual names are looked for."""
-    task: Text | None = None
+    task: Title | None = None
     """Task of all rows; null = as the column says, else the name of file or data set."""
     prompts: Prompts | None = None
     """Text the student reads before the texts; null = none."""
@@ -171,7 +171,7 @@ class ClassificationSource(DataSetSource):
     """Character between the columns of a CSV file; null = a comma, or a tab in a .tsv file."""
     header: bool = True
     """Whether the first row of a CSV file names the columns; without one they are called "1", "2", ..."""
-    task: Text | None = None
+    task: Title | None = None
     """Task of all rows; null = the name of file or data set."""
     prompts: Prompts | None = None
     """Text the student reads before the texts; null = none."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.schema import DataConfig
+from gist_train.config.secrets import hidden
 from gist_train.config.sources import AnySource, ClassificationSource, Source
 from gist_train.data.corpus import FORMAT, Int64, text_hash, view_key
 from gist_train.data.drawing import drawn_rows, leave_out_unused_tasks, leave_out_unused_texts, of_rows, offsets
@@ -99,7 +100,7 @@ def build_corpus(
                         count.bad += 1
                         if len(faults) < SHOWN_FAULTS:
                             faults.append(row)
-                        skipped.write(json.dumps({"where": row.where, "found": row.found}, ensure_ascii=False) + "\n")
+                        skipped.write(json.dumps({"where": hidden(row.where), "found": row.found}, ensure_ascii=False) + "\n")
                     else:
                         builder.add(row)
                     if read % 4096 == 0:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Self
 from uuid import uuid4
 
 from gist_train.config.errors import Fault, UserError
+from gist_train.config.secrets import without_secrets
 
 
 def sync(path: Path) -> None:
@@ -94,8 +95,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON, written as `write_text` does."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """`value`, its passwords and tokens hidden, as indented JSON, written as `write_text` does."""
+    write_text(path, json.dumps(without_secrets(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

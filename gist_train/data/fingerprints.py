@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from gist_train.config.schema import DataConfig
+from gist_train.config.secrets import hidden
 from gist_train.config.sources import OUTSIDE_CORPUS, ClassificationSource, Source
 from gist_train.data.corpus import FORMAT
 from gist_train.data.files import read_json, write_json
@@ -49,7 +50,7 @@ class ContentHashes:
 
     def of(self, path: Path) -> str:
         """`content_hash` of the file."""
-        stat, name = path.stat(), str(path.resolve()).encode("utf-8", "backslashreplace").decode()
+        stat, name = path.stat(), hidden(str(path.resolve()).encode("utf-8", "backslashreplace").decode())
         state: list[object] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
         self.seen[name] = state
         remembered = self._known.get(name)

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gist_train.config.errors import Fault, UserError
+from gist_train.config.secrets import without_secrets
 from gist_train.data.files import read_json, write_json
 from gist_train.run_folder import MANIFEST
 
@@ -28,7 +29,7 @@ def seal(folder: Path, facts: dict[str, Any]) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    manifest = {**facts, "format": FORMAT, "files": files}
+    manifest = {**without_secrets(facts), "format": FORMAT, "files": files}
     write_json(folder / MANIFEST, {**manifest, "sha256": _own_hash(manifest)})
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import cast
 
 from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.secrets import hidden
 
 A_TEXT = "a non-empty string"
 TEXTS = "a non-empty string, or a list of them"
@@ -59,7 +60,7 @@ class Table:
 
     def __init__(self, label: str, name: str):
         self.label = label
-        self.name = name
+        self.name = hidden(name)
         """Task of rows that name none."""
         self.row = 0
         """The last row that was read, bad ones included."""

@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from gist_train.config.evaluation import HELD_OUT, HELD_OUT_LABELS, EvaluationConfig
+from gist_train.config.secrets import hidden
 from gist_train.data.files import read_json
 from gist_train.evaluation.leakage import leaks_of
 from gist_train.evaluation.metrics import metric_of, task_of
@@ -114,7 +115,7 @@ def model_card(
         run=described,
         version=__version__,
     )
-    return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
+    return hidden(f"---\n{metadata.to_yaml()}\n---\n\n{body}")
 
 
 def _guide_prompt(guide: dict[str, Any]) -> str:

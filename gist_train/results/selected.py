@@ -7,7 +7,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.evaluation import EvaluationConfig
-from gist_train.data.files import read_json, write_text
+from gist_train.data.files import read_json, write_json
 from gist_train.evaluation.leakage import Leak
 from gist_train.run_folder import MANIFEST, Run
 
@@ -114,7 +114,7 @@ def selected_steps(run: Run) -> frozenset[int]:
 
 def write_selected(run: Run, selected: Selected) -> None:
     """Keeps what was chosen. From now on no retention deletes its checkpoints."""
-    write_text(run.selected, selected.model_dump_json(indent=2, by_alias=True) + "\n")
+    write_json(run.selected, selected.model_dump(mode="json", by_alias=True))
 
 
 def drop_other_means(run: Run, kept: Path) -> None:

@@ -18,6 +18,7 @@ from gist_train.config.evaluation import (
     HELD_OUT_LABELS,
     HELD_OUT_METRICS,
 )
+from gist_train.config.secrets import hidden
 from gist_train.data.files import write_text
 from gist_train.starter.files import data_files
 from gist_train.starter.guessing import SAMPLED, GuessedFile, judged
@@ -141,7 +142,8 @@ def named_columns(given: str) -> dict[str, str]:
 
 
 def write_starter(to: Path, text: str, *, force: bool = False) -> None:
-    """Writes `text` to `to`, whole or not at all; UserError where something is there, or there is no such folder.
+    """Writes `text` to `to`, whole or not at all; UserError where something is there, or there is no such folder, or
+    a password in a path.
 
     Args:
         force: whether a file that is there is replaced.
@@ -151,6 +153,9 @@ def write_starter(to: Path, text: str, *, force: bool = False) -> None:
         raise UserError(Fault("--to", f"{shown(to)}, which exists", "a new file", fix))
     if not to.parent.is_dir():
         raise UserError(Fault("--to", f"{shown(to)}, in no folder", "a file in a folder that exists", "make the folder"))
+    if secret := next((line.strip() for line in text.splitlines() if hidden(line) != line), None):
+        fix = "rename the file or folder, or write the YAML by hand with ${NAME} in the place of the secret"
+        raise UserError(Fault("the YAML's line", secret, "no password and no token, which a YAML would keep", fix))
     write_text(to, text)
 
 

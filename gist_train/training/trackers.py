@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from gist_train.config.schema import Config, WandbConfig
+from gist_train.config.secrets import without_secrets
 from gist_train.data.files import write_text
 from gist_train.run_folder import Run
 
@@ -39,7 +40,7 @@ class Wandb:
             id=_run_id(run),
             resume="allow",
             dir=str(run),
-            config=config.model_dump(mode="json"),
+            config=without_secrets(config.model_dump(mode="json")),
         )
 
     def log(self, row: Mapping[str, float], step: int) -> None:
