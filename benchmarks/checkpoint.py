@@ -104,7 +104,7 @@ class Bench:
 
     def writer(self, run: Run) -> CheckpointWriter:
         """That of a run, whose buffers are still fresh."""
-        return CheckpointWriter(run, self.job.student, self.job.training.optimizer, self.job.facts)
+        return CheckpointWriter(run, self.job.student, self.job.training.optimizer, self.job.facts, self.job.training.state)
 
     def train(self) -> float:
         """Seconds that the loop takes for its first steps, which are the same batches each time."""
@@ -125,7 +125,7 @@ class Bench:
         """Seconds to write the live weights and moments."""
         student, adamw = self.job.student, self.job.training.optimizer
         began = time.perf_counter()
-        save_checkpoint(run, student, moments_of(student, adamw), sums, self.job.facts)
+        save_checkpoint(run, student, moments_of(student, adamw, self.job.training.state), sums, self.job.facts)
         return time.perf_counter() - began
 
 

@@ -98,7 +98,7 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Run, resume: str
     sums = LogSums(step=0)
     if origin is not None:
         refuse_other_content(origin, job.facts, excluding=config.data.exclude_evaluation_texts)
-        checkpoints.load_checkpoint(origin.folder, job.student, job.training.optimizer, job.training.loss_scale)
+        checkpoints.load_checkpoint(origin.folder, job.student, job.training.optimizer, job.training.state)
         sums = checkpoints.sums_of(origin.manifest)
     _refuse_unlike_ranks(sums.step, job.facts)
     if accelerator.is_main_process and (warning := _short_of_room(config, job, run)):
@@ -164,7 +164,7 @@ def _drive(
     with (
         RunLog(own, config, sums, training.corpus, total) as log,
         signals.noted(),
-        CheckpointWriter(own, student, training.optimizer, job.facts, training.loss_scale) as writer,
+        CheckpointWriter(own, student, training.optimizer, job.facts, training.state) as writer,
         Display(console, sums.step, job.stop) as display,
     ):
         milestones = _Milestones(config, run, job, measuring, log, writer, signals, console)
@@ -193,6 +193,8 @@ def _drive(
         signal_number = signal_number or largest_over_ranks(signals.received())  # that came during the last evaluation
         if writer.count:
             console.print(f"checkpoints: {writer.count:,}, {log.checkpoint_share:.1%} of the time", highlight=False)
+        if log.skipped_spikes:
+            say(console, f"updates left out for the size of their gradient: {log.skipped_spikes:,} (training.skip_spikes)")
         if summary := log.teaching.summary():
             say(console, summary)
     return signal_number, step

@@ -115,6 +115,7 @@ BatchTokens = Annotated[int, Field(ge=512), "a whole number of at least 512"]
 Positive = Annotated[float, Field(gt=0), "a number above 0"]
 Weight = Annotated[float, Field(gt=0, le=1000), "a number above 0 and at most 1,000"]
 PositiveOrZero = Annotated[float, Field(ge=0), "a number of at least 0"]
+AboveOne = Annotated[float, Field(gt=1), "a number above 1"]
 Share = Annotated[float, Field(ge=0, le=1), "a number from 0 to 1"]
 BelowOne = Annotated[float, Field(ge=0, lt=1), "a number of at least 0 and below 1"]
 Layers = Annotated[

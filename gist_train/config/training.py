@@ -4,7 +4,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from gist_train.config.fields import BatchTokens, Count, MisplacedError, Positive, Section, Seed
+from gist_train.config.fields import AboveOne, BatchTokens, Count, MisplacedError, Positive, Section, Seed
+
+
+class SpikesConfig(Section):
+    """Updates that are left out, since their gradient is far larger than those before: a bad row, or bad luck."""
+
+    factor: AboveOne = 10.0
+    """Largest norm of a gradient, in medians of the last 100 steps' norms; the first 20 steps are always taken."""
+    at_most: Count = 20
+    """Updates that are left out in a run; from then on all are taken."""
 
 
 class TrainingConfig(Section):
@@ -25,6 +34,8 @@ class TrainingConfig(Section):
     """Seed of row order and dropout."""
     grad_clip: Positive | None = 1.0
     """Largest norm of the gradient; null = not clipped."""
+    skip_spikes: SpikesConfig | None = None
+    """Updates that are left out for the size of their gradient, before it is clipped; null = none."""
     max_tokens_per_forward: BatchTokens | None = None
     """Tokens that a process encodes at a time (padding counts only where a model needs it): for a larger batch the gradient is
     cached, at the price of one more forward pass; null = the whole batch at once. Changes speed and memory only, but that each

@@ -22,7 +22,7 @@ from gist_train.data.manifests import seal, verified_manifest
 from gist_train.model.pretrained import Pretrained
 from gist_train.progress import say
 from gist_train.run_folder import MANIFEST, TRAINING_STATE, Run
-from gist_train.training.update import LossScale
+from gist_train.training.update import UpdateState
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +82,12 @@ def save_checkpoint(run: Run, student: Pretrained, moments: dict[str, torch.Tens
     return folder
 
 
-def moments_of(student: Pretrained, optimizer: torch.optim.Optimizer, scale: LossScale | None = None) -> dict[str, torch.Tensor]:
-    """AdamW's two moments by the name of their weight, and the loss scale if there is one: the live ones, where they are.
+def moments_of(student: Pretrained, optimizer: torch.optim.Optimizer, state: UpdateState) -> dict[str, torch.Tensor]:
+    """AdamW's two moments by the name of their weight, and what `state` holds: the live ones, where they are.
 
-    AdamW's step count is the manifest's step, less the updates that the loss scale skipped.
+    AdamW's step count is the manifest's step, less the updates that were skipped.
     """
-    moments = {} if scale is None else {f"loss_scale.{name}": value for name, value in scale.parts().items()}
+    moments = state.parts()
     for name, parameter in _trained(student):
         if parameter not in optimizer.state:  # no loss ever reached it: some models have such weights
             continue
@@ -100,8 +100,8 @@ def _trained(student: Pretrained) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, p) for name, p in student.encoder.transformer.named_parameters() if p.requires_grad]
 
 
-def load_checkpoint(folder: Path, student: Pretrained, optimizer: torch.optim.Optimizer, scale: LossScale | None = None) -> None:
-    """Puts a verified checkpoint's weights, moments and loss scale into `student`, `optimizer` and `scale`, bit for bit.
+def load_checkpoint(folder: Path, student: Pretrained, optimizer: torch.optim.Optimizer, state: UpdateState) -> None:
+    """Puts what a verified checkpoint holds into `student`, `optimizer` and `state`, bit for bit.
 
     Raises:
         UserError: the checkpoint holds other weights than the student has.
@@ -121,19 +121,17 @@ def load_checkpoint(folder: Path, student: Pretrained, optimizer: torch.optim.Op
             )
         for name, tensor in own.items():
             tensor.copy_(loaded[name])
-    step = torch.tensor(float(read_json(folder / MANIFEST)["step"]))
     with safe_open(folder / TRAINING_STATE, framework="pt") as moments:
         saved_names = set(moments.keys())
-        if scale is not None:
-            for name, value in scale.parts().items():
-                value.copy_(moments.get_tensor(f"loss_scale.{name}"))
-            step -= scale.skipped.cpu()
+        for name, value in state.parts().items():
+            value.copy_(moments.get_tensor(name))
+        step = torch.tensor(float(read_json(folder / MANIFEST)["step"] - state.skipped()))
         for name, parameter in _trained(student):
             if f"exp_avg.{name}" not in saved_names:
                 continue
-            state = {key: moments.get_tensor(f"{key}.{name}").to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
+            of_weight = {key: moments.get_tensor(f"{key}.{name}").to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
             # Fused AdamW counts steps on the device of the weight.
-            optimizer.state[parameter] = {"step": step.to(parameter.device, copy=True), **state}
+            optimizer.state[parameter] = {"step": step.to(parameter.device, copy=True), **of_weight}
 
 
 def retire_checkpoints(run: Run, *, keep_last: int, keep_every: int | None, kept: Callable[[int], bool]) -> list[int]:

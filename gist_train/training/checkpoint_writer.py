@@ -16,20 +16,20 @@ from gist_train.model.pretrained import Pretrained
 from gist_train.run_folder import Run
 from gist_train.training import checkpoint as checkpoints
 from gist_train.training.checkpoint import Facts, LogSums, moments_of
-from gist_train.training.update import LossScale
+from gist_train.training.update import UpdateState
 
 TRIES, SECONDS_BETWEEN_TRIES = 3, 5.0
 """At a checkpoint for which there is no room."""
 
 
 class HostCopy:
-    """Weights, moments and the loss scale as they were at one step, in host memory, page-locked where they come from a GPU.
+    """Weights, moments and what updates know as they were at one step, in host memory, page-locked where they come from a GPU.
 
     The memory is kept from copy to copy: the first write to fresh memory takes many times as long as the copy itself.
     """
 
-    def __init__(self, student: Pretrained, optimizer: torch.optim.Optimizer, scale: LossScale | None = None):
-        self._live, self._optimizer, self._scale = student, optimizer, scale
+    def __init__(self, student: Pretrained, optimizer: torch.optim.Optimizer, state: UpdateState):
+        self._live, self._optimizer, self._state = student, optimizer, state
         weights: list[Tensor] = [*student.encoder.parameters(), *student.encoder.buffers()]
         self._weights = [(weight, _host_memory_for(weight)) for weight in weights]
         # A model of its own, in which our memory takes the place of the weights: it is saved the way that the live one would be.
@@ -45,7 +45,7 @@ class HostCopy:
     @torch.no_grad()
     def take(self) -> None:
         """Copies weights and moments as they are now; the copies before are overwritten."""
-        live = moments_of(self._live, self._optimizer, self._scale)
+        live = moments_of(self._live, self._optimizer, self._state)
         for name, moment in live.items():  # the first step makes them
             if name not in self.moments:
                 self.moments[name] = _host_memory_for(moment)
@@ -73,10 +73,10 @@ class CheckpointWriter:
         student: Pretrained,
         optimizer: torch.optim.Optimizer,
         facts: Facts,
-        scale: LossScale | None = None,
+        state: UpdateState,
     ):
         self._run, self._facts = run, facts
-        self._copy = HostCopy(student, optimizer, scale) if run is not None else None
+        self._copy = HostCopy(student, optimizer, state) if run is not None else None
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._writing: Future[None] | None = None
         self.count = 0

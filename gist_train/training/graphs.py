@@ -22,7 +22,7 @@ from gist_train.training.inputs import Inputs
 MOST = 64
 """Graphs that are kept: batches of further sizes run without."""
 Step = Callable[[Inputs, int], Tensor]
-"""Inputs on the device and the seed of dropout -> (12,) what the device computed of the step; weights change in place."""
+"""Inputs on the device and the seed of dropout -> (14,) what the device computed of the step; weights change in place."""
 Work = Callable[[], Tensor]
 """Work on the device that gives a tensor; done again it gives the same one, overwritten."""
 
@@ -55,7 +55,7 @@ class Graphs:
         return inputs.texts.filled and (len(self._sizes) < MOST or _size(inputs) in self._sizes)
 
     def run(self, inputs: Inputs, seed: int) -> Tensor:
-        """(12,) what the device computed of the step.
+        """(14,) what the device computed of the step.
 
         Args:
             inputs: in host memory.

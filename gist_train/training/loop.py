@@ -36,9 +36,12 @@ METRICS = (
     *(f"masked_{block}" for block in BLOCKS),
     *(f"candidates_{block}" for block in BLOCKS),
     "loss_scale",
+    "spike",
+    "skipped_spikes",
     "frozen",
 )
-"""What the device computes of a step, in the order of `StepRecord.metrics`; counts over all ranks, and 0 for no loss scale."""
+"""What the device computes of a step, in the order of `StepRecord.metrics`; counts over all ranks, and 0 for no loss scale.
+`spike`: 1.0 where the update was left out; `skipped_spikes`: how many of the run's updates were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,18 +157,21 @@ def _compute(training: Training, inputs: Inputs, seeds: Sequence[int], frozen: T
 
     # Summed over ranks this is the batch's loss. DistributedDataParallel averages gradients, hence the factor.
     factor = accelerator.num_processes
-    (out.loss * (factor if training.loss_scale is None else factor * training.loss_scale.value)).backward()
+    scaled = training.state.loss_scale
+    (out.loss * (factor if scaled is None else factor * scaled.value)).backward()
     if texts.cached:  # backward has reached the embeddings, and from there no graph leads to the weights yet
         hand_on(accelerator, training.model, texts, seeds, embeddings)
     clock.ends("backward")
 
     totals = sum_over_ranks(torch.cat([out.loss.detach().float()[None], out.masked.float(), out.candidates.float()]))
     clock.ends("communication")
-    scale = frozen.new_zeros(()) if training.loss_scale is None else training.loss_scale.value
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = update(optimizer, parameters, totals[0], frozen, limit=training.grad_clip, scale=training.loss_scale)
+    norm, spike = update(optimizer, parameters, totals[0], frozen, limit=training.grad_clip, state=training.state)
     clock.ends("optimizer")
-    return torch.cat([totals[:1], norm[None], totals[1:], scale[None], frozen[None]])
+    none, spikes = frozen.new_zeros(()), training.state.spikes
+    scale = none if scaled is None else scaled.value
+    skipped = none if spikes is None else spikes.skipped
+    return torch.cat([totals[:1], norm[None], totals[1:], torch.stack([scale, spike, skipped, frozen])])
 
 
 def metrics_of(records: Sequence[StepRecord], corpus: Corpus) -> list[dict[str, float]]:

@@ -13,7 +13,7 @@ from gist_train.training.checkpoint import Checkpoint, Facts, checkpoint_to_resu
 
 CONTENT = {"corpus": "data.train", "guide": "guide", "precision": "training.precision", "student": "model.name"}
 """What a resume compares beside the config's fields, and the field that leads to it."""
-NEWER_FIELDS = {"training.cuda_graph": False}
+NEWER_FIELDS = {"training.cuda_graph": False, "training.skip_spikes": None}
 """Fields that manifests from before they were there lack, and what runs did then."""
 FIX_CHANGE = "set it back, or give this training a name of its own"
 

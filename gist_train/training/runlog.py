@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from gist_train.config.schema import Config
+from gist_train.config.training import SpikesConfig
 from gist_train.data.corpus import Corpus
 from gist_train.data.files import append_text, json_lines, sync, write_text
 from gist_train.run_folder import Run
@@ -38,6 +39,9 @@ class RunLog:
         last: int,
     ):
         self._corpus, self._last = corpus, last
+        self._skipping = config.training.skip_spikes
+        self.skipped_spikes = 0
+        """Updates of the run that were left out, as far as steps were read."""
         self.teaching = Teaching(config)
         """Whether the steps taught anything, as far as their losses were read."""
         self._path = run.metrics if run else None
@@ -116,6 +120,8 @@ class RunLog:
         }
         if record.loss_scale is not None:
             row["loss_scale"] = record.loss_scale
+        if self._skipping is not None:
+            row["skipped_spikes"] = record.metric("skipped_spikes")
         self._timed, self._flops, self._reading = [], 0, 0.0
         self._since = LogSums(record.step)
         self._row_at, self._waited_at_row = now, self._waited
@@ -182,6 +188,9 @@ class RunLog:
         for record, metrics in zip(self._unread, metrics_of(self._unread, self._corpus), strict=True):
             since = self._since
             self.teaching.add(record.step, metrics)
+            self.skipped_spikes = int(metrics["skipped_spikes"])
+            if self._skipping is not None and metrics["spike"]:
+                self._note_spike(self._skipping, record.step, metrics["grad_norm"])
             self._since = LogSums(
                 record.step,
                 since.loss_sum + metrics["loss"],
@@ -191,6 +200,12 @@ class RunLog:
             )
         self._unread = []
         self._reading += time.perf_counter() - began
+
+    def _note_spike(self, skipping: SpikesConfig, step: int, norm: float) -> None:
+        spike = f"a gradient of norm {norm:.3g}, over {skipping.factor:g} times the median of the last steps"
+        count = f"the update is left out, {self.skipped_spikes:,} of at most {skipping.at_most:,}"
+        rest = "; from here on all are taken" if self.skipped_spikes == skipping.at_most else ""
+        self.notes.append(f"step {step:,}: {spike}: {count}{rest}")
 
 
 def _cut(path: Path, step: int) -> None:

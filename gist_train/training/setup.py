@@ -22,7 +22,7 @@ from gist_train.training.distributed import DTYPES, precision_of
 from gist_train.training.guides import Guide, SelfGuide, StoredGuide
 from gist_train.training.schedule import Schedule, make_schedule
 from gist_train.training.step_context import SourceRules, Training
-from gist_train.training.update import LossScale, for_graphs
+from gist_train.training.update import LossScale, Spikes, UpdateState, for_graphs
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,7 @@ def open_training(config: Config, accelerator: Accelerator, prepared: Prepared) 
         encoder = BorderedEncoder(student.encoder, student.max_length)
     # Wrapped once more, so that accelerate's patches (autocast) stay off the encoder that is evaluated and saved.
     model = accelerator.prepare(nn.Sequential(encoder))
+    skipping = config.training.skip_spikes
     training = Training(
         accelerator=accelerator,
         model=model,
@@ -77,7 +78,10 @@ def open_training(config: Config, accelerator: Accelerator, prepared: Prepared) 
         grad_clip=config.training.grad_clip,
         seed=config.training.seed,
         max_tokens_per_forward=config.training.max_tokens_per_forward,
-        loss_scale=LossScale.first(accelerator.device) if precision == "fp16" else None,
+        state=UpdateState(
+            loss_scale=LossScale.first(accelerator.device) if precision == "fp16" else None,
+            spikes=None if skipping is None else Spikes.first(skipping, accelerator.device),
+        ),
         longest_in_graphs=student.max_length if config.training.cuda_graph else None,
     )
     facts = facts_of(config, prepared, precision, accelerator.num_processes)

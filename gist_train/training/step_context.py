@@ -18,7 +18,7 @@ from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Batch, Corpus, TokenTable
 from gist_train.training.guides import Guide
 from gist_train.training.schedule import Schedule
-from gist_train.training.update import LossScale
+from gist_train.training.update import UpdateState
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def own_negatives_of(rules: SourceRules, batch: Batch) -> tuple[NDArray[np.bool_
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """Nothing in here but weights, moments and the loss scale changes from step to step."""
+    """Nothing in here but weights, moments and `state` changes from step to step."""
 
     accelerator: Accelerator
     model: nn.Module
@@ -73,10 +73,9 @@ class Training:
     sources: SourceRules
     grad_clip: float | None
     seed: int
+    state: UpdateState
     max_tokens_per_forward: int | None = None
     """Where a rank's texts have more tokens, they are encoded in chunks and the gradient is cached."""
-    loss_scale: LossScale | None = None
-    """Under fp16."""
     longest_in_graphs: int | None = None
     """Tokens of the longest text, where steps are replayed from CUDA graphs; None where they are not."""
 

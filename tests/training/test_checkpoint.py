@@ -29,6 +29,7 @@ from gist_train.training.checkpoint import (
     sweep,
 )
 from gist_train.training.setup import _optimizer
+from gist_train.training.update import UpdateState
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -51,7 +52,7 @@ def updated(model, seed=0, steps=2, **config):
 
 def saved(run, model, step=4, seed=0, **config):
     student, adamw = updated(model, seed, **config)
-    folder = save_checkpoint(Run(run), student, moments_of(student, adamw), LogSums(step, 1.5, 3, 100, 120), FACTS)
+    folder = save_checkpoint(Run(run), student, moments_of(student, adamw, UpdateState()), LogSums(step, 1.5, 3, 100, 120), FACTS)
     return folder, student, adamw
 
 
@@ -91,7 +92,7 @@ def test_moments_and_step_count_come_back_bit_for_bit(make_model, tmp_path):
     assert (manifest["step"], manifest["loss_sum"], manifest["loss_steps"]) == (2, 1.5, 3)
     assert manifest["corpus"] == "c0ffee"
     other, fresh = updated(make_model(), seed=1, steps=0)
-    load_checkpoint(folder, other, fresh)
+    load_checkpoint(folder, other, fresh, UpdateState())
     ours, theirs = (dict(s.encoder.transformer.named_parameters()) for s in (other, student))
     assert len(ours) == 39
     for name, parameter in ours.items():
@@ -112,7 +113,7 @@ def test_another_models_checkpoint_is_refused(make_model, tmp_path):
     folder, _, _ = saved(tmp_path, make_model())
     other, adamw = updated(make_model(), layers=[0])
     with pytest.raises(UserError, match="weights of another shape"):
-        load_checkpoint(folder, other, adamw)
+        load_checkpoint(folder, other, adamw, UpdateState())
 
 
 def files_in(folder):
@@ -186,7 +187,7 @@ def test_a_save_that_fails_leaves_the_older_ones(make_model, tmp_path, monkeypat
     monkeypatch.setattr(module, broken, fail)
     student, adamw = updated(make_model(), seed=1)
     with pytest.raises(OSError, match="no space left"):
-        save_checkpoint(Run(tmp_path), student, moments_of(student, adamw), LogSums(8), FACTS)
+        save_checkpoint(Run(tmp_path), student, moments_of(student, adamw, UpdateState()), LogSums(8), FACTS)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [folder.name]
     assert Run(tmp_path).saved_steps() == [4]
     assert verified_manifest(folder)["loss_sum"] == 1.5

@@ -21,6 +21,7 @@ from gist_train.training.checkpoint import LogSums, moments_of, save_checkpoint
 from gist_train.training.checkpoint_writer import CheckpointWriter
 from gist_train.training.loop import NonFiniteError
 from gist_train.training.runlog import RunLog
+from gist_train.training.update import UpdateState
 from gist_train.training_run import train
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -33,7 +34,7 @@ def nothing():
 
 
 def writer_of(run, student, adamw):
-    return CheckpointWriter(Run(run), student, adamw, FACTS)
+    return CheckpointWriter(Run(run), student, adamw, FACTS, UpdateState())
 
 
 class Held:
@@ -60,7 +61,7 @@ def held(**how):
 
 @torch.no_grad()
 def train_further(student, adamw):
-    for tensor in [*student.encoder.parameters(), *moments_of(student, adamw).values()]:
+    for tensor in [*student.encoder.parameters(), *moments_of(student, adamw, UpdateState()).values()]:
         tensor.add_(1.0)
 
 
@@ -78,7 +79,7 @@ def test_what_is_written_later_is_what_was_there(make_model, tmp_path, model, co
     The second copy goes to the same memory."""
     student, adamw = updated(make_model(**model), **config)
     for progress in (AT_4, AT_8):
-        save_checkpoint(Run(tmp_path / "twin"), student, moments_of(student, adamw), progress, FACTS)
+        save_checkpoint(Run(tmp_path / "twin"), student, moments_of(student, adamw, UpdateState()), progress, FACTS)
         train_further(student, adamw)
     student, adamw = updated(make_model(**model), **config)
     with writer_of(tmp_path / "ours", student, adamw) as writer:
@@ -113,7 +114,7 @@ def test_a_copy_from_a_gpu_is_the_one_that_is_saved_at_once(make_model, tmp_path
     student.encoder.to("cuda")
     for state in adamw.state.values():
         state.update({name: value.cuda() for name, value in state.items()})
-    save_checkpoint(Run(tmp_path / "twin"), student, moments_of(student, adamw), AT_4, FACTS)
+    save_checkpoint(Run(tmp_path / "twin"), student, moments_of(student, adamw, UpdateState()), AT_4, FACTS)
     with writer_of(tmp_path / "ours", student, adamw) as writer:
         writer.save(AT_4, before=nothing, after=nothing)
         train_further(student, adamw)

@@ -11,7 +11,7 @@ from gist_train.config.loading import load_config
 from gist_train.run_folder import Run
 from gist_train.training.checkpoint import Facts, LogSums, load_checkpoint, moments_of, save_checkpoint
 from gist_train.training.loop import steps
-from gist_train.training.update import LossScale
+from gist_train.training.update import LossScale, UpdateState
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ class Half(nn.Sequential):
 
 
 def in_half(training):
-    return replace(training, model=Half(*training.model), loss_scale=LossScale.first(CPU))
+    return replace(training, model=Half(*training.model), state=UpdateState(LossScale.first(CPU)))
 
 
 @pytest.fixture
@@ -66,16 +66,16 @@ def test_a_run_that_is_cut_after_an_overflow_is_the_whole_one(config, tmp_path):
         return training, student, adamw, running
 
     training, student, adamw, running = first_steps()
-    moments = moments_of(student, adamw, training.loss_scale)
+    moments = moments_of(student, adamw, training.state)
     facts = Facts("0" * 64, {}, "c0ffee", None, "fp16", ("tokenizer", "mean", True), 1)
     folder = save_checkpoint(Run(tmp_path), student, moments, LogSums(2), facts)
     expected = list(running)
-    assert [expected[0].loss_scale, training.loss_scale.skipped.item()] == [2.0**15, 1.0]
+    assert [expected[0].loss_scale, training.state.loss_scale.skipped.item()] == [2.0**15, 1.0]
 
     again, other, other_adamw = training_of(config)
     again = in_half(again)
-    load_checkpoint(folder, other, other_adamw, again.loss_scale)
-    assert [value.item() for value in again.loss_scale.parts().values()] == [2.0**15, 1.0, 1.0]
+    load_checkpoint(folder, other, other_adamw, again.state)
+    assert [value.item() for value in again.state.loss_scale.parts().values()] == [2.0**15, 1.0, 1.0]
     assert {state["step"].item() for state in other_adamw.state.values()} == {1.0}
     found = list(steps(again, 2, 6))
     assert losses(found, again.corpus) == losses(expected, training.corpus)

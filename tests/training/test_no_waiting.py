@@ -15,10 +15,11 @@ from support.families import PACKED_FAMILIES, texts_of, transformer_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gist_train.config.training import SpikesConfig
 from gist_train.model.encoder import Encoder, pack
 from gist_train.model.loss import guided_contrastive_loss
 from gist_train.training.gradient_cache import Texts, encode, texts_in
-from gist_train.training.update import LossScale, update
+from gist_train.training.update import LossScale, Spikes, UpdateState, update
 
 META = torch.device("meta")
 LENGTHS = (3, 7, 1, 7, 12, 3, 3, 9)
@@ -142,7 +143,7 @@ def test_the_loss_asks_nothing(widths, negatives, block_size, rows):
 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_the_update_asks_nothing(scaled):
-    """Whether a gradient is finite, how far it is clipped and whether the scale falls: the device decides."""
+    """Whether a gradient is finite or a spike, how far it is clipped and whether the scale falls: the device decides."""
     weight = nn.Parameter(torch.empty(4, 3, device=META))
     weight.grad = torch.empty(4, 3, device=META)
     # Torch has no fused AdamW for such tensors: what it is handed is all that is seen here.
@@ -150,5 +151,6 @@ def test_the_update_asks_nothing(scaled):
     zero = torch.empty((), device=META)
     scale = LossScale(zero, zero.clone(), zero.clone()) if scaled else None
     with nothing_crosses():
-        norm = update(optimizer, [weight], zero.clone(), zero.clone(), limit=1.0, scale=scale)
-    assert norm.device == optimizer.found_inf.device == optimizer.grad_scale.device == META
+        state = UpdateState(scale, Spikes.first(SpikesConfig(), META))
+        norm, spike = update(optimizer, [weight], zero.clone(), zero.clone(), limit=1.0, state=state)
+    assert norm.device == spike.device == optimizer.found_inf.device == optimizer.grad_scale.device == META

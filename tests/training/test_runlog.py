@@ -36,7 +36,7 @@ class Clock(StepClock):
         return dict(SECONDS)
 
 
-def record(step, loss=None, frozen=0.0, scale=0.0):
+def record(step, loss=None, frozen=0.0, scale=0.0, spikes=(0.0, 0.0)):
     return StepRecord(
         step=step,
         epoch=step / 10,
@@ -47,7 +47,7 @@ def record(step, loss=None, frozen=0.0, scale=0.0):
         groups=((2, 5),),
         clock=Clock(torch.device("cpu")),
         seconds=0.5,
-        metrics=torch.tensor([step * step if loss is None else loss, 2.0, 1, 2, 3, 4, 10, 10, 10, 10, scale, frozen]),
+        metrics=torch.tensor([step * step if loss is None else loss, 2.0, 1, 2, 3, 4, 10, 10, 10, 10, scale, *spikes, frozen]),
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from gist_train.training.update import CLEAN_STEPS, LossScale, update
+from gist_train.training.update import CLEAN_STEPS, LossScale, UpdateState, update
 
 CPU = torch.device("cpu")
 
@@ -34,7 +34,7 @@ def test_it_is_clipping_and_a_step(limit):
     for x in batches(5):
         loss = ours(x).square().sum()
         loss.backward()
-        norm = update(adamw, list(ours.parameters()), loss.detach(), torch.zeros(()), limit=limit, scale=None)
+        norm, _ = update(adamw, list(ours.parameters()), loss.detach(), torch.zeros(()), limit=limit, state=UpdateState())
         twin(x).square().sum().backward()
         expected = nn.utils.clip_grad_norm_(twin.parameters(), math.inf if limit is None else limit)
         plain.step()
@@ -56,7 +56,7 @@ def test_an_overflow_under_fp16_is_skipped_as_gradscaler_does():
             (loss * scale.value if model is ours else scaler.scale(loss)).backward()
             if step == 1:
                 model[0].weight.grad[0, 0] = math.inf
-        norm = update(adamw, list(ours.parameters()), loss.detach(), frozen, limit=0.05, scale=scale)
+        norm, _ = update(adamw, list(ours.parameters()), loss.detach(), frozen, limit=0.05, state=UpdateState(scale))
         scaler.unscale_(plain)
         expected = nn.utils.clip_grad_norm_(twin.parameters(), 0.05)
         scaler.step(plain)
@@ -95,7 +95,7 @@ def test_it_freezes(spoilt, scaled):
         if spoilt == "every gradient" or (spoilt == "gradient" and step == 2):
             model[2].bias.grad[0] = math.nan
         given = torch.tensor(math.nan) if spoilt == "loss" and step == 2 else loss.detach()
-        update(adamw, list(model.parameters()), given, frozen, limit=1.0, scale=scale)
+        update(adamw, list(model.parameters()), given, frozen, limit=1.0, state=UpdateState(scale))
         seen.append((frozen.item(), weights(model)))
     moved = [any(not torch.equal(a, b) for a, b in zip(x[1], y[1], strict=True)) for x, y in itertools.pairwise(seen)]
     if spoilt == "loss" or (spoilt == "gradient" and not scaled):
