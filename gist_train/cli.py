@@ -18,6 +18,7 @@ from gist_train.config.loading import load_config
 from gist_train.config.schema import Config
 from gist_train.config.secrets import HIDDEN, HidingStream, hide_command_line
 from gist_train.data.files import no_room
+from gist_train.memory import MemoryShortageError, asked_for
 from gist_train.progress import Terminal, say, terminal
 from gist_train.run_folder import Run
 from gist_train.training.signals import Stopped, StopSignal
@@ -320,7 +321,11 @@ def main() -> None:
     except UserError as error:
         _report(error)
         sys.exit(2)
-    except (ArithmeticError, OSError, SafetensorError) as error:
+    except (ArithmeticError, MemoryError, OSError, RuntimeError, SafetensorError) as error:
+        if not isinstance(error, MemoryShortageError) and (asked := asked_for(error)):
+            error = MemoryShortageError(f"gist-train {' '.join(sys.argv[1:2])}", asked, [])
+        if isinstance(error, RuntimeError):
+            raise
         _report(error)
         if no_room(error):
             safe = "What was whole before is whole now, and what is half written is removed or is left out when it is read."

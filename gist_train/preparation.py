@@ -17,6 +17,7 @@ from rich.console import Console
 
 from gist_train.checks import check_device, check_student, report_device
 from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.fields import FEWEST_TOKENS, SHORTEST
 from gist_train.config.models import GuideConfig, GuideVectorsConfig, StoredModelConfig
 from gist_train.config.schema import Config, DataConfig, cache_folder, training_prompts
 from gist_train.config.sources import ClassificationSource
@@ -28,6 +29,8 @@ from gist_train.data.fingerprints import ContentHashes, corpus_fingerprint
 from gist_train.data.held_out import held_out_texts
 from gist_train.data.manifests import damage_in
 from gist_train.data.overlap import Exclusion, normalized_hash
+from gist_train.memory import lowered, naming_work
+from gist_train.model.encoder import tokens_at_a_time
 from gist_train.model.guide import GuideStore, seconds_to_embed, store_folder
 from gist_train.model.loading import identity, load_guide, load_student
 from gist_train.model.pretrained import Pretrained
@@ -262,11 +265,21 @@ class _Embedder:
                 seconds = seconds_to_embed(load(), self.model, np.flatnonzero(positions < 0), lengths, text) / processes.count
                 took = f"{missing:,} texts to embed with {self.model.name}: about {duration(seconds)}"
                 say(console, took)
-            counts = store.fill_together(load, self.model, hashes, lengths, text, processes.count)
             what = "embedding with the guide" if self.where == "guide" else f"embedding with {self.model.name}"
-            follow(counts, what, missing, console, shown=processes.shown)
+            with naming_work(lambda: (what, self._lowering(load(), device))):
+                counts = store.fill_together(load, self.model, hashes, lengths, text, processes.count)
+                follow(counts, what, missing, console, shown=processes.shown)
             positions = store.positions(hashes)
         return store, positions
+
+    def _lowering(self, model: TextModel, device: torch.device) -> list[str]:
+        """Settings that lower what embedding takes, in the order in which to try them."""
+        at_a_time = tokens_at_a_time(self.model.batch_tokens, device)
+        lowering = [
+            lowered(f"{self.where}.batch_tokens", at_a_time, None, FEWEST_TOKENS),
+            lowered(f"{self.where}.max_length", model.max_length, None, SHORTEST),
+        ]
+        return [setting for setting in lowering if setting is not None]
 
 
 def _mining_stores(config: Config) -> dict[int, _Embedder]:

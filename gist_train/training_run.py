@@ -18,6 +18,7 @@ from gist_train.data.files import held, no_room, write_json
 from gist_train.evaluation.leakage import count_leaks, leakage_line
 from gist_train.evaluation.measuring import Measuring, scores_line
 from gist_train.evaluation.score_file import cut_scores
+from gist_train.memory import MemoryShortageError, naming_work
 from gist_train.planning.estimates import checkpoint_bytes, checkpoints_kept
 from gist_train.preparation import Processes, prepare
 from gist_train.progress import say, terminal
@@ -37,11 +38,12 @@ from gist_train.training.distributed import (
     raise_on_all_ranks,
     same_on_all_ranks,
 )
-from gist_train.training.loop import steps
+from gist_train.training.loop import StepRecord, steps
 from gist_train.training.resume import checkpoint_to_start_from, refuse_other_content, refuse_other_mathematics
 from gist_train.training.run_description import describe
 from gist_train.training.runlog import RunLog
 from gist_train.training.setup import Job, last_step, open_training
+from gist_train.training.shortage import training_work
 from gist_train.training.signals import Stopped, StopSignal
 from gist_train.training.throughput import TrainingCost, matmul_rate
 from gist_train.version import __version__
@@ -80,6 +82,10 @@ def train(config: Config, *, resume: str = "auto", timeout: float | None = None,
             console.print(
                 "Stopped at once. What was read and embedded is kept, as checkpoints are: run the same command to go on."
             )
+            raise
+        except MemoryShortageError as shortage:
+            if newest := max(run.saved_steps(), default=0):
+                shortage.safe = f"the checkpoint of step {newest:,}: the same command goes on from there"
             raise
     accelerator.end_training()
     return 128 + signal_number if signal_number else 0
@@ -172,7 +178,7 @@ def _drive(
         # The base model; after an interruption, what it left out.
         if every and (step % every == 0 or step >= job.stop) and milestones.measure(step):
             return 0, step
-        for record in steps(training, step, job.stop):
+        for record in _named_steps(config, job, step):
             step, last = record.step, record.step == job.stop
             flops = cost.flops(record.groups) * processes
             display.show(record, log.add(record, flops, rate * processes))
@@ -198,6 +204,16 @@ def _drive(
         if summary := log.teaching.summary():
             say(console, summary)
     return signal_number, step
+
+
+def _named_steps(config: Config, job: Job, start: int) -> Iterator[StepRecord]:
+    """The steps that are left; one that runs out of memory says what lowers what it takes."""
+    training, step, fitted = job.training, start, 0
+    with naming_work(lambda: training_work(config, training, job.student.max_length, step + 1, fitted)):
+        for record in steps(training, start, job.stop):
+            step = record.step
+            fitted = max(fitted, record.computed_tokens // training.accelerator.num_processes)
+            yield record
 
 
 @dataclass(frozen=True, slots=True)

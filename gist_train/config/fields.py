@@ -16,6 +16,8 @@ from gist_train.config.secrets import hidden
 
 LONGEST_NAME = 200
 """Characters: file systems take 255, of which our own endings need some."""
+SHORTEST, FEWEST_TOKENS = 8, 512
+"""The least `max_length` of a model, and the fewest tokens that are computed at a time."""
 LARGEST_WEIGHT = 1_000_000
 """Of a metric: sums of larger ones would overflow."""
 LARGEST_SHARE_HELD_OUT = 0.5
@@ -110,8 +112,8 @@ FolderName = Annotated[
 Count = Annotated[int, Field(ge=1), "a whole number of at least 1"]
 CountOrZero = Annotated[int, Field(ge=0), "a whole number of at least 0"]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1), f"a whole number from 0 to {2**32 - 1}"]
-MaxLength = Annotated[int, Field(ge=8), "a whole number of at least 8"]
-BatchTokens = Annotated[int, Field(ge=512), "a whole number of at least 512"]
+MaxLength = Annotated[int, Field(ge=SHORTEST), f"a whole number of at least {SHORTEST}"]
+BatchTokens = Annotated[int, Field(ge=FEWEST_TOKENS), f"a whole number of at least {FEWEST_TOKENS}"]
 Positive = Annotated[float, Field(gt=0), "a number above 0"]
 Weight = Annotated[float, Field(gt=0, le=1000), "a number above 0 and at most 1,000"]
 PositiveOrZero = Annotated[float, Field(ge=0), "a number of at least 0"]

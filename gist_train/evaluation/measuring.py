@@ -2,12 +2,13 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.evaluation import EvaluationConfig
+from gist_train.config.fields import SHORTEST
 from gist_train.config.models import ModelConfig
 from gist_train.config.schema import Config, cache_folder, training_prompts
 from gist_train.data.files import read_json
@@ -17,6 +18,7 @@ from gist_train.evaluation.metrics import Items, Score, task_of
 from gist_train.evaluation.mteb_tasks import LoadedMteb, measure_mteb
 from gist_train.evaluation.score_file import Terms, append_scores, read_items, read_scores
 from gist_train.evaluation.tasks import LoadedTask, content_hash, load_tasks, measure
+from gist_train.memory import lowered, naming_work
 from gist_train.model.device import this_device
 from gist_train.model.loading import load_student, load_trained
 from gist_train.model.whole import TextModel
@@ -174,19 +176,28 @@ class Measuring:
         model = model.with_max_length(self.config.max_length).with_truncation(self.config.truncate_dim)
         scores: dict[str, Score] = {}
         for task in tasks:
-            if not isinstance(task, LoadedMteb):
-                scores |= measure(model, [task])
-                continue
-            measured = measure_mteb(
-                model,
-                task,
-                identity=model.fingerprint(),
-                normalized=model.normalized,
-                prompts=model.prompts,
-                cache=self.mteb_cache,
-            )
-            scores |= {f"{task.name}/{metric}": Score(value, None) for metric, value in measured.items()}
+            with naming_work(partial(_work, task, model.max_length)):
+                scores |= self._evaluate_one(model, task)
         return scores
+
+    def _evaluate_one(self, model: TextModel, task: LoadedTask) -> dict[str, Score]:
+        if not isinstance(task, LoadedMteb):
+            return measure(model, [task])
+        measured = measure_mteb(
+            model,
+            task,
+            identity=model.fingerprint(),
+            normalized=model.normalized,
+            prompts=model.prompts,
+            cache=self.mteb_cache,
+        )
+        return {f"{task.name}/{metric}": Score(value, None) for metric, value in measured.items()}
+
+
+def _work(task: LoadedTask, max_length: int) -> tuple[str, list[str]]:
+    """What was being done where memory ran out, and what lowers what it takes."""
+    length = lowered("evaluation.max_length", max_length, None, SHORTEST)
+    return f"evaluating {task.name}", [] if length is None else [length]
 
 
 def on_this_device(model: Model) -> Model:

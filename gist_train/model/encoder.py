@@ -243,14 +243,18 @@ def _packed_family(transformer: Any) -> Family | None:
 CPU_BATCH_TOKENS = 4096
 
 
+def tokens_at_a_time(batch_tokens: int, device: torch.device) -> int:
+    """Tokens that `embed` takes at a time on `device`."""
+    return min(batch_tokens, CPU_BATCH_TOKENS) if device.type == "cpu" else batch_tokens
+
+
 @torch.no_grad()
 def embed(encoder: Encoder, texts: Sequence[Tokens], batch_tokens: int) -> Iterator[tuple[Tokens, NDArray[np.float32]]]:
     """Embeddings of `texts` in batches of at most `batch_tokens` tokens (one text at least), texts of one length together.
 
     Yields (indices into texts (n,), embeddings (n, D)) in the encoder's present mode: call `encoder.eval()` first.
     """
-    if encoder.device.type == "cpu":
-        batch_tokens = min(batch_tokens, CPU_BATCH_TOKENS)
+    batch_tokens = tokens_at_a_time(batch_tokens, encoder.device)
     order = np.argsort([len(text) for text in texts], kind="stable")[::-1]
     batch: list[int] = []
     tokens = 0

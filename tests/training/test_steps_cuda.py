@@ -15,6 +15,7 @@ from support.families import FAMILIES, texts_of, transformer_of
 from support.running import QUIET, gist, losses, metrics, training_of
 
 from gist_train.config.loading import load_config
+from gist_train.memory import MemoryShortageError, naming_work
 from gist_train.model.device import this_device
 from gist_train.model.encoder import Encoder, pack
 from gist_train.preparation import prepare_corpus, prepare_guide
@@ -261,3 +262,9 @@ def test_segments_expand():
     environment = {name: value for name, value in os.environ.items() if name not in names}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert ended.stdout.splitlines()[-1:] == ["True"], ended.stderr
+
+
+def test_the_gpus_memory_that_runs_out_is_told():
+    """What torch raises there has a class and words of its own."""
+    with pytest.raises(MemoryShortageError, match=r"asked for .+ GiB, on the GPU\n"), naming_work(lambda: ("the work", [])):
+        torch.empty(1 << 45, device="cuda")
