@@ -14,6 +14,7 @@ from gist_train.config.errors import Fault, UserError
 from gist_train.config.schema import Config, cache_folder
 from gist_train.evaluation.measuring import Measuring
 from gist_train.model.pretrained import Pretrained
+from gist_train.run_folder import Run
 from gist_train.training.distributed import check_precision, precision_on
 from gist_train.training.setup import check_dimensions, check_family, check_graphs, checkpoint_gradients
 
@@ -36,7 +37,7 @@ def check_folders(config: Config) -> None:
     """Makes the folders that a run writes to.
 
     Raises:
-        UserError: they can't be made or written to.
+        UserError: they can't be made or written to, or something else is in their place.
     """
     for key, folder in (("output_dir", Path(config.output_dir)), ("cache_dir", cache_folder(config))):
         try:
@@ -49,6 +50,12 @@ def check_folders(config: Config) -> None:
             if writable:
                 continue
         raise UserError(Fault(key, fault, "a folder that can be made and written to", f"name another folder in {key}"))
+    run = Run.of(config)
+    for folder in (run.folder, run.checkpoints):
+        if os.path.lexists(folder) and not folder.is_dir():
+            found = "a link to nothing" if folder.is_symlink() else "a file"
+            fix = "move it away, or give this training a name of its own"
+            raise UserError(Fault(f"run folder {folder}", found, "a folder, or nothing", fix))
 
 
 def check_student(config: Config, student: Pretrained) -> None:

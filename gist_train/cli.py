@@ -7,6 +7,7 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Annotated, Literal, TextIO, cast
 
 import typer
@@ -16,7 +17,7 @@ from gist_train.config.errors import Fault, UserError
 from gist_train.config.fields import expanded
 from gist_train.config.loading import load_config
 from gist_train.config.schema import Config
-from gist_train.config.secrets import HIDDEN, HidingStream, hide_command_line
+from gist_train.config.secrets import HIDDEN, HidingStream, hidden, hide_command_line
 from gist_train.data.files import no_room
 from gist_train.memory import MemoryShortageError, asked_for
 from gist_train.progress import Terminal, say, terminal
@@ -31,6 +32,8 @@ app = typer.Typer(
     help="Fine-tunes text-embedding models with GISTEmbed: a frozen guide decides which in-batch samples may serve as negatives.",
 )
 err = terminal()
+LINES, SIGNS = 40, 2000
+"""Of a message, and of a line of it, that are shown."""
 
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML of a run.", metavar="CONFIG", show_default=False)]
 RunPath = Annotated[Path, typer.Argument(help="A run folder, or the YAML that made it.", metavar="RUN", show_default=False)]
@@ -123,7 +126,7 @@ def train(
     resume: Annotated[
         str, typer.Option(help="auto: resume from the newest checkpoint, if any; never: refuse a non-empty folder; or a step.")
     ] = "auto",
-    timeout: Annotated[float | None, typer.Option(help="Seconds a process waits for the others.", min=1)] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds a process waits for the others.")] = None,
 ) -> None:
     """Train. The same command resumes after Ctrl-C, a crash or a reboot."""
     loaded = load_config(config, set_ or [])
@@ -281,12 +284,27 @@ def _report(error: Exception) -> None:
     rank, message = os.environ.get("RANK", "0"), str(error)
     if rank != "0":
         message = f"process {rank}: {message.splitlines()[0] if message else type(error).__name__}"
-    say(err, message)
+    say(err, _at_most_a_screen(message))
     if HIDDEN in message:
         say(
             err,
             f"{HIDDEN} stands for a password or token, which is shown and kept nowhere: a run's config.yaml has it not either.",
         )
+
+
+def _at_most_a_screen(message: str) -> str:
+    """The message, or its beginning and the file that has the whole of it: nobody reads more, and no terminal keeps it."""
+    lines = message.splitlines()
+    if len(lines) <= LINES and max(map(len, lines), default=0) <= SIGNS:
+        return message
+    shown = [line if len(line) <= SIGNS else f"{line[:SIGNS]}…" for line in lines[: LINES - 1]]
+    try:
+        with NamedTemporaryFile("w", encoding="utf-8", prefix="gist-train-", suffix=".txt", delete=False) as file:
+            file.write(hidden(message) + "\n")
+        rest = f"The whole message, {len(lines):,} lines: {file.name}"
+    except OSError:  # a full disk may be what it speaks of
+        rest = f"... and {len(lines) - len(shown):,} lines more"
+    return "\n".join([*shown, rest])
 
 
 def _let_segments_expand() -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from gist_train.checks import check_device, check_student, report_device
-from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.errors import Fault, UserError, listed, shown
 from gist_train.config.fields import FEWEST_TOKENS, SHORTEST
 from gist_train.config.models import GuideConfig, GuideVectorsConfig, StoredModelConfig
 from gist_train.config.schema import Config, DataConfig, cache_folder, training_prompts
@@ -92,10 +92,7 @@ def prepare(
     for index, source in enumerate(rows_of_sources(config, corpus)[:SHOWN_SOURCES]):
         say(console, f"data.train[{index}] ({source.path}): {source}")
         if source.unread_columns:
-            names = ", ".join(source.unread_columns)
-            console.print(
-                f"data.train[{index}]: columns that are not read: {names}", markup=False, highlight=False, soft_wrap=True
-            )
+            say(console, f"data.train[{index}]: columns that are not read: {listed(source.unread_columns)}")
     check_candidates(config, corpus)
     plan = batch_plan(config, corpus)  # refuses too few rows, before the guide is put to work
     tokens = prepare_tokens(corpus, student, console)

@@ -48,6 +48,8 @@ from gist_train.training.signals import Stopped, StopSignal
 from gist_train.training.throughput import TrainingCost, matmul_rate
 from gist_train.version import __version__
 
+LONGEST_WAIT = 30 * 24 * 3600
+"""Seconds that a rank may wait for the others: a month, which is no end and fits into what counts milliseconds."""
 NOT_WRITTEN = 1000
 """What ranks tell each other at a step's end where a checkpoint could not be written: more than any signal's number."""
 
@@ -61,9 +63,12 @@ def train(config: Config, *, resume: str = "auto", timeout: float | None = None,
         console: where a person reads what is going on; None for stderr.
 
     Raises:
-        UserError: the data, the models or the run folder are not what the config says.
+        UserError: the data, the models or the run folder are not what the config says, or `timeout` is no time to wait for.
         NonFiniteError: loss or gradient is not finite.
     """
+    if timeout is not None and not 1 <= timeout <= LONGEST_WAIT:
+        fix = "name a number of seconds in this range, or leave it out"
+        raise UserError(Fault("--timeout", f"{timeout:g}", f"1 to {LONGEST_WAIT:,}", fix))
     if timeout is None and config.evaluation.every and config.evaluation.judges:
         timeout = HOST_TIMEOUT.total_seconds()
     accelerator, note = make_accelerator(config.training.precision, timeout)

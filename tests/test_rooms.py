@@ -13,6 +13,7 @@ FLOORS = (
     "config",
     "run_folder",
     "progress",
+    "memory",
     "data",
     "model",
     "evaluation",

@@ -1,5 +1,6 @@
 """What a user did wrong, said so that they can fix it: where, found, expected, fix."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,13 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(str(fault) for fault in self.faults)
+
+
+def listed(names: Iterable[str], most: int = 20) -> str:
+    """The first `most` names, and how many more there are; "(none)" for none."""
+    names = list(names)
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}" or "(none)"
 
 
 def shown(value: object, limit: int = 80) -> str:

@@ -7,6 +7,7 @@ excluded; in JSONL the row is the line.
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain
@@ -222,11 +223,11 @@ def _columns(file: TableFile, fields: Sequence[Field], header: list[str]) -> tup
     if header:
         file.refuse_missing(fields, columns, header)
     file.note_unread(fields, columns, header)
-    if twice := next((name for name in flat(columns) if header.count(name) > 1), None):
+    counts = Counter(header)
+    if twice := next((name for name in flat(columns) if counts[name] > 1), None):
         raise file.broken(f"two columns {shown(twice)}", "each name once", "rename one of them")
-    return columns, [
-        None if c is None else header.index(c) if isinstance(c, str) else [header.index(name) for name in c] for c in columns
-    ]
+    place = {name: number for number, name in enumerate(header)}
+    return columns, [None if c is None else place[c] if isinstance(c, str) else [place[name] for name in c] for c in columns]
 
 
 def xlsx_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | BadRow]:

@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import cast
 
-from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.errors import Fault, UserError, listed, shown
 from gist_train.config.secrets import hidden
 
 A_TEXT = "a non-empty string"
@@ -69,7 +69,7 @@ class Table:
 
     def note_unread(self, fields: Sequence[Field], columns: Columns, present: Iterable[str]) -> None:
         """Adds to `unread` what of the columns `present` no field takes."""
-        taken = flat([column for field, column in zip(fields, columns, strict=True) if not field.watched])
+        taken = {*flat([column for field, column in zip(fields, columns, strict=True) if not field.watched])}
         self.unread.update(dict.fromkeys(name for name in present if name not in taken and encodable(name)))
 
     def fault(self, bad: BadRow) -> Fault:
@@ -90,7 +90,7 @@ class Table:
         What the YAML names must be there: a slip of the pen would otherwise lose all negatives and say nothing.
         """
         present = list(present)
-        found = f"the columns {', '.join(map(shown, present)) or '(none)'}"
+        found = f"the columns {listed(map(shown, present))}"
         faults = []
         for field, column in zip(fields, columns, strict=True):
             if column is None and (field.in_every_row or (field.named and named_too)):
@@ -146,8 +146,9 @@ def either(names: tuple[str, ...]) -> str:
 def column_of(fields: Sequence[Field], present: Collection[str]) -> Columns:
     """By field, the column of `present` that holds it, or the numbered columns."""
     columns: list[str | tuple[str, ...] | None] = []
+    known = frozenset(present)  # tables of 100,000 columns are about
     for field in fields:
-        own = next((name for name in field.names if name in present), None)
+        own = next((name for name in field.names if name in known), None)
         numbered = [name for name in present if field.numbered.fullmatch(name)] if field.numbered is not None else []
         if numbered:
             numbered.sort(key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)])

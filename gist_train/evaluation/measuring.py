@@ -6,7 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
-from gist_train.config.errors import Fault, UserError
+from gist_train.config.errors import Fault, UserError, listed
 from gist_train.config.evaluation import EvaluationConfig
 from gist_train.config.fields import SHORTEST
 from gist_train.config.models import ModelConfig
@@ -97,7 +97,7 @@ class Measuring:
         """Raises UserError where a metric is asked for that no task gives: mteb's names are known only once it was asked."""
         known = [name for task in self.tasks for name in self.metrics(task)]
         if unknown := [name for name in metric if name not in known]:
-            raise UserError(Fault("the metric to go by", ", ".join(unknown), ", ".join(known), "name one of these"))
+            raise UserError(Fault("the metric to go by", listed(unknown), listed(known), "name one of these"))
 
     def of_model(self, model: TextModel) -> dict[str, Score]:
         """Scores of a model that is no step of a run; kept nowhere.

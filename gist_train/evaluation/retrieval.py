@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from sklearn.metrics import ndcg_score  # type: ignore[import-untyped]
 
-from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.errors import Fault, UserError, listed, shown
 from gist_train.config.evaluation import RetrievalTask
 from gist_train.config.sources import Columns, CsvSource, JsonlSource, ParquetSource, Source, XlsxSource
 from gist_train.data.sources import Row, read_rows
@@ -159,7 +159,7 @@ def read_retrieval(task: RetrievalTask, where: str, faults: list[Fault]) -> Load
     if empty := sum(text is None for text in documents.values()):
         left_out.append(f"{empty:,} documents without a text")
     if left_out:
-        logger.warning("%s: left out: %s", where, ", ".join(left_out))
+        logger.warning("%s: left out: %s", where, listed(left_out))
     if not (whole and qrels.clean and judged):
         return None
     texts = {document_id: text for document_id, text in documents.items() if text is not None}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.errors import Fault, UserError, listed, shown
 from gist_train.config.evaluation import FileTask, LabelColumns, ReadTask
 from gist_train.data.formats import reader_of
 from gist_train.data.sources import ALIASES
@@ -123,7 +123,7 @@ def fix_of_row(task: ReadTask) -> str:
 
 def quoted(names: Iterable[str]) -> str:
     """Names as a message lists them."""
-    return ", ".join(map(shown, names)) or "(none)"
+    return listed(map(shown, names))
 
 
 def labelled(columns: LabelColumns, numbers: dict[str, int], row: Record) -> tuple[str, int]:

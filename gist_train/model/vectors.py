@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.errors import Fault, UserError, listed, shown
 from gist_train.config.models import GuideVectorsConfig
 from gist_train.data.corpus import text_hashes
 from gist_train.data.files import locked, whole_folder, write_json, write_text
@@ -98,7 +98,7 @@ def _of_parquet(file: TableFile, config: GuideVectorsConfig) -> Iterator[Part]:
     texts = _texts(file, parquet_cells, config)
     with parquet_of(file) as table:
         if column not in table.schema_arrow.names:
-            found = f"the columns {', '.join(map(shown, table.schema_arrow.names))}"
+            found = f"the columns {listed(map(shown, table.schema_arrow.names))}"
             raise _fault(found, f"a column {shown(column)}", "name the right column in guide.columns.vector")
         for batch in table.iter_batches(batch_size=ROWS_AT_A_TIME, columns=[column]):
             vectors = batch.column(0)

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gist_train.config.errors import shown
+from gist_train.config.errors import listed, shown
 from gist_train.planning.findings import GuidePass, Plan
 
 SHOWN_TASKS = 12
@@ -60,7 +60,7 @@ def _data(planned: Plan) -> Rows:
                 if text is not None:
                     yield "", Text(f"{name:<8}  {shown(text, SHOWN_CHARACTERS)}", style="dim")
         if source.unread_columns:
-            yield "", Text(f"columns that are not read: {', '.join(source.unread_columns)}", style="yellow")
+            yield "", Text(f"columns that are not read: {listed(source.unread_columns)}", style="yellow")
     tasks = list(planned.tasks.items())
     over = f"{len(tasks):,} task{'s' if len(tasks) > 1 else ''}"
     yield "rows", f"{planned.rows:,} over {over}, {planned.unique_texts:,} unique texts"

@@ -1,5 +1,6 @@
 """A checkpoint -> the folder that is handed on: a sentence-transformers model with its card, without training state."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from huggingface_hub import metadata_load
 from rich.console import Console
 from yaml import YAMLError
 
-from gist_train.config.errors import Fault, UserError
+from gist_train.config.errors import Fault, UserError, listed
 from gist_train.config.evaluation import EvaluationConfig
 from gist_train.data.files import held, whole_folder
 from gist_train.data.manifests import foreign_files, verified_manifest
@@ -52,11 +53,16 @@ def export_model(
         raise no_checkpoint(run)
     to, console = to.absolute(), console or terminal()
     if foreign := foreign_files(origin.folder, origin.manifest):
-        say(console, f"left in {origin.folder}, for no training wrote them there: {', '.join(foreign)}")
+        say(console, f"left in {origin.folder}, for no training wrote them there: {listed(foreign)}")
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        found = f'"{to.parent}": {error.strerror}'
+        raise UserError(Fault("--to", found, "a folder in one that can be made", "name another folder")) from None
     with held(to.parent / f".{to.name}.export.lock") as alone:
         if not alone:
             raise UserError(Fault("--to", f"{to}, which another export writes", "one at a time", "wait for it, or name another"))
-        if to.exists() and not _is_export(to):
+        if os.path.lexists(to) and not _is_export(to):
             other = f"{to}, which is no export of this package"
             raise UserError(Fault("--to", other, "a new folder, or an earlier export", "name another folder"))
         with whole_folder(to, replace=True) as partial:

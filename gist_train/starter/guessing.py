@@ -235,7 +235,8 @@ def _judged(sample: Sample) -> GuessedFile:
     if "positive" not in roles:
         texts = [*others, *([roles["anchor"]] if "anchor" in roles else [])]
         text = "text" if "text" in texts else texts[0] if len(texts) == 1 else None
-        classes = [column for column in sample.columns if column not in texts and _is_classes(sample, column)]
+        named = frozenset(texts)
+        classes = [column for column in sample.columns if column not in named and _is_classes(sample, column)]
         guess = label is None and len(texts) == len(classes) == 1
         label = classes[0] if guess else label
         if text is not None and label is not None and (labelled := _labelled(sample, text, label)):

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.errors import Fault, UserError, listed, shown
 from gist_train.config.evaluation import (
     HELD_OUT,
     HELD_OUT_LABELS,
@@ -118,7 +118,7 @@ def _guessed_uses(files: Sequence[Path], guide: str | None, columns: Mapping[str
         judging = "documents, queries and judgements: they judge a model and train none"
         faults += [Fault(judge.path, judging, expected, "name such a file too") for judge in judges]
     if columns and not faults and not any(set(columns.values()) <= {*one.sample.columns} for one in guessed):
-        there = ", ".join(shown(column) for column in dict.fromkeys(chain(*(one.sample.columns for one in guessed))))
+        there = listed(map(shown, dict.fromkeys(chain(*(one.sample.columns for one in guessed)))))
         found = f"{', '.join(map(shown, columns.values()))}, which no file has; columns: {there}"
         faults.append(Fault("--columns", found, "columns that one of the files has", "correct the names"))
     if faults:

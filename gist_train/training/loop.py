@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gist_train.config.errors import listed
 from gist_train.data.corpus import Corpus
 from gist_train.model.loss import BLOCKS, LossOutput, guided_contrastive_loss
 from gist_train.training.distributed import gather_with_gradient, sum_over_ranks
@@ -233,7 +234,7 @@ def _tell_non_finite(record: StepRecord, loss: float, grad_norm: float, corpus: 
     tasks = sorted({corpus.tasks[task] for task in corpus.task[record.rows].tolist()})
     return (
         f"step {record.step:,}: loss {loss}, gradient norm {grad_norm}. From this step on the weights were not touched.\n"
-        f"  rows     {', '.join(map(str, record.rows.tolist()))} of the corpus {corpus.folder}\n"
-        f"  tasks    {', '.join(tasks)}\n"
+        f"  rows     {listed(map(str, record.rows.tolist()), 64)} of the corpus {corpus.folder}\n"
+        f"  tasks    {listed(tasks)}\n"
         "  fix      look at these rows; lower optimizer.lr; use training.precision: float32"
     )
