@@ -208,6 +208,8 @@ def _drive(
             say(console, f"updates left out for the size of their gradient: {log.skipped_spikes:,} (training.skip_spikes)")
         if summary := log.teaching.summary():
             say(console, summary)
+    for note in log.notes:  # of its end
+        say(console, note)
     return signal_number, step
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,7 @@ def test_a_whole_pipeline_writes_none(write_config, write_rows, write_pairs, tri
         selection={"metric": "pairs/spearman"},
         training={"batch_size": 8, "max_steps": 4, "precision": "float32"},
         checkpoint={"every": 2},
+        tracking={"log_every": 1, "wandb": {"project": "p", "mode": "offline"}} if find_spec("wandb") else {},
     )
     (tmp_path / "part.jsonl").write_text(rows.read_text() + '{"anchor": ""}\n')
     there = {*tmp_path.rglob("*")} - before

@@ -59,15 +59,19 @@ class RunLog:
         self._waited = self._waited_at_row = 0.0
         """Seconds that the loop waited for checkpoints, now and when the last row was written."""
         self._trackers: list[Tracker] = []
+        self._tracked, self._scores_tracked = -1, False
+        """The last step whose row trackers got before this process began, and whether they got its scores too."""
         self._unwritten, self._refused = "", False
         """Rows that could not be written yet, and whether the last try failed."""
         self.notes: list[str] = []
         """What is to be said, and was not yet."""
         if run is None or self._path is None:
             return
-        _cut(self._path, sums.step)
+        # What is logged again after a resume are the figures that trackers have: they would take them for further ones.
+        self._tracked = _cut(self._path, sums.step)
+        self._scores_tracked = any(row.get("step") == self._tracked for _, row in json_lines(run.evaluations))
         self._path.touch()
-        self._trackers = trackers_of(config, run)
+        self._trackers = trackers_of(config, run, self.notes)
 
     def __enter__(self) -> Self:
         return self
@@ -127,12 +131,14 @@ class RunLog:
         self._row_at, self._waited_at_row = now, self._waited
         self._unwritten += json.dumps(row) + "\n"
         self._write()
-        for tracker in self._trackers:
+        for tracker in self._trackers if record.step > self._tracked else ():
             tracker.log(row, record.step)
         return row
 
     def add_scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Hands the scores of an evaluation, by "<task>/<metric>", to the trackers. The run's own file is evaluations.jsonl."""
+        if step < self._tracked or (step == self._tracked and self._scores_tracked):
+            return
         for tracker in self._trackers:
             tracker.log({f"evaluation/{name}": score for name, score in scores.items()}, step)
 
@@ -208,9 +214,13 @@ class RunLog:
         self.notes.append(f"step {step:,}: {spike}: {count}{rest}")
 
 
-def _cut(path: Path, step: int) -> None:
-    """Leaves the rows up to `step`. A last line that was cut short when the power went is dropped too."""
+def _cut(path: Path, step: int) -> int:
+    """Leaves the rows up to `step`, and returns the last step that had one; -1 where none had.
+
+    A last line that was cut short when the power went is dropped too.
+    """
     if not path.exists():
-        return
-    kept = [line + "\n" for line, row in json_lines(path) if isinstance(row.get("step"), int) and row["step"] <= step]
-    write_text(path, "".join(kept))
+        return -1
+    rows = [(line, row["step"]) for line, row in json_lines(path) if isinstance(row.get("step"), int)]
+    write_text(path, "".join(f"{line}\n" for line, of_row in rows if of_row <= step))
+    return max((of_row for _, of_row in rows), default=-1)

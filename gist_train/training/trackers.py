@@ -1,17 +1,22 @@
-"""Where a run's metrics and evaluation scores go besides its own files."""
+"""Where a run's metrics and evaluation scores go besides its own files. None of them ends a training, or holds it up for long."""
 
 import secrets
 from collections.abc import Mapping
-from typing import Protocol
+from threading import Thread
+from typing import Any, Protocol
 
+from gist_train.config.errors import shown
 from gist_train.config.schema import Config, WandbConfig
 from gist_train.config.secrets import without_secrets
 from gist_train.data.files import write_text
 from gist_train.run_folder import Run
 
+SECONDS_TO_BEGIN, SECONDS_TO_END = 10, 60
+"""That W&B's server may take to begin a run, and to take what it has not got yet at the end."""
+
 
 class Tracker(Protocol):
-    """Takes what is measured. Steps never go down but for a resume, and may come twice: metrics first, then scores."""
+    """Takes what is measured. Steps never go down, and may come twice: metrics first, then scores."""
 
     def log(self, row: Mapping[str, float], step: int) -> None:
         """Takes numbers by name, of a step."""
@@ -20,36 +25,91 @@ class Tracker(Protocol):
         """Ends, with the exit code of the run."""
 
 
-def trackers_of(config: Config, run: Run) -> list[Tracker]:
-    """Those that the config asks for."""
+def trackers_of(config: Config, run: Run, notes: list[str]) -> list[Tracker]:
+    """Those that the config asks for.
+
+    Args:
+        notes: what is to be said is added to it.
+    """
     wandb = config.tracking.wandb
-    return [] if wandb is None or wandb.mode == "disabled" else [Wandb(wandb, config, run)]
+    return [] if wandb is None or wandb.mode == "disabled" else [Wandb(wandb, config, run, notes)]
 
 
 class Wandb:
-    """Weights & Biases. A run that is resumed goes to the same page, under an id that outlives the process."""
+    """Weights & Biases. A run that is resumed goes to the same page, under an id that outlives the process.
 
-    def __init__(self, wandb_config: WandbConfig, config: Config, run: Run):
-        import wandb  # an extra, and slow to import
+    Where its server can't be reached, or knows no key, the log is kept in the run folder, from where it can be uploaded later.
+    """
 
-        self._run = wandb.init(
-            project=wandb_config.project,
-            entity=wandb_config.entity,
-            mode=wandb_config.mode,
-            name=config.name,
-            id=_run_id(run),
-            resume="allow",
-            dir=str(run),
-            config=without_secrets(config.model_dump(mode="json")),
-        )
+    def __init__(self, wandb_config: WandbConfig, config: Config, run: Run, notes: list[str]):
+        self._notes = notes
+        self._run = _begun(wandb_config, config, run, notes)
 
     def log(self, row: Mapping[str, float], step: int) -> None:
         """Takes numbers by name, of a step."""
-        self._run.log(dict(row), step=step)
+        if self._run is None:
+            return
+        try:
+            self._run.log(dict(row), step=step)
+        except Exception as error:  # whatever it is, a figure on a page ends no training
+            self._notes.append(f"warning: Weights & Biases: {_reason(error)}. It gets no more rows; metrics.jsonl has all.")
+            self._run = None
 
     def finish(self, code: int) -> None:
         """Ends, with the exit code of the run."""
-        self._run.finish(exit_code=code)
+        if self._run is None:
+            return
+        failures: list[Exception] = []
+        closing = Thread(target=_close, args=(self._run, code, failures), name="wandb", daemon=True)
+        closing.start()
+        closing.join(SECONDS_TO_END)
+        if closing.is_alive() or failures:
+            reason = _reason(failures[0]) if failures else f"not all rows were taken within {SECONDS_TO_END} s"
+            self._notes.append(f"warning: Weights & Biases: {reason}. {_upload(self._run)}")
+
+
+def _begun(wandb_config: WandbConfig, config: Config, run: Run, notes: list[str]) -> Any:
+    """W&B's run, kept offline where it can't be begun as the config asks; None where that fails too."""
+    import wandb  # an extra, and slow to import
+
+    reason = None
+    for mode in dict.fromkeys((wandb_config.mode, "offline")):
+        try:
+            begun = wandb.init(
+                project=wandb_config.project,
+                entity=wandb_config.entity,
+                mode=mode,
+                name=config.name,
+                id=_run_id(run),
+                resume="allow",
+                dir=str(run),
+                config=without_secrets(config.model_dump(mode="json")),
+                settings=wandb.Settings(init_timeout=SECONDS_TO_BEGIN, login_timeout=SECONDS_TO_BEGIN),
+            )
+        except Exception as error:  # no key, no network, no permission, no room: none of them ends a training
+            reason = reason or _reason(error)
+            wandb.teardown()  # its service would refuse the same id
+        else:
+            if reason is not None:
+                notes.append(f"warning: Weights & Biases: {reason}. {_upload(begun)}")
+            return begun
+    notes.append(f"warning: Weights & Biases: {reason}. Training goes on without it; metrics.jsonl has all rows.")
+    return None
+
+
+def _close(run: Any, code: int, failures: list[Exception]) -> None:
+    try:
+        run.finish(exit_code=code)
+    except Exception as error:  # what W&B raises here has no class in common
+        failures.append(error)
+
+
+def _reason(error: Exception) -> str:
+    return shown(str(error) or type(error).__name__, 300).strip('"').rstrip(".")
+
+
+def _upload(run: Any) -> str:
+    return f"The log is kept; this uploads it: wandb sync {run.settings.sync_dir}"
 
 
 def _run_id(run: Run) -> str:

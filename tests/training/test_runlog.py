@@ -176,7 +176,8 @@ def wandb(monkeypatch):
             log=lambda row, step: calls.append(("log", step, row)), finish=lambda exit_code: calls.append(("finish", exit_code))
         )
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, __spec__=ModuleSpec("wandb", None)))
+    stand_in = SimpleNamespace(init=init, Settings=dict, __spec__=ModuleSpec("wandb", None))
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
     return calls
 
 
