@@ -2,19 +2,24 @@
 
 import errno
 import itertools
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.sources import ClassificationSource, HubSource
+from gist_train.data.asking import SECONDS_TO_ANSWER, HubError, asked, silent
+from gist_train.data.files import read_json, write_json
 from gist_train.data.formats import ROWS_AT_A_TIME, Cells, arrow_cells
 from gist_train.data.tables import Field, Table, column_of
+
+logger = logging.getLogger(__name__)
 
 
 def hub_table(source: HubSource | ClassificationSource, where: str) -> Table:
@@ -38,9 +43,9 @@ def hub_cells(table: Table, source: HubSource | ClassificationSource, where: str
     if not os.path.isdir(path):
         revision = commit_of(source.path, source.revision, where)
         # A cache of its own: without a network `datasets` takes the newest copy in its cache, of whatever commit.
-        cache_dir = str(Path(datasets.config.HF_DATASETS_CACHE) / "by-commit" / revision)
+        cache_dir = str(_copies() / revision)
     try:
-        with bars_off():
+        with bars_off(), _as_offline() if revision is not None and silent() else nullcontext():
             if is_saved(Path(path)):
                 rows = datasets.load_from_disk(path)
                 if isinstance(rows, datasets.DatasetDict):
@@ -76,17 +81,65 @@ def commit_of(path: str, revision: str | None, where: str) -> str:
     """The commit (40 hex digits) of the hub's data set that `revision` names, asked once a process.
 
     Raises:
-        UserError: there is no such data set or revision, or no network to ask.
+        UserError: there is no such data set or revision, or no network to ask and no copy.
     """
     if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision  # a copy in the cache needs no network
+    kept = _commit_kept(path, revision)
+    if kept is not None and silent():
+        return kept
     try:
-        commit = HfApi().dataset_info(path, revision=revision).sha
-    except Exception as error:  # also of the HTTP library of the day, without a network
-        raise _unread(path, where, error) from error
-    if commit is None:
-        raise _unread(path, where, ValueError("the hub names no commit of it"))
-    return commit
+        told = asked(lambda: HfApi().dataset_info(path, revision=revision, timeout=SECONDS_TO_ANSWER).sha, once=kept is not None)
+    except HubError as error:
+        if kept is None:
+            raise _unread(path, where, error) from error
+        if not error.as_wished:
+            logger.warning("%s: %s; the copy in the cache is taken, commit %s", path, error, kept)
+        return kept
+    _keep_commit(path, revision, told)
+    return told
+
+
+def _copies() -> Path:
+    """Where copies of data sets are, by commit."""
+    import datasets  # slow to import, so only where it is needed
+
+    return Path(datasets.config.HF_DATASETS_CACHE) / "by-commit"
+
+
+def _commit_kept(path: str, revision: str | None) -> str | None:
+    """The commit that the hub named last time, if there is a copy of it."""
+    try:
+        commit = read_json(_copies() / "commits.json")[f"{path}@{revision}"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return commit if isinstance(commit, str) and (_copies() / commit).is_dir() else None
+
+
+def _keep_commit(path: str, revision: str | None, commit: str) -> None:
+    """Keeps what the hub said: a copy without the name that it was asked for is found by nobody."""
+    file = _copies() / "commits.json"
+    try:
+        known = read_json(file)
+    except (OSError, ValueError):
+        known = {}
+    if not isinstance(known, dict) or known.get(f"{path}@{revision}") != commit:
+        with suppress(OSError):  # a cache that can't be written to is the next one's trouble
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, {**(known if isinstance(known, dict) else {}), f"{path}@{revision}": commit})
+
+
+@contextmanager
+def _as_offline() -> Iterator[None]:
+    """Has `datasets` read the copy in its cache and wait for nobody: it would ask for each file, and each would take its time."""
+    import datasets  # slow to import, so only where it is needed
+
+    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
 def _unread(path: str, where: str, error: Exception) -> UserError:

@@ -24,6 +24,7 @@ from gist_train.data.files import read_json
 from gist_train.model.dropout import use_cheap_dropout
 from gist_train.model.encoder import Encoder
 from gist_train.model.families import in_embedding, kin_of
+from gist_train.model.hub import commit_of, whole
 from gist_train.model.layers import keep_layers
 from gist_train.model.pretrained import Pretrained
 from gist_train.model.whole import TextModel, WholeModel
@@ -144,7 +145,8 @@ def folder_prompt(name: str, revision: str | None) -> str:
     file = Path(name) / PROMPTS_FILE
     if not Path(name).is_dir():
         try:
-            file = Path(hf_hub_download(name, PROMPTS_FILE, revision=revision))
+            commit = commit_of(name, revision)
+            file = Path(hf_hub_download(name, PROMPTS_FILE, revision=commit, local_files_only=whole(name, commit)))
         except (OSError, ValueError):  # it has no such file
             return ""
     try:
@@ -161,7 +163,7 @@ def _commit(where: str, name: str, revision: str | None) -> str:
         UserError: there is no such model, or no network and no copy of it in the cache.
     """
     try:
-        return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
+        return commit_of(name, revision)
     except (OSError, ValueError) as error:
         raise _not_found(where, name, error) from None
 
@@ -175,15 +177,14 @@ def _load(where: str, config: ModelConfig | StoredModelConfig, *, encodes_only: 
     """
     _refuse_adapter(where, config.name)
     _refuse_pickles(where, config.name)
-    if not Path(config.name).is_dir():
-        # Asked once: a misspelt name or a missing network shows here, and not after a dozen requests with retries each.
-        _commit(where, config.name, config.revision)
+    revision = None if Path(config.name).is_dir() else _commit(where, config.name, config.revision)
     try:
         # float32 whatever the folder says: master weights for the student, exact similarities for the guide.
         with _load_reports() as reports, _no_pickle():
             model = SentenceTransformer(
                 config.name,
-                revision=config.revision,
+                revision=revision,
+                local_files_only=revision is not None and whole(config.name, revision),
                 trust_remote_code=config.trust_remote_code,
                 device="cpu",
                 model_kwargs={"dtype": torch.float32, "use_safetensors": True},

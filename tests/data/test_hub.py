@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.corpora import built
-from support.hub_stub import data_set_hub
+from support.hub_stub import hub
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.schema import DataConfig
@@ -212,7 +212,7 @@ def test_a_revision_is_pinned(tmp_path):
     none the newest; the corpora of the two are not the same."""
     file = "data/train-00000-of-00001.parquet"
     old, new = parquet(PUBLISHED), parquet({key: values[:1] for key, values in PUBLISHED.items()})
-    with data_set_hub("me/triplets", {FIRST: {file: old}, SECOND: {file: new}}) as (endpoint, requests):
+    with hub("me/triplets", {FIRST: {file: old}, SECOND: {file: new}}) as (endpoint, requests):
         pinned = asked(tmp_path, endpoint, revision=FIRST)
         assert json.loads(pinned[1]) == ["what is a cell", "who wrote Emma"]
         assert not any(SECOND in path or path.endswith("/main") for path in requests)
@@ -225,6 +225,22 @@ def test_a_revision_is_pinned(tmp_path):
         assert unknown[0] == "data.train[0].path"
         assert any(line.startswith("  fix") for line in unknown)
     # The server is gone: nobody answers there any more.
-    assert asked(tmp_path, endpoint)[0] == "data.train[0].path"
+    assert asked(tmp_path, endpoint, revision="v9")[0] == "data.train[0].path"
     assert asked(tmp_path, "", revision=FIRST) == pinned
     assert asked(tmp_path, "", revision=SECOND) == newest
+
+
+def test_a_copy_is_enough_where_the_hub_fails(tmp_path):
+    """Asked for without a commit: what the hub said of the name last time is kept with the copy."""
+    commits = {FIRST: {"data/train-00000-of-00001.parquet": parquet(PUBLISHED)}}
+    with hub("me/triplets", commits) as (endpoint, _):
+        expected = asked(tmp_path, endpoint)
+        assert json.loads(expected[1]) == ["what is a cell", "who wrote Emma"]
+    with hub("me/triplets", commits, fault=500) as (endpoint, _):
+        assert asked(tmp_path, endpoint) == expected
+    with hub("me/triplets", commits, fault="half") as (endpoint, requests):  # as a hub that is silent
+        assert asked(tmp_path, endpoint) == expected
+    assert requests.count("/api/datasets/me/triplets") == 1
+    assert [path for path in requests if "resolve" in path] == []
+    assert asked(tmp_path, "") == expected
+    assert asked(tmp_path, "", revision="v9")[0] == "data.train[0].path"

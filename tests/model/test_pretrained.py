@@ -373,17 +373,10 @@ def test_identity_is_of_the_content(make_model, tmp_path):
     assert len({before, changed, identity(str(folder), None, "guide", content_hash)}) == 3
 
 
-def test_identity_of_a_hub_model_is_its_commit(monkeypatch, tmp_path):
+def test_identity_of_a_hub_model_is_its_commit(monkeypatch):
     """`main` is another model tomorrow."""
-    asked = []
-
-    def download(name: str, file: str, revision: str | None) -> str:
-        asked.append((name, file, revision))
-        return str(tmp_path / "snapshots" / "0a1b2c" / file)
-
-    monkeypatch.setattr("gist_train.model.loading.hf_hub_download", download)
-    assert identity("some/model", "main", "guide", content_hash) == "some/model@0a1b2c"
-    assert asked == [("some/model", "config.json", "main")]
+    monkeypatch.setattr("gist_train.model.loading.commit_of", lambda name, revision: f"0a1b2c of {name} {revision}")
+    assert identity("some/model", "main", "guide", content_hash) == "some/model@0a1b2c of some/model main"
 
 
 def test_identity_of_no_model():

@@ -1,4 +1,4 @@
-"""The part of the Hugging Face hub's interface that reading a data set asks for, on loopback: commits, trees and files."""
+"""The part of the Hugging Face hub's interface that reading asks for, on loopback: commits, trees and files. It can fail, too."""
 
 import hashlib
 import json
@@ -13,9 +13,15 @@ Commits = dict[str, dict[str, bytes]]
 
 
 @contextmanager
-def data_set_hub(name: str, commits: Commits) -> Iterator[tuple[str, list[str]]]:
-    """Serves the data set `name`; yields the endpoint and the requests, which grow as they come."""
+def hub(name: str, commits: Commits, kind: str = "datasets", fault: str | int | None = None) -> Iterator[tuple[str, list[str]]]:
+    """Serves a repository; yields the endpoint and the requests, which grow as they come.
+
+    Args:
+        kind: datasets or models.
+        fault: a status that all answers have, "silent" for none, "half" for half of each.
+    """
     requests: list[str] = []
+    over = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -30,7 +36,12 @@ def data_set_hub(name: str, commits: Commits) -> Iterator[tuple[str, list[str]]]
         def _answer(self, *, body: bool) -> None:
             path = self.path.partition("?")[0]
             requests.append(path)
-            status, content, headers = _found(name, commits, path)
+            if fault == "silent":
+                over.wait()
+                return
+            status, content, headers = (fault, b"{}", {}) if isinstance(fault, int) else _found(name, commits, path, kind)
+            if fault == "half":
+                content = content[: len(content) // 2]
             self.send_response(status)
             for key, value in {**headers, "Content-Length": str(len(content))}.items():
                 self.send_header(key, value)
@@ -44,14 +55,15 @@ def data_set_hub(name: str, commits: Commits) -> Iterator[tuple[str, list[str]]]
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}", requests
     finally:
+        over.set()
         server.shutdown()
         thread.join()
         server.server_close()
 
 
-def _found(name: str, commits: Commits, path: str) -> tuple[int, bytes, dict[str, str]]:
+def _found(name: str, commits: Commits, path: str, kind: str) -> tuple[int, bytes, dict[str, str]]:
     newest = list(commits)[-1]
-    api, files = f"/api/datasets/{name}", f"/datasets/{name}/resolve/"
+    api, files = f"/api/{kind}/{name}", f"/{name}/resolve/" if kind == "models" else f"/{kind}/{name}/resolve/"
     if path.startswith(files):
         revision, _, file = path.removeprefix(files).partition("/")
         commit = newest if revision == "main" else revision
