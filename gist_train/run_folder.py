@@ -1,6 +1,7 @@
 """A run's folder. The names of all files in it are here and nowhere else."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -102,8 +103,12 @@ class Run:
 
     def saved_steps(self) -> list[int]:
         """Steps that have a checkpoint, ascending. Only a folder with a manifest is one: it is written last."""
-        entries = self.named_as_checkpoints()
-        return [step for step, entry in entries if (entry / MANIFEST).is_file() and not entry.is_symlink()]
+        if not self.checkpoints.is_dir():
+            return []
+        with os.scandir(self.checkpoints) as entries:  # of thousands, asked at each checkpoint
+            named = [(entry, _CHECKPOINT.fullmatch(entry.name)) for entry in entries]
+            folders = [(int(match[1]), entry.path) for entry, match in named if match and entry.is_dir(follow_symlinks=False)]
+        return sorted(step for step, folder in folders if os.path.isfile(f"{folder}/{MANIFEST}"))
 
     def named_as_checkpoints(self) -> list[tuple[int, Path]]:
         """All that is named like a checkpoint, by ascending step: a file, a link or an empty folder may be, too."""

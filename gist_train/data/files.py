@@ -43,6 +43,8 @@ def _a_link(path: Path) -> UserError:
     return UserError(Fault(str(path), "a link", own, "remove it, and see who put it there"))
 
 
+READ_AT_A_TIME = 1 << 16
+"""Bytes, of a file that is read from its end."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a quota, a limit on the size of files."""
 
@@ -106,13 +108,38 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     if not path.exists():
         return
-    for line in path.read_bytes().decode(errors="replace").split("\n"):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict):
-            yield line, row
+    with path.open("rb") as file:
+        for raw in file:
+            line = raw.decode(errors="replace").removesuffix("\n")
+            if (row := json_row(line)) is not None:
+                yield line, row
+
+
+def json_row(line: str | bytes) -> dict[str, Any] | None:
+    """The object in a line of a JSONL file; None where it holds none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def lines_from_the_end(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(where it begins, line) of each line of a file, the last one first, without the end of the line."""
+    with path.open("rb") as file:
+        begin = file.seek(0, os.SEEK_END)
+        rest = b""  # what is known of a line that begins further ahead
+        while begin > 0:
+            size = min(READ_AT_A_TIME, begin)
+            begin = file.seek(begin - size)
+            first, *lines = (file.read(size) + rest).split(b"\n")
+            at = begin + len(first) + sum(len(line) + 1 for line in lines)
+            for line in reversed(lines):
+                at -= len(line)
+                yield at, line
+                at -= 1
+            rest = first
+        yield 0, rest
 
 
 def read_json(path: Path) -> Any:

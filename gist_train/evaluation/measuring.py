@@ -114,7 +114,7 @@ class Measuring:
             model: the step's; at step 0 the student before training.
         """
         base = model.fingerprint() if step == 0 else None
-        known = read_scores(run, self.terms, self.contents, base).get(step, {})
+        known = dict(read_scores(run, self.terms, self.contents, base).get(step, {}))
         if missing := self._missing(known):
             measured = self._evaluate(model, missing)
             self._keep(run, step, measured, model, base)
@@ -131,7 +131,7 @@ class Measuring:
         Raises:
             UserError: it is damaged.
         """
-        known = self.known(run).get(step, {})
+        known = dict(self.known(run).get(step, {}))
         folder = run.checkpoint(step)
         if missing := self._missing(known):
             try:

@@ -5,21 +5,28 @@ never compared.
 """
 
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from gist_train.config.evaluation import EvaluationConfig
-from gist_train.data.files import append_text, json_lines, locked, sync, write_bytes, write_text
+from gist_train.data.files import append_text, json_lines, json_row, lines_from_the_end, locked, sync, write_bytes, write_text
 from gist_train.evaluation.metrics import Items, Score
 from gist_train.run_folder import Run
+
+LOOKED_AT = 4096
+"""Bytes at the end of what was read of a file, by which it is known again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +89,7 @@ def append_scores(
             items_path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(items_path, save(of_metrics, metadata={"content": contents[task]}))
         # A line that was cut short when the power went must not swallow the first of ours.
-        torn = path.exists() and not path.read_bytes().endswith(b"\n")
+        torn = path.exists() and next(lines_from_the_end(path))[1] != b""
         append_text(path, "\n" * torn + "".join(lines))
         sync(path)
 
@@ -96,14 +103,14 @@ def read_scores(
         contents: by task, the content whose scores count, no other task's; None: of each task, that of its latest row.
         base: fingerprint of the model whose scores count at step 0; None: that of the latest row.
     """
-    rows = [row for row in _rows(run) if (row["max_length"], row["truncate_dim"]) == (terms.max_length, terms.truncate_dim)]
-    counting = {row["task"]: row["content"] for row in rows} if contents is None else contents
+    rows = [row for row in _rows(run.evaluations) if row.terms == (terms.max_length, terms.truncate_dim)]
+    counting = {row.task: row.content for row in rows} if contents is None else contents
     scores: dict[int, dict[str, float]] = {}
-    bases = [row["base"] for row in rows if row["step"] == 0]
+    bases = [row.base for row in rows if row.step == 0]
     base = base or next(reversed(bases), None)
     for row in rows:
-        if counting.get(row["task"]) == row["content"] and (row["step"] > 0 or row["base"] == base):
-            scores.setdefault(row["step"], {})[f"{row['task']}/{row['metric']}"] = row["value"]
+        if counting.get(row.task) == row.content and (row.step > 0 or row.base == base):
+            scores.setdefault(row.step, {})[row.key] = row.value
     return scores
 
 
@@ -136,10 +143,69 @@ def cut_scores(run: Run, step: int, aside: Path | None) -> None:
         write_text(path, "".join(kept))
 
 
-def _rows(run: Run) -> Iterator[dict[str, Any]]:
-    """Rows of evaluations.jsonl that are whole and of our form, in order. Others were garbled, or are of another tool."""
-    for _, row in json_lines(run.evaluations):
-        numbers = isinstance(row.get("step"), int) and isinstance(row.get("value"), int | float) and isfinite(row["value"])
-        texts = all(isinstance(row.get(key), str) for key in ("task", "metric", "content"))
-        if numbers and texts and row.keys() >= {"max_length", "truncate_dim", "base"}:
-            yield row
+class _Row(NamedTuple):
+    """A row of evaluations.jsonl."""
+
+    step: int
+    task: str
+    key: str
+    """<task>/<metric>."""
+    value: float
+    content: str
+    terms: tuple[Any, Any]
+    base: Any
+
+
+@dataclass(slots=True)
+class _Read:
+    """What has been read of a file that grows at its end."""
+
+    inode: int = -1
+    end: int = 0
+    """Bytes of it, whole lines."""
+    last: bytes = b""
+    """The last of these, by which a file that was written anew is told."""
+    rows: list[_Row] = field(default_factory=list)
+    lock: Lock = field(default_factory=Lock)
+    """Retention reads in the thread that writes checkpoints."""
+
+
+@cache
+def _read_of(path: Path) -> _Read:  # noqa: ARG001  (of which there is one)
+    return _Read()
+
+
+def _rows(path: Path) -> list[_Row]:
+    """Rows of evaluations.jsonl that are whole and of our form, in order. Others were garbled, or are of another tool.
+
+    Asked at each checkpoint of a long run: what this process has read of the file is not read again.
+    """
+    read = _read_of(path)
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return []
+    with file, read.lock:
+        inode = os.fstat(file.fileno()).st_ino
+        file.seek(max(0, read.end - len(read.last)))
+        if inode != read.inode or file.read(len(read.last)) != read.last:
+            read.inode, read.end, read.last = inode, 0, b""
+            read.rows.clear()
+            file.seek(0)
+        for line in file:
+            if not line.endswith(b"\n"):  # being written, or torn: whoever writes next ends it
+                break
+            read.end, read.last = read.end + len(line), (read.last + line)[-LOOKED_AT:]
+            if (row := _row(json_row(line.decode(errors="replace")))) is not None:
+                read.rows.append(row)
+        return list(read.rows)
+
+
+def _row(row: dict[str, Any] | None) -> _Row | None:
+    if row is None or not row.keys() >= {"max_length", "truncate_dim", "base"}:
+        return None
+    numbers = isinstance(row.get("step"), int) and isinstance(row.get("value"), int | float) and isfinite(row["value"])
+    if not numbers or not all(isinstance(row.get(key), str) for key in ("task", "metric", "content")):
+        return None
+    task, key, content = map(sys.intern, (row["task"], f"{row['task']}/{row['metric']}", row["content"]))
+    return _Row(row["step"], task, key, row["value"], content, (row["max_length"], row["truncate_dim"]), row["base"])

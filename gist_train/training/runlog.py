@@ -11,7 +11,7 @@ from typing import Self
 from gist_train.config.schema import Config
 from gist_train.config.training import SpikesConfig
 from gist_train.data.corpus import Corpus
-from gist_train.data.files import append_text, json_lines, sync, write_text
+from gist_train.data.files import append_text, json_lines, json_row, lines_from_the_end, sync
 from gist_train.run_folder import Run
 from gist_train.training.checkpoint import LogSums
 from gist_train.training.loop import StepRecord, metrics_of
@@ -69,9 +69,10 @@ class RunLog:
             return
         # What is logged again after a resume are the figures that trackers have: they would take them for further ones.
         self._tracked = _cut(self._path, sums.step)
-        self._scores_tracked = any(row.get("step") == self._tracked for _, row in json_lines(run.evaluations))
         self._path.touch()
         self._trackers = trackers_of(config, run, self.notes)
+        if self._trackers:
+            self._scores_tracked = any(row.get("step") == self._tracked for _, row in json_lines(run.evaluations))
 
     def __enter__(self) -> Self:
         return self
@@ -221,6 +222,18 @@ def _cut(path: Path, step: int) -> int:
     """
     if not path.exists():
         return -1
-    rows = [(line, row["step"]) for line, row in json_lines(path) if isinstance(row.get("step"), int)]
-    write_text(path, "".join(f"{line}\n" for line, of_row in rows if of_row <= step))
-    return max((of_row for _, of_row in rows), default=-1)
+    end, last = 0, -1
+    for at, line in lines_from_the_end(path):  # of a long run's file the last rows alone are read
+        row = json_row(line)
+        if row is None or not isinstance(row.get("step"), int):
+            continue
+        last = max(last, row["step"])
+        if row["step"] <= step:
+            end = at + len(line)
+            break
+    with path.open("r+b") as file:
+        file.truncate(end)
+        file.seek(end)
+        file.write(b"\n" if end else b"")
+    sync(path)
+    return last
