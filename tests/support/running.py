@@ -200,13 +200,17 @@ def _as_rank(function: Callable[..., Any], args: Sequence[Any], rank: int, count
         sending.send((False, traceback.format_exc()))
 
 
-def exit_code_of(function: Callable[..., Any], *args: Any) -> int | None:
-    """Calls `function(*args)` in a process of its own and returns its exit code, -9 where it was killed."""
+def exit_code_of(function: Callable[..., Any], *args: Any, within: float = PATIENCE) -> int | None:
+    """Calls `function(*args)` in a process of its own and returns its exit code, -9 where it was killed.
+
+    One that is not done `within` so many seconds is killed, and its code is None.
+    """
     process = _SERVER.Process(target=_alone, args=(function, args))
     process.start()
-    process.join(PATIENCE)
+    process.join(within)
     code = process.exitcode
     process.kill()
+    process.join()
     return code
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import time
@@ -104,6 +105,33 @@ def test_kill_minus_9_changes_nothing(write_config, tmp_path, log_every, moments
             f"step-{step:09d}" for step in (4, 8, 12)
         ]  # nothing half made
         assert_same_run(run, whole, 12)
+
+
+def trained(path):
+    """`gist-train train PATH`, whose words are for nobody."""
+    return gist("train", path).code
+
+
+PIPELINE = {"tracking": {"log_every": 3}}
+WRITING = {"tracking": {"log_every": 1}, "guide": None, "checkpoint": {"every": 1, "keep_last": 3}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kills", "sections"), [(200, WRITING), (20, PIPELINE)], ids=["while it writes", "whole pipelines"])
+def test_kills_at_random_moments_change_nothing(write_config, tmp_path, kills, sections):
+    """A run is killed until it gets to its end, and then the next one: of a pipeline, corpus, tokens and store are made anew."""
+    whole, draw, killed_so_far, ended = tmp_path / "runs" / "whole", random.Random(), 0, 0
+    began = time.monotonic()
+    assert exit_code_of(trained, write_config("whole", **sections)) == 0
+    seconds = time.monotonic() - began
+    while killed_so_far < kills:
+        cache = tmp_path / (f"cache{ended}" if sections is PIPELINE else "cache")
+        path = write_config(f"cut{ended}", **sections, cache_dir=str(cache))
+        while (code := exit_code_of(trained, path, within=draw.uniform(0, 1.2 * seconds))) is None:
+            killed_so_far += 1
+        assert code == 0
+        assert_same_run(tmp_path / "runs" / f"cut{ended}", whole, 12)
+        ended += 1
 
 
 @pytest.fixture
