@@ -46,6 +46,7 @@ from gist_train.training.guides import StoredGuide
 from gist_train.training.loop import StepRecord, steps
 from gist_train.training.schedule import Schedule
 from gist_train.training.step_context import SourceRules, Training
+from gist_train.training.update import UpdateState
 
 BATCH_SIZE, LEARNING_RATE, GRAD_CLIP, MAX_LENGTH, TEMPERATURE = 16, 5e-6, 1.0, 512, 0.01
 TextsOfBatch = list[list[int]]
@@ -223,6 +224,7 @@ def run_ours(
         tokens=bench.tokens,
         guide=bench.guide,
         loss=loss,
+        state=UpdateState(),
         sources=SourceRules(np.zeros(1, bool), np.zeros(1, bool)),
         grad_clip=GRAD_CLIP,
         seed=0,

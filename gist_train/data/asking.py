@@ -47,7 +47,7 @@ def asked(question: Callable[[], str | None], *, once: bool) -> str:
     waits = () if once else SECONDS_BETWEEN_TRIES
     for wait in (*waits, None):
         try:
-            told = question()
+            answer = question()
         except OfflineModeIsEnabled:
             raise HubError("HF_HUB_OFFLINE is set", as_wished=True) from None
         except Exception as error:  # of the HTTP library of the day, whose classes share none with the hub's
@@ -58,9 +58,9 @@ def asked(question: Callable[[], str | None], *, once: bool) -> str:
                 raise HubError(f"the hub {_in_words(error, status)}") from error
             time.sleep(wait)
         else:
-            if told is None:
+            if answer is None:
                 raise HubError("the hub names no commit of it")
-            return told
+            return answer
     raise AssertionError("the last try returns or raises")
 
 

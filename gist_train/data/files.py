@@ -133,11 +133,11 @@ def lines_from_the_end(path: Path) -> Iterator[tuple[int, bytes]]:
             size = min(READ_AT_A_TIME, begin)
             begin = file.seek(begin - size)
             first, *lines = (file.read(size) + rest).split(b"\n")
-            at = begin + len(first) + sum(len(line) + 1 for line in lines)
+            place = begin + len(first) + sum(len(line) + 1 for line in lines)
             for line in reversed(lines):
-                at -= len(line)
-                yield at, line
-                at -= 1
+                place -= len(line)
+                yield place, line
+                place -= 1
             rest = first
         yield 0, rest
 

@@ -89,15 +89,15 @@ def commit_of(path: str, revision: str | None, where: str) -> str:
     if kept is not None and silent():
         return kept
     try:
-        told = asked(lambda: HfApi().dataset_info(path, revision=revision, timeout=SECONDS_TO_ANSWER).sha, once=kept is not None)
+        named = asked(lambda: HfApi().dataset_info(path, revision=revision, timeout=SECONDS_TO_ANSWER).sha, once=kept is not None)
     except HubError as error:
         if kept is None:
             raise _unread(path, where, error) from error
         if not error.as_wished:
             logger.warning("%s: %s; the copy in the cache is taken, commit %s", path, error, kept)
         return kept
-    _keep_commit(path, revision, told)
-    return told
+    _keep_commit(path, revision, named)
+    return named
 
 
 def _copies() -> Path:

@@ -13,7 +13,8 @@ from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from gist_train.data.asking import SECONDS_TO_ANSWER, HubError, asked, silent
 from gist_train.data.files import read_json
 
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_WEIGHTS = "model.safetensors"
+_INDEX = f"{_WEIGHTS}.index.json"
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "tokenizer.model", "sentencepiece.bpe.model")
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def commit_of(name: str, revision: str | None) -> str:
     if commit is not None and (commit == revision or silent()) and whole(name, commit):
         return commit
     try:
-        told = asked(lambda: HfApi().model_info(name, revision=revision, timeout=SECONDS_TO_ANSWER).sha, once=commit is not None)
+        named = asked(lambda: HfApi().model_info(name, revision=revision, timeout=SECONDS_TO_ANSWER).sha, once=commit is not None)
     except HubError as error:
         if commit is None:
             raise
@@ -42,7 +43,7 @@ def commit_of(name: str, revision: str | None) -> str:
             logger.warning("%s: %s; the copy in the cache is taken, commit %s", name, error, commit)
         return commit
     _keep_name_of(name, revision)
-    return told
+    return named
 
 
 def _keep_name_of(name: str, revision: str | None) -> None:

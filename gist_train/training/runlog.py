@@ -223,13 +223,13 @@ def _cut(path: Path, step: int) -> int:
     if not path.exists():
         return -1
     end, last = 0, -1
-    for at, line in lines_from_the_end(path):  # of a long run's file the last rows alone are read
+    for place, line in lines_from_the_end(path):  # of a long run's file the last rows alone are read
         row = json_row(line)
         if row is None or not isinstance(row.get("step"), int):
             continue
         last = max(last, row["step"])
         if row["step"] <= step:
-            end = at + len(line)
+            end = place + len(line)
             break
     with path.open("r+b") as file:
         file.truncate(end)

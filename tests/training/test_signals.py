@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,10 @@ def start(*words, log):
     """A real process, its output in a file: nobody reads a pipe here."""
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     with log.open("w") as stream:
-        return subprocess.Popen([sys.executable, *map(str, words)], env=environment, stdout=stream, stderr=stream)
+        # Under nohup, the suite hands on that SIGHUP is ignored.
+        heeding = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
+        command = [sys.executable, *map(str, words)]
+        return subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, preexec_fn=heeding)
 
 
 @pytest.fixture
