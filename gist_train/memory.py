@@ -65,8 +65,9 @@ def naming_work(work: Callable[[], tuple[str, Sequence[str]]]) -> Iterator[None]
         asked = asked_for(error)
         if asked is None:
             raise
-        # What failed may still hold what it had: what follows needs some memory, too.
-        raise MemoryShortageError(work()[0], asked, work()[1]) from error.with_traceback(None)
+        what, lowering = work()
+        # Without its traceback, whose frames hold what the work had: what follows needs some memory, too.
+        raise MemoryShortageError(what, asked, lowering) from error.with_traceback(None)
 
 
 def lowered(key: str, now: int, fitted: int | None, least: int) -> str | None:

@@ -77,6 +77,10 @@ def test_scores_that_were_read_are_not_read_again(tmp_path, monkeypatch):
     text = run.evaluations.read_text().replace("0.5", "0.7")
     run.evaluations.write_text(text)
     assert scores()[0] == {"a/x": 0.0, "b/y": 0.7}
+    run.evaluations.write_text(text.removesuffix("\n"))  # as an editor may leave it
+    assert scores()[2] == {"a/x": 0.2, "b/y": 0.7}
+    add_scores(tmp_path, 3, {"a/x": 0.3})
+    assert list(scores()) == [0, 1, 2, 3]
     run.evaluations.unlink()
     assert scores() == {}
 

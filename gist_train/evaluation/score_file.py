@@ -193,10 +193,11 @@ def _rows(path: Path) -> list[_Row]:
             read.rows.clear()
             file.seek(0)
         for line in file:
-            if not line.endswith(b"\n"):  # being written, or torn: whoever writes next ends it
-                break
+            row = _row(json_row(line.decode(errors="replace")))
+            if not line.endswith(b"\n"):  # being written, torn, or of an editor: it counts if it is whole, and is read again
+                return [*read.rows, row] if row is not None else list(read.rows)
             read.end, read.last = read.end + len(line), (read.last + line)[-LOOKED_AT:]
-            if (row := _row(json_row(line.decode(errors="replace")))) is not None:
+            if row is not None:
                 read.rows.append(row)
         return list(read.rows)
 
