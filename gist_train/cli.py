@@ -7,7 +7,6 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Annotated, Literal, TextIO, cast
 
 import typer
@@ -17,11 +16,12 @@ from gist_train.config.errors import Fault, UserError
 from gist_train.config.fields import expanded
 from gist_train.config.loading import load_config
 from gist_train.config.schema import Config
-from gist_train.config.secrets import HIDDEN, HidingStream, hidden, hide_command_line
+from gist_train.config.secrets import HidingStream, hide_command_line
 from gist_train.data.files import no_room
 from gist_train.memory import MemoryShortageError, asked_for
-from gist_train.progress import Terminal, say, terminal
+from gist_train.progress import Terminal, terminal
 from gist_train.run_folder import Run
+from gist_train.telling import tell
 from gist_train.training.signals import Stopped, StopSignal
 from gist_train.version import __version__
 
@@ -32,8 +32,6 @@ app = typer.Typer(
     help="Fine-tunes text-embedding models with GISTEmbed: a frozen guide decides which in-batch samples may serve as negatives.",
 )
 err = terminal()
-LINES, SIGNS = 40, 2000
-"""Of a message, and of a line of it, that are shown."""
 
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML of a run.", metavar="CONFIG", show_default=False)]
 RunPath = Annotated[Path, typer.Argument(help="A run folder, or the YAML that made it.", metavar="RUN", show_default=False)]
@@ -279,34 +277,6 @@ def _config_and_run(path: Path, overrides: list[str]) -> tuple[Config, Run]:
     return config, Run.of(config)
 
 
-def _report(error: Exception) -> None:
-    """Says what went wrong: whole on the first process, in a line on the others, which mostly meet the same."""
-    rank, message = os.environ.get("RANK", "0"), str(error)
-    if rank != "0":
-        message = f"process {rank}: {message.splitlines()[0] if message else type(error).__name__}"
-    say(err, _at_most_a_screen(message))
-    if HIDDEN in message:
-        say(
-            err,
-            f"{HIDDEN} stands for a password or token, which is shown and kept nowhere: a run's config.yaml has it not either.",
-        )
-
-
-def _at_most_a_screen(message: str) -> str:
-    """The message, or its beginning and the file that has the whole of it: nobody reads more, and no terminal keeps it."""
-    lines = message.splitlines()
-    if len(lines) <= LINES and max(map(len, lines), default=0) <= SIGNS:
-        return message
-    shown = [line if len(line) <= SIGNS else f"{line[:SIGNS]}…" for line in lines[: LINES - 1]]
-    try:
-        with NamedTemporaryFile("w", encoding="utf-8", prefix="gist-train-", suffix=".txt", delete=False) as file:
-            file.write(hidden(message) + "\n")
-        rest = f"The whole message, {len(lines):,} lines: {file.name}"
-    except OSError:  # a full disk may be what it speaks of
-        rest = f"... and {len(lines) - len(shown):,} lines more"
-    return "\n".join([*shown, rest])
-
-
 def _let_segments_expand() -> None:
     """Has torch map GPU memory to where it is asked for: batches differ in tokens, and blocks of fixed places would leave holes.
 
@@ -337,14 +307,14 @@ def main() -> None:
         with StopSignal():
             app(args=words)
     except UserError as error:
-        _report(error)
+        tell(error)
         sys.exit(2)
     except (ArithmeticError, MemoryError, OSError, RuntimeError, SafetensorError) as error:
         if not isinstance(error, MemoryShortageError) and (asked := asked_for(error)):
             error = MemoryShortageError(f"gist-train {' '.join(sys.argv[1:2])}", asked, [])
         if isinstance(error, RuntimeError):
             raise
-        _report(error)
+        tell(error)
         if no_room(error):
             safe = "What was whole before is whole now, and what is half written is removed or is left out when it is read."
             fix = "Make room, or set output_dir and cache_dir to another disk, and run the same command again."

@@ -68,7 +68,7 @@ def test_a_disk_without_room_has_no_file_of_it(write_config, monkeypatch):
     path = write_config()
     config = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump(config | {f"wrong{i}": i for i in range(100)}))
-    monkeypatch.setattr("gist_train.cli.NamedTemporaryFile", _no_room)
+    monkeypatch.setattr("gist_train.telling.NamedTemporaryFile", _no_room)
     ended = gist("prepare", path)
     assert ended.code == 2
     assert "... and 361 lines more\n" in ended.err

@@ -14,6 +14,7 @@ FLOORS = (
     "run_folder",
     "progress",
     "memory",
+    "telling",
     "data",
     "model",
     "evaluation",

@@ -5,8 +5,10 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from support.serving import serving
 
 Commits = dict[str, dict[str, bytes]]
 """Commit (40 hex digits) -> path -> content. The last one is main."""
@@ -49,16 +51,11 @@ def hub(name: str, commits: Commits, kind: str = "datasets", fault: str | int | 
             if body:
                 self.wfile.write(content)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", requests
-    finally:
-        over.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Handler) as endpoint:
+        try:
+            yield endpoint, requests
+        finally:
+            over.set()
 
 
 def _found(name: str, commits: Commits, path: str, kind: str) -> tuple[int, bytes, dict[str, str]]:

@@ -5,8 +5,10 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from support.serving import serving
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 HISTORY = "wandb-history.jsonl"
@@ -98,14 +100,8 @@ def wandb_server() -> Iterator[WandbServer]:
 
         do_GET = do_POST = do_PUT = _handle  # noqa: N815  (as the base class asks for them)
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        http.daemon_threads = True
-        server.address = f"http://127.0.0.1:{http.server_address[1]}"
-        thread = threading.Thread(target=http.serve_forever, daemon=True)
-        thread.start()
+    with serving(Handler) as server.address:
         try:
             yield server
         finally:
             server.over.set()
-            http.shutdown()
-            thread.join()
