@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings["data"] = {"train": [{"source": "medi", "path": str(source)}], "batching": "task"}
             settings["training"] = {"batch_size": options.batch_size, "precision": options.precision}
             config = Config.model_validate(settings)
-            accelerator, _ = make_accelerator(config.training.precision, None)
+            accelerator, _ = make_accelerator(config.training.precision)
             bench = Bench(open_job(config, accelerator, console), Path(folder), options.steps)
             result = {"machine": told(accelerator.device, PACKAGES), **_measure(bench, options.rounds, console)}
     except UserError as error:

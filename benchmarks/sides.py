@@ -202,7 +202,7 @@ def run_ours(
         block_size: of the loss.
     """
     AcceleratorState._reset_state(reset_partial_state=True)  # the trainer of the other side leaves its own behind
-    accelerator, _ = make_accelerator(bench.precision, None)
+    accelerator, _ = make_accelerator(bench.precision)
     student = load_student(ModelConfig(name=str(bench.student), dropout=bench.dropout))
     weights = [p for p in student.encoder.parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(weights, lr=bench.learning_rate, weight_decay=0.0, fused=True)

@@ -20,6 +20,7 @@ from gist_train.config.secrets import HidingStream, hide_command_line
 from gist_train.data.files import no_room
 from gist_train.memory import MemoryShortageError, asked_for
 from gist_train.progress import Terminal, terminal
+from gist_train.pulse import RankFailedError
 from gist_train.run_folder import Run
 from gist_train.telling import tell
 from gist_train.training.signals import Stopped, StopSignal
@@ -124,13 +125,19 @@ def train(
     resume: Annotated[
         str, typer.Option(help="auto: resume from the newest checkpoint, if any; never: refuse a non-empty folder; or a step.")
     ] = "auto",
-    timeout: Annotated[float | None, typer.Option(help="Seconds a process waits for the others.")] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds without progress after which a process counts as hung. [default: 600]", show_default=False),
+    ] = None,
 ) -> None:
     """Train. The same command resumes after Ctrl-C, a crash or a reboot."""
-    loaded = load_config(config, set_ or [])
-    from gist_train.training_run import train as run_training
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        load_config(config, set_ or [])  # before anything slow is imported: a typo is reported at once
+    from gist_train.training_run import launched, train_on
 
-    raise typer.Exit(run_training(loaded, resume=resume, timeout=timeout, console=err))
+    with launched(timeout) as ranks:  # one process of several may read another file
+        code = train_on(ranks, load_config(config, set_ or []), resume=resume, console=err)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -309,6 +316,10 @@ def main() -> None:
     except UserError as error:
         tell(error)
         sys.exit(2)
+    except RankFailedError as failed:
+        if not failed.said:
+            tell(failed)
+        sys.exit(failed.code)
     except (ArithmeticError, MemoryError, OSError, RuntimeError, SafetensorError) as error:
         if not isinstance(error, MemoryShortageError) and (asked := asked_for(error)):
             error = MemoryShortageError(f"gist-train {' '.join(sys.argv[1:2])}", asked, [])

@@ -24,9 +24,9 @@ from gist_train.config.sources import ClassificationSource
 from gist_train.data.batches import BatchPlan
 from gist_train.data.building import SHOWN_FAULTS, build_corpus, labelled_texts, refuse_bad
 from gist_train.data.corpus import Corpus, TokenTable, text_hashes
-from gist_train.data.files import locked
 from gist_train.data.fingerprints import ContentHashes, corpus_fingerprint
 from gist_train.data.held_out import held_out_texts
+from gist_train.data.leases import locked
 from gist_train.data.manifests import damage_in
 from gist_train.data.overlap import Exclusion, normalized_hash
 from gist_train.memory import lowered, naming_work

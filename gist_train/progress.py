@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from gist_train.config.secrets import hidden
+from gist_train.pulse import PULSE
 
 EVERY = 30.0
 """Seconds between two plain lines, whether the work came any further or not."""
@@ -60,6 +61,7 @@ def follow(counts: Iterator[int], what: str, total: int | None, console: Console
         shown: shows it even if this process's console is quiet: only the process that holds the lock knows the progress.
     """
     quiet, console.quiet = console.quiet, not shown
+    counts = _felt(counts, what)
     try:
         if console.is_terminal:
             _behind_a_bar(counts, what, total, console, shown=shown)
@@ -69,6 +71,16 @@ def follow(counts: Iterator[int], what: str, total: int | None, console: Console
                     lines.done = done
     finally:
         console.quiet = quiet
+
+
+def _felt(counts: Iterator[int], what: str) -> Iterator[int]:
+    """The same counts; the other processes of the run see that the work gets on, where it does."""
+    before = None
+    for done in counts:
+        if done != before:
+            PULSE.beat(what)
+        before = done
+        yield done
 
 
 def _behind_a_bar(counts: Iterator[int], what: str, total: int | None, console: Console, *, shown: bool) -> None:

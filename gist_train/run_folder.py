@@ -43,9 +43,19 @@ class Run:
         return self.folder / "run.json"
 
     @property
+    def stacks(self) -> Path:
+        """Where each rank stood when one of them hung."""
+        return self.folder / "stacks"
+
+    @property
     def metrics(self) -> Path:
         """A row every `tracking.log_every` steps."""
         return self.folder / "metrics.jsonl"
+
+    @property
+    def rows(self) -> Path:
+        """Which rows of the corpus each step read, where `tracking.log_rows` is on."""
+        return self.folder / "step-rows.jsonl"
 
     @property
     def evaluations(self) -> Path:

@@ -1,10 +1,12 @@
 """What ended a command, told to a person: in a screen, and without what is nobody's business."""
 
 import os
+import socket
 from tempfile import NamedTemporaryFile
 
 from gist_train.config.secrets import HIDDEN, hidden
 from gist_train.progress import say, terminal
+from gist_train.pulse import RankFailedError
 
 LINES, SIGNS = 40, 2000
 """Of a message, and of a line of it, that are shown."""
@@ -12,10 +14,10 @@ EXPLAINED = f"{HIDDEN} stands for a password or token, which is shown and kept n
 
 
 def tell(error: Exception) -> None:
-    """Says what went wrong: whole on the first process, in a line on the others, which mostly meet the same."""
+    """Says what went wrong. Of several processes, the first that failed says so, with its rank unless that is 0."""
     rank, message = os.environ.get("RANK", "0"), str(error)
-    if rank != "0":
-        message = f"process {rank}: {message.splitlines()[0] if message else type(error).__name__}"
+    if rank != "0" and not isinstance(error, RankFailedError):
+        message = f"rank {rank} (host {socket.gethostname()}, process {os.getpid()}):\n{message or type(error).__name__}"
     err = terminal()
     say(err, _at_most_a_screen(message))
     if HIDDEN in message:

@@ -14,7 +14,8 @@ from gist_train.checks import check, check_folders
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.models import GuideConfig, GuideVectorsConfig
 from gist_train.config.schema import Config
-from gist_train.data.files import held, no_room, write_json
+from gist_train.data.files import no_room, write_json
+from gist_train.data.leases import held
 from gist_train.evaluation.leakage import count_leaks, leakage_line
 from gist_train.evaluation.measuring import Measuring, scores_line
 from gist_train.evaluation.score_file import cut_scores
@@ -26,23 +27,23 @@ from gist_train.results.early_stopping import best_saved, forget_later_end, no_r
 from gist_train.results.selected import selected_steps
 from gist_train.run_folder import Run
 from gist_train.training import checkpoint as checkpoints
-from gist_train.training.checkpoint import Facts, LogSums
+from gist_train.training.alike import refuse_unlike_configs, refuse_unlike_content
+from gist_train.training.checkpoint import LogSums
 from gist_train.training.checkpoint_writer import CheckpointWriter
 from gist_train.training.display import Display
 from gist_train.training.distributed import (
     DTYPES,
-    HOST_TIMEOUT,
+    end_group_at_exit,
     largest_over_ranks,
     make_accelerator,
-    precision_of,
-    raise_on_all_ranks,
-    same_on_all_ranks,
+    precision_on,
 )
 from gist_train.training.loop import StepRecord, steps
+from gist_train.training.ranks import TIMEOUT, Ranks
 from gist_train.training.resume import checkpoint_to_start_from, refuse_other_content, refuse_other_mathematics
 from gist_train.training.run_description import describe
 from gist_train.training.runlog import RunLog
-from gist_train.training.setup import Job, last_step, open_training
+from gist_train.training.setup import Job, Prepared, last_step, open_training
 from gist_train.training.shortage import training_work
 from gist_train.training.signals import Stopped, StopSignal
 from gist_train.training.throughput import TrainingCost, matmul_rate
@@ -59,44 +60,68 @@ def train(config: Config, *, resume: str = "auto", timeout: float | None = None,
 
     Args:
         resume: "auto" (from the newest checkpoint, if any), "never" (refuse a folder with a run in it) or a step.
-        timeout: seconds that a rank waits for the others; None for the backend's own.
+        timeout: seconds without progress after which a rank counts as hung; None for `ranks.TIMEOUT`.
         console: where a person reads what is going on; None for stderr.
 
     Raises:
         UserError: the data, the models or the run folder are not what the config says, or `timeout` is no time to wait for.
         NonFiniteError: loss or gradient is not finite.
+        RankFailedError: another rank failed, died or hangs.
+    """
+    with launched(timeout) as ranks:
+        return train_on(ranks, config, resume=resume, console=console)
+
+
+def launched(timeout: float | None) -> Ranks:
+    """The processes of this launch.
+
+    Raises:
+        UserError: `timeout` is no time to wait for.
     """
     if timeout is not None and not 1 <= timeout <= LONGEST_WAIT:
         fix = "name a number of seconds in this range, or leave it out"
         raise UserError(Fault("--timeout", f"{timeout:g}", f"1 to {LONGEST_WAIT:,}", fix))
-    if timeout is None and config.evaluation.every and config.evaluation.judges:
-        timeout = HOST_TIMEOUT.total_seconds()
-    accelerator, note = make_accelerator(config.training.precision, timeout)
+    return Ranks(timeout or TIMEOUT)
+
+
+def train_on(ranks: Ranks, config: Config, *, resume: str = "auto", console: Console | None = None) -> int:
+    """`train`, within `ranks`."""
+    refuse_unlike_configs(ranks, config)
+    accelerator, note = make_accelerator(config.training.precision)
     console = console or terminal()
     console.quiet = console.quiet or not accelerator.is_main_process
-    console.print(_first_line(accelerator))
+    console.print(_first_line(config, accelerator))
     if note:
         console.print(note)
     run = Run.of(config)
+    ranks.stacks, ranks.safe = run.stacks, partial(_safe, run)
     check_folders(config)
     # Before the guide's pass: a launcher may go while it runs.
     with StopSignal() as signals, _only_writer(run) if accelerator.is_main_process else nullcontext():
         try:
-            signal_number = _train_alone(config, accelerator, run, resume, signals, console)
+            signal_number = _train_alone(config, accelerator, ranks, run, resume, signals, console)
         except (Stopped, KeyboardInterrupt):
             console.print(
                 "Stopped at once. What was read and embedded is kept, as checkpoints are: run the same command to go on."
             )
             raise
         except MemoryShortageError as shortage:
-            if newest := max(run.saved_steps(), default=0):
-                shortage.safe = f"the checkpoint of step {newest:,}: the same command goes on from there"
+            shortage.safe = _safe(run)
             raise
-    accelerator.end_training()
+    end_group_at_exit()
     return 128 + signal_number if signal_number else 0
 
 
-def _train_alone(config: Config, accelerator: Accelerator, run: Run, resume: str, signals: StopSignal, console: Console) -> int:
+def _safe(run: Run) -> str:
+    """What is not lost where a run ends of itself."""
+    newest = max(run.saved_steps(), default=0)
+    kept = f"the checkpoint of step {newest:,}" if newest else "what was read and embedded"
+    return f"{kept}: the same command goes on from there"
+
+
+def _train_alone(
+    config: Config, accelerator: Accelerator, ranks: Ranks, run: Run, resume: str, signals: StopSignal, console: Console
+) -> int:
     """`train`, in a run folder that nobody else writes to. Returns the signal that stopped it, or 0."""
     measuring = check(config)
     origin = checkpoint_to_start_from(run, resume, console)
@@ -105,13 +130,15 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Run, resume: str
         measuring = replace(measuring, tasks=[])  # read for their faults; the first process measures
     if origin is not None:
         refuse_other_mathematics(origin, config)  # before the guide is put to work
-    job = open_job(config, accelerator, console)
+    prepared = _prepared(config, accelerator, console)
+    # Before accelerate is given the model: it would send the first rank's weights to all.
+    refuse_unlike_content(ranks, config, prepared, precision_on(config.training.precision, accelerator.device), origin)
+    job = open_training(config, accelerator, prepared)
     sums = LogSums(step=0)
     if origin is not None:
         refuse_other_content(origin, job.facts, excluding=config.data.exclude_evaluation_texts)
         checkpoints.load_checkpoint(origin.folder, job.student, job.training.optimizer, job.training.state)
         sums = checkpoints.sums_of(origin.manifest)
-    _refuse_unlike_ranks(sums.step, job.facts)
     if accelerator.is_main_process and (warning := _short_of_room(config, job, run)):
         say(console, warning)
     stays = stays_ended(config, run, sums.step)
@@ -125,7 +152,7 @@ def _train_alone(config: Config, accelerator: Accelerator, run: Run, resume: str
         if line := leakage_line(leaks):
             say(console, line)
         describe(run, config, accelerator, job, leaks)
-    signal_number, step = _drive(config, job, run, sums, measuring, signals, console)
+    signal_number, step = _drive(config, job, ranks, run, sums, measuring, signals, console)
     if signal_number:
         console.print(f"Stopped at step {step:,}; checkpoint saved. Run the same command to resume.", highlight=False)
         return signal_number
@@ -144,9 +171,12 @@ def open_job(config: Config, accelerator: Accelerator, console: Console) -> Job:
     Raises:
         UserError: data or models are not what the config says.
     """
+    return open_training(config, accelerator, _prepared(config, accelerator, console))
+
+
+def _prepared(config: Config, accelerator: Accelerator, console: Console) -> Prepared:
     processes = Processes(accelerator.num_processes, accelerator.is_local_main_process)
-    prepared = prepare(config, accelerator.device, console, processes, trains_here=True)
-    return open_training(config, accelerator, prepared)
+    return prepare(config, accelerator.device, console, processes, trains_here=True)
 
 
 def _go_back_to(run: Run, step: int, console: Console) -> None:
@@ -161,7 +191,7 @@ def _go_back_to(run: Run, step: int, console: Console) -> None:
 
 
 def _drive(
-    config: Config, job: Job, run: Run, sums: LogSums, measuring: Measuring, signals: StopSignal, console: Console
+    config: Config, job: Job, ranks: Ranks, run: Run, sums: LogSums, measuring: Measuring, signals: StopSignal, console: Console
 ) -> tuple[int, int]:
     """Takes the steps that are left; logs, saves and evaluates when they are due.
 
@@ -171,14 +201,14 @@ def _drive(
     accelerator, total = training.accelerator, training.schedule.total_steps
     own, processes = run if accelerator.is_main_process else None, accelerator.num_processes
     cost = TrainingCost.of(student.encoder)
-    rate = matmul_rate(student.encoder, 2048, DTYPES[precision_of(accelerator)])
+    rate = matmul_rate(student.encoder, 2048, DTYPES[precision_on(config.training.precision, accelerator.device)])
     with (
         RunLog(own, config, sums, training.corpus, total) as log,
         signals.noted(),
         CheckpointWriter(own, student, training.optimizer, job.facts, training.state) as writer,
         Display(console, sums.step, job.stop) as display,
     ):
-        milestones = _Milestones(config, run, job, measuring, log, writer, signals, console)
+        milestones = _Milestones(config, ranks, run, job, measuring, log, writer, signals, console)
         step, signal_number, every = sums.step, 0, config.evaluation.every
         # The base model; after an interruption, what it left out.
         if every and (step % every == 0 or step >= job.stop) and milestones.measure(step):
@@ -228,6 +258,7 @@ class _Milestones:
     """What is done at some steps besides the step: checkpoints, which another thread writes, and evaluations."""
 
     config: Config
+    ranks: Ranks
     run: Run
     job: Job
     measuring: Measuring
@@ -244,14 +275,19 @@ class _Milestones:
             self.writer.save(self.log.sums(), before=self.log.sync, after=after)
 
     def settle(self) -> None:
-        """Waits for the checkpoint under way. Where it could not be written, all ranks end."""
+        """Waits for the checkpoint under way. Where it could not be written, all ranks end.
+
+        Raises:
+            Exception: what kept the first process from writing it.
+        """
         with self.log.waiting():
-            raise_on_all_ranks(self.writer.wait(), "a checkpoint failed on the first process, which says why")
+            if failure := self.writer.wait():
+                raise failure
+            self.ranks.first_says("")
 
     def measure(self, step: int) -> bool:
         """Whether the run ends here, for want of a rise: the first process measures, the others hear of it."""
         ends = False
-        failure: Exception | None = None
         if self.job.training.accelerator.is_main_process and self.measuring.tasks:
             try:
                 with self.signals.noted(False):  # a checkpoint of the step is whole: there is nothing to wait for
@@ -263,35 +299,21 @@ class _Milestones:
             except (Stopped, KeyboardInterrupt):  # noted, and asked for after the next step
                 self.console.print(f"evaluation of step {step:,} left: it is done when the run goes on", highlight=False)
             except OSError as error:
-                if no_room(error):  # they are measured again when the run goes on, or by gist-train evaluate
-                    say(self.console, f"warning: {error}. The scores of step {step:,} are not kept.")
-                else:
-                    failure = error
-            except Exception as error:  # whatever it is, the others must not wait for it
-                failure = error
-        raise_on_all_ranks(failure, "the evaluation failed on the first process, which says why")
-        return bool(largest_over_ranks(ends))
+                if not no_room(error):
+                    raise
+                # They are measured again when the run goes on, or by gist-train evaluate.
+                say(self.console, f"warning: {error}. The scores of step {step:,} are not kept.")
+        return self.ranks.first_says("ends" if ends else "") == "ends"
 
 
 @contextmanager
 def _only_writer(run: Run) -> Iterator[None]:
     """Raises UserError where another process trains in the run folder: two writers would tear each other's checkpoints."""
-    with held(run.writer_lock) as alone:
-        if not alone:
+    with held(run.writer_lock) as other:
+        if other is not None:
             fix = "wait for it, stop it, or give this training a name of its own"
-            raise UserError(Fault(f"run folder {run}", "another process that trains in it", "one at a time", fix))
+            raise UserError(Fault(f"run folder {run}", f"another training in it: {other}", "one at a time", fix))
         yield
-
-
-def _refuse_unlike_ranks(step: int, facts: Facts) -> None:
-    """Raises UserError on all ranks where they would not start from one checkpoint over one corpus."""
-    corpus = int(facts.corpus[:15], 16)
-    # Both are asked on every rank: a question that one rank leaves out would keep the others waiting.
-    alike = [same_on_all_ranks(value) for value in (step, corpus)]
-    if not all(alike):
-        unlike = "checkpoints of different steps" if not alike[0] else "data of different content"
-        fix = "put output_dir and data on a shared disk"
-        raise UserError(Fault("the processes of this run", unlike, "one run folder and one corpus", fix))
 
 
 def _short_of_room(config: Config, job: Job, run: Run) -> str | None:
@@ -306,10 +328,11 @@ def _short_of_room(config: Config, job: Job, run: Run) -> str | None:
     return f"warning: {config.output_dir}: it will take up to {sizes}. Make room, or lower checkpoint.keep_last"
 
 
-def _first_line(accelerator: Accelerator) -> str:
+def _first_line(config: Config, accelerator: Accelerator) -> str:
     count = accelerator.num_processes
     processes = f"{count} process{'es' if count > 1 else ''}"
-    where = f"{accelerator.device.type}, {torch.get_num_threads()} threads each, {precision_of(accelerator)}"
+    precision = precision_on(config.training.precision, accelerator.device)
+    where = f"{accelerator.device.type}, {torch.get_num_threads()} threads each, {precision}"
     return f"gist-train {__version__}: {processes} on {where}"
 
 

@@ -12,6 +12,7 @@ FLOORS = (
     "version",
     "config",
     "run_folder",
+    "pulse",
     "progress",
     "memory",
     "telling",

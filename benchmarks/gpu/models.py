@@ -85,7 +85,7 @@ def synchronise(device: torch.device) -> None:
 def fresh_accelerator(setup: Setup, precision: str | None = None) -> Accelerator:
     """One that no trainer before has set up. Older ones share its state from here on."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    return make_accelerator(precision or setup.precision, None)[0]
+    return make_accelerator(precision or setup.precision)[0]
 
 
 def model_folder(setup: Setup, name: str) -> Path:

@@ -1,16 +1,13 @@
-"""Files that are whole or do not exist, one writer at a time, and who of several works on what."""
+"""Files that are whole or do not exist."""
 
 import errno
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
-from uuid import uuid4
+from typing import Any, BinaryIO
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.secrets import without_secrets
@@ -192,82 +189,3 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
-
-
-@contextmanager
-def held(path: Path) -> Iterator[bool]:
-    """Holds the lock file at `path` if nobody else does, without waiting; yields whether it does. The file is removed on exit."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _opened(path, os.O_WRONLY | os.O_CREAT) as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        # Whoever held it before may have removed the file between our opening and our locking of it: then it locks nobody out.
-        if not path.exists() or path.stat().st_ino != os.fstat(stream.fileno()).st_ino:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            path.unlink()
-
-
-@contextmanager
-def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
-    """Holds a lock of `folder`, waiting for whoever has it. The system lets go of it when a process dies, however it dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with _opened(folder / name, os.O_WRONLY | os.O_CREAT) as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-class Claims:
-    """What this process has taken on, in a file of its own that it holds locked: the system lets go of it when the process dies.
-
-    Every process of any run, on any machine that shares the disk, sees what all others have taken. Claims are opened, and `hold`
-    and `others` called, while the folder is locked (`locked`).
-
-    Args:
-        folder: where all that share the work have their claims; it exists.
-    """
-
-    def __init__(self, folder: Path):
-        self._own = folder / f".claim-{uuid4().hex}"
-        self._stream = self._own.open("x+b")
-        fcntl.flock(self._stream, fcntl.LOCK_EX)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._own.unlink(missing_ok=True)
-        self._stream.close()
-
-    def hold(self, content: bytes) -> None:
-        """Says that this process has taken `content` on, in place of what it had before."""
-        self._stream.seek(0)
-        self._stream.truncate()
-        self._stream.write(content)
-        self._stream.flush()
-        os.fsync(self._stream.fileno())  # other machines see what is on the disk
-
-    def others(self) -> list[bytes]:
-        """What each other living process has taken on; the claims of dead ones are removed."""
-        taken = []
-        for path in self._own.parent.glob(".claim-*"):
-            if path == self._own:
-                continue
-            try:
-                stream = path.open("rb")
-            except FileNotFoundError:  # its owner is done, which takes no lock
-                continue
-            with stream:
-                try:
-                    fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    taken.append(stream.read())
-                else:
-                    path.unlink(missing_ok=True)
-        return taken

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gist_train.data.corpus import Corpus, Int64, text_hash
-from gist_train.data.files import locked, whole_folder
+from gist_train.data.files import whole_folder
+from gist_train.data.leases import locked
 from gist_train.data.sources import Row
 
 NORMALIZATION = 1

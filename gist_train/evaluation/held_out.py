@@ -6,9 +6,9 @@ from gist_train.config.errors import Fault, UserError
 from gist_train.config.evaluation import HELD_OUT, HELD_OUT_LABELS, ClassificationTask, RetrievalTask
 from gist_train.config.schema import Config, cache_folder
 from gist_train.config.sources import ClassificationSource
-from gist_train.data.files import locked
 from gist_train.data.fingerprints import ContentHashes, corpus_fingerprint
 from gist_train.data.held_out import FIT, LABELS, ROWS, write_held_out
+from gist_train.data.leases import locked
 from gist_train.evaluation.classification import LoadedClassification, read_classification
 from gist_train.evaluation.retrieval import LoadedRetrieval, read_retrieval
 from gist_train.progress import follow, terminal

@@ -21,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from gist_train.config.evaluation import EvaluationConfig
-from gist_train.data.files import append_text, json_lines, json_row, lines_from_the_end, locked, sync, write_bytes, write_text
+from gist_train.data.files import append_text, json_lines, json_row, lines_from_the_end, sync, write_bytes, write_text
+from gist_train.data.leases import locked
 from gist_train.evaluation.metrics import Items, Score
 from gist_train.run_folder import Run
 

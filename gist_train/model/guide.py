@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.models import StoredModelConfig
-from gist_train.data.files import Claims, locked, naming, read_json, write_json
+from gist_train.data.files import naming, read_json, write_json
 from gist_train.data.fingerprints import ContentHashes
+from gist_train.data.leases import Claims, locked
 from gist_train.model.checksums import CHECK_BYTES, HEADER, checksums, header, read_header
 from gist_train.model.loading import folder_prompt, identity
 from gist_train.model.whole import TextModel
@@ -149,6 +150,19 @@ class GuideStore:
                 some = there[first : first + ROWS_LOOKED_AT]
                 damaged[some] = ~self._whole(positions[some])
         return damaged
+
+    def content(self, positions: NDArray[np.int64]) -> str:
+        """A digest of the embeddings at `positions` (n,), in this order and wherever the store has them; -1 is none."""
+        digest = hashlib.blake2b(digest_size=16)
+        for first in range(0, len(positions), ROWS_LOOKED_AT):
+            some = positions[first : first + ROWS_LOOKED_AT]
+            sums = np.zeros(len(some), np.uint64)
+            known = (some >= 0) & (some < len(self._checksums))
+            sums[known] = self._checksums[some[known]]
+            old = some >= len(self._checksums)  # of before there were checksums
+            sums[old] = checksums(self._embeddings[some[old]])
+            digest.update(sums.tobytes())
+        return digest.hexdigest()
 
     def forget(self, positions: NDArray[np.int64]) -> None:
         """Takes the hashes of these embeddings away, so that their texts are embedded again."""

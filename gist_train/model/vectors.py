@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from gist_train.config.errors import Fault, UserError, listed, shown
 from gist_train.config.models import GuideVectorsConfig
 from gist_train.data.corpus import text_hashes
-from gist_train.data.files import locked, whole_folder, write_json, write_text
+from gist_train.data.files import whole_folder, write_json, write_text
 from gist_train.data.fingerprints import ContentHashes
 from gist_train.data.formats import ROWS_AT_A_TIME, jsonl_cells, parquet_cells, parquet_of
+from gist_train.data.leases import locked
 from gist_train.data.tables import BadRow, Field, TableFile, read_errors, text
 from gist_train.model.checksums import checksums, header
 from gist_train.model.guide import CHECKSUMS, FORMAT, GuideStore

@@ -259,7 +259,7 @@ def _mean_flops(student: Pretrained, epoch: EpochTokens) -> float:
 
 def _measured(config: Config, prepared: Prepared, guide: GuidePass | None, stop: int) -> Measured:
     """Seconds of a step, of the guide's pass and of the whole run on this machine, of one process."""
-    accelerator, _ = make_accelerator(config.training.precision, None)
+    accelerator, _ = make_accelerator(config.training.precision)
     stand_in = isinstance(config.guide, GuideConfig) and prepared.guide is None
     pass_seconds = 0.0
     if isinstance(config.guide, GuideConfig) and guide is not None and stand_in:

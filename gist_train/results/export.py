@@ -10,7 +10,8 @@ from yaml import YAMLError
 
 from gist_train.config.errors import Fault, UserError, listed
 from gist_train.config.evaluation import EvaluationConfig
-from gist_train.data.files import held, whole_folder
+from gist_train.data.files import whole_folder
+from gist_train.data.leases import held
 from gist_train.data.manifests import foreign_files, verified_manifest
 from gist_train.progress import say, terminal
 from gist_train.results.card import model_card
@@ -59,12 +60,13 @@ def export_model(
     except OSError as error:
         found = f'"{to.parent}": {error.strerror}'
         raise UserError(Fault("--to", found, "a folder in one that can be made", "name another folder")) from None
-    with held(to.parent / f".{to.name}.export.lock") as alone:
-        if not alone:
-            raise UserError(Fault("--to", f"{to}, which another export writes", "one at a time", "wait for it, or name another"))
+    with held(to.parent / f".{to.name}.export.lock") as other:
+        if other is not None:
+            found = f"{to}, which another export writes: {other}"
+            raise UserError(Fault("--to", found, "one at a time", "wait for it, or name another"))
         if os.path.lexists(to) and not _is_export(to):
-            other = f"{to}, which is no export of this package"
-            raise UserError(Fault("--to", other, "a new folder, or an earlier export", "name another folder"))
+            found = f"{to}, which is no export of this package"
+            raise UserError(Fault("--to", found, "a new folder, or an earlier export", "name another folder"))
         with whole_folder(to, replace=True) as partial:
             _copy(origin, partial)
             report = None if onnx is None else add_onnx(partial, onnx)

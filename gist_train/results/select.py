@@ -12,7 +12,8 @@ from rich.console import Console
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.schema import Config
-from gist_train.data.files import json_lines, locked
+from gist_train.data.files import json_lines
+from gist_train.data.leases import locked
 from gist_train.data.manifests import verified_manifest
 from gist_train.evaluation.leakage import leaks_of
 from gist_train.evaluation.measuring import Measuring, Scores, on_this_device, values

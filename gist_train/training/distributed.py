@@ -4,6 +4,7 @@ Every rank knows the whole batch (the plan is a pure function), so that ids and 
 travels is the student's embeddings, once forward and once backward.
 """
 
+import atexit
 import os
 import warnings
 from datetime import timedelta
@@ -23,29 +24,28 @@ from torch import Tensor
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.model.device import on_cpu, steady_attention, whole_float32
+from gist_train.pulse import waiting
 
-HOST_TIMEOUT = timedelta(hours=4)
-"""That hosts wait for one of them, which may be evaluating, where backends would give up after 10 or 30 minutes; one that died is
-noticed by the launcher."""
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PATIENCE = timedelta(days=30)
+"""That a collective waits, where backends would give up after 10 or 30 minutes: a rank that hangs is found by `Ranks`, and one
+that evaluates or writes a checkpoint gets on. No end, and it fits into what counts milliseconds."""
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What `training.precision` names."""
-_ACCELERATE = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
+_ACCELERATE = {"float32": "no", "float64": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
-def make_accelerator(precision: str, timeout: float | None) -> tuple[Accelerator, str | None]:
+def make_accelerator(precision: str) -> tuple[Accelerator, str | None]:
     """The Accelerator of this process, and what to tell the user where our precision rules over other settings.
 
     Args:
-        precision: "auto" (bf16 on a GPU that has it, else float32), "float32", "bf16" or "fp16".
-        timeout: seconds that a rank waits for the others; None for the backend's own.
+        precision: "auto" (bf16 on a GPU that has it, else float32), "float32", "float64", "bf16" or "fp16".
 
     Raises:
         UserError: accelerate was set up to shard or compile the model, or the precision is not one of this device's.
     """
-    waits = {} if timeout is None else {"timeout": timedelta(seconds=timeout)}
     # accelerate starts gloo only where it is set that this is for CPUs: else each of torchrun's processes would train alone.
     cpu = on_cpu()
-    device = PartialState(cpu, **waits).device  # sets this process' GPU, before anything else asks for one
+    device = PartialState(cpu, timeout=PATIENCE).device  # sets this process' GPU, before anything else asks for one
     check_precision(precision, device)
     mixed = _ACCELERATE[precision_on(precision, device)]
     set_up = os.environ.get("ACCELERATE_MIXED_PRECISION", mixed)
@@ -81,20 +81,17 @@ def check_precision(precision: str, device: torch.device) -> None:
     if precision == "fp16" and device.type != "cuda":
         expected = "float32, bf16 or auto: fp16 is for CUDA devices without bf16"
         raise UserError(Fault("training.precision", f"fp16, on {device.type}", expected, "set it to auto"))
+    if precision == "float64" and device.type == "mps":
+        raise UserError(Fault("training.precision", "float64, on mps", "float32 or auto: mps has no float64", "set it to auto"))
 
 
 def precision_on(precision: str, device: torch.device) -> str:
-    """float32, bf16 or fp16: what the encoder runs in under `training.precision` on this device."""
+    """float32, float64, bf16 or fp16: what the encoder runs in under `training.precision` on this device."""
     if precision == "auto":
         # Not in emulation, as a T4 has it: that is slower than float32.
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return "bf16" if has_bf16 else "float32"
     return precision
-
-
-def precision_of(accelerator: Accelerator) -> str:
-    """float32, bf16 or fp16: accelerate calls the first "no"."""
-    return next(ours for ours, theirs in _ACCELERATE.items() if theirs == accelerator.mixed_precision)
 
 
 def share(count: int, rank: int, processes: int) -> tuple[int, int]:
@@ -123,20 +120,23 @@ class _Gather(torch.autograd.Function):
         padded = x.new_zeros(max(sizes), x.shape[1])
         padded[: len(x)] = x
         received = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(received, padded)
+        with waiting():
+            dist.all_gather(received, padded)
         return tuple(part[:size] for part, size in zip(received, sizes, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         summed = torch.cat([g.contiguous() for g in gradients])
-        dist.all_reduce(summed)
+        with waiting():
+            dist.all_reduce(summed)
         return torch.split(summed, ctx.sizes)[ctx.rank], None
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
     """The elementwise sum of `values` over all ranks."""
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(values)
+        with waiting():
+            dist.all_reduce(values)
     return values
 
 
@@ -148,26 +148,18 @@ def largest_over_ranks(value: int) -> int:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
     agreed = torch.tensor([value])
-    dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=_hosts())
+    with waiting():
+        dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=_hosts())
     return int(agreed.item())
+
+
+@cache
+def end_group_at_exit() -> None:
+    """Has the process group ended when this process does: another training in the same launch uses the same one."""
+    atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
 
 
 @cache
 def _hosts() -> dist.ProcessGroup | None:
     """A group that speaks from host to host; None, which is the one that all use, where that does so itself."""
-    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=HOST_TIMEOUT)
-
-
-def raise_on_all_ranks(failure: BaseException | None, message: str) -> None:
-    """Raises `failure` on the rank that has one, and OSError with `message` on the others, which would wait for it else."""
-    failed = largest_over_ranks(int(failure is not None))
-    if failure is not None:
-        raise failure
-    if failed:
-        raise OSError(message)
-
-
-def same_on_all_ranks(value: int) -> bool:
-    """Whether all ranks have the same `value`."""
-    largest, smallest = largest_over_ranks(value), -largest_over_ranks(-value)
-    return largest == smallest
+    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=PATIENCE)

@@ -22,6 +22,7 @@ from torch import Tensor
 from gist_train.config.errors import listed
 from gist_train.data.corpus import Corpus
 from gist_train.model.loss import BLOCKS, LossOutput, guided_contrastive_loss
+from gist_train.pulse import PULSE, waiting
 from gist_train.training.distributed import gather_with_gradient, sum_over_ranks
 from gist_train.training.gradient_cache import encode, hand_on
 from gist_train.training.graphs import Graphs
@@ -145,6 +146,7 @@ def steps(training: Training, start: int, stop: int) -> Iterator[StepRecord]:
                 metrics=metrics,
             )
             heap.after_step()
+            PULSE.beat("training", step)
 
 
 def _compute(training: Training, inputs: Inputs, seeds: Sequence[int], frozen: Tensor, clock: StepClock) -> Tensor:
@@ -161,12 +163,15 @@ def _compute(training: Training, inputs: Inputs, seeds: Sequence[int], frozen: T
     # Summed over ranks this is the batch's loss. DistributedDataParallel averages gradients, hence the factor.
     factor = accelerator.num_processes
     scaled = training.state.loss_scale
-    (out.loss * (factor if scaled is None else factor * scaled.value)).backward()
+    with waiting():  # DistributedDataParallel sums gradients over ranks on the way
+        (out.loss * (factor if scaled is None else factor * scaled.value)).backward()
     if texts.cached:  # backward has reached the embeddings, and from there no graph leads to the weights yet
         hand_on(accelerator, training.model, texts, seeds, embeddings)
     clock.ends("backward")
 
-    totals = sum_over_ranks(torch.cat([out.loss.detach().float()[None], out.masked.float(), out.candidates.float()]))
+    totals = sum_over_ranks(
+        torch.cat([part.to(out.loss.dtype) for part in (out.loss.detach()[None], out.masked, out.candidates)])
+    )
     clock.ends("communication")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm, spike = update(optimizer, parameters, totals[0], frozen, limit=training.grad_clip, state=training.state)
@@ -185,7 +190,8 @@ def metrics_of(records: Sequence[StepRecord], corpus: Corpus) -> list[dict[str, 
     """
     if not records:
         return []
-    read = torch.stack([record.metrics for record in records]).tolist()
+    with waiting():  # for the device, which may wait for those of other ranks
+        read = torch.stack([record.metrics for record in records]).tolist()
     metrics_of_steps = [dict(zip(METRICS, values, strict=True)) for values in read]
     for record, metrics in zip(records, metrics_of_steps, strict=True):
         if metrics["frozen"]:

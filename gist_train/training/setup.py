@@ -18,7 +18,7 @@ from gist_train.model.attention import WIDEST_HEAD, flash_runs
 from gist_train.model.compiled import BorderedEncoder, CompiledEncoder
 from gist_train.model.pretrained import Pretrained
 from gist_train.training.checkpoint import Facts
-from gist_train.training.distributed import DTYPES, precision_of
+from gist_train.training.distributed import DTYPES, precision_on
 from gist_train.training.guides import Guide, SelfGuide, StoredGuide
 from gist_train.training.schedule import Schedule, make_schedule
 from gist_train.training.step_context import SourceRules, Training
@@ -51,7 +51,9 @@ class Job:
 
 def open_training(config: Config, accelerator: Accelerator, prepared: Prepared) -> Job:
     """The student on the accelerator's device, with optimizer and schedule, at step 0."""
-    student, precision = prepared.student, precision_of(accelerator)
+    student, precision = prepared.student, precision_on(config.training.precision, accelerator.device)
+    if precision == "float64":
+        student.encoder.double()
     schedule = schedule_of(config, prepared.plan.steps_per_epoch)
     adamw = _optimizer(student, config.optimizer)
     if config.training.cuda_graph:

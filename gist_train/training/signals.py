@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """Ctrl-C; kill, Slurm, Kubernetes; Slurm's warning (--signal=USR1@120); a closed ssh session."""
 WATCH_SECONDS = 1.0
 """Between two looks at whether the launcher is there."""
+PATIENCE = 2.0
+"""Seconds that the main thread has to act on a second signal."""
 _LAUNCHERS = (b"accelerate", b"torchrun", b"torch.distributed")
 
 
@@ -28,16 +31,30 @@ class Stopped(BaseException):
         self.number = number
 
 
+@contextmanager
+def ignored() -> Iterator[None]:
+    """Within it no signal that asks to stop does anything."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class StopSignal:
-    """While open, a signal raises `Stopped` (Ctrl-C: KeyboardInterrupt), or is noted and asked for. The second acts as ever.
+    """While open, a signal raises `Stopped` (Ctrl-C: KeyboardInterrupt), or is noted and asked for. The second acts as ever: also
+    where the main thread waits in C code for another rank, and Python can't call it.
 
     A signal that is ignored, as nohup has it of a closed terminal, stays so. SIGTERM to a one-process `accelerate launch` ends
     the launcher alone: a process whose launcher has gone is stopped as if it had got the signal itself.
     """
 
+    _launcher_watched = False
+
     def __init__(self) -> None:
         self._received = 0
-        self._noting = False
+        self._noting = self._acted = False
         self._before: dict[int, Any] = {}
         self._parent = os.getppid()
         self._over = Event()
@@ -45,14 +62,24 @@ class StopSignal:
     def __enter__(self) -> Self:
         handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         self._before = {number: signal.signal(number, self._handle) for number in handled}
-        if _is_launcher(self._parent):
+        reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        Thread(target=self._count, args=(reading,), name="signals", daemon=True).start()
+        self._watches = _is_launcher(self._parent) and not StopSignal._launcher_watched
+        if self._watches:  # one of those that are open is enough: a second signal would mean another thing
+            StopSignal._launcher_watched = True
             Thread(target=self._watch, name="launcher", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._over.set()
+        if self._watches:
+            StopSignal._launcher_watched = False
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self._writing)  # ends the thread
 
     @contextmanager
     def noted(self, noting: bool = True) -> Iterator[None]:
@@ -69,9 +96,27 @@ class StopSignal:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self._received = number
-        signal.signal(number, self._before[number])
+        signal.signal(number, self._handle_second)
         if not self._noting:
             raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
+
+    def _handle_second(self, number: int, frame: FrameType | None) -> None:
+        self._acted = True
+        before = self._before[number]
+        signal.signal(number, before)
+        if callable(before):
+            before(number, frame)
+        else:
+            os.kill(os.getpid(), number)
+
+    def _count(self, reading: int) -> None:
+        """Ends the process at the second signal of a kind if the main thread does not come to it. What is whole stays whole."""
+        came: Counter[int] = Counter()
+        while numbers := os.read(reading, 64):
+            came.update(number for number in numbers if number in self._before)
+            if max(came.values(), default=0) > 1 and not self._over.wait(PATIENCE) and not self._acted:
+                os._exit(128 + came.most_common(1)[0][0])
+        os.close(reading)
 
     def _watch(self) -> None:
         while not self._over.wait(WATCH_SECONDS):

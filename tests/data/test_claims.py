@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.running import exit_code_of
 
-from gist_train.data.files import Claims
+from gist_train.data.leases import Claims
 
 
 def test_each_sees_what_the_others_hold(tmp_path):

@@ -1,8 +1,6 @@
 """Files that are whole or do not exist, and one writer at a time."""
 
-import fcntl
 import json
-import multiprocessing
 import os
 import stat
 from pathlib import Path
@@ -13,21 +11,12 @@ from safetensors.numpy import save_file
 
 from gist_train.config.errors import UserError
 from gist_train.data import files
-from gist_train.data.files import held, locked, read_json, whole_folder, write_json, write_text
+from gist_train.data.files import read_json, whole_folder, write_json, write_text
+from gist_train.data.leases import held, locked
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def try_lock(folder: str) -> bool:
-    """Whether the lock is free, asked without waiting."""
-    with (Path(folder) / ".lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
 
 
 def test_whole_folder(tmp_path):
@@ -189,15 +178,3 @@ def test_json_round_trip(tmp_path):
     assert read_json(tmp_path / "a.json") == json.loads(text) == value
     assert "日本" in text
     assert text.endswith("}\n")
-
-
-def test_the_lock_keeps_another_process_out(tmp_path):
-    """Two runs that start together would embed every text twice, and write into one file."""
-    folder = tmp_path / "made" / "by it"
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        with locked(folder):
-            assert pool.apply(try_lock, (str(folder),)) is False
-        assert pool.apply(try_lock, (str(folder),)) is True
-        with pytest.raises(RuntimeError), locked(folder):
-            raise RuntimeError
-        assert pool.apply(try_lock, (str(folder),)) is True

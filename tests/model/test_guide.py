@@ -25,7 +25,7 @@ from gist_train.config.loading import load_config
 from gist_train.config.models import GuideConfig
 from gist_train.config.schema import cache_folder
 from gist_train.data.corpus import text_hash
-from gist_train.data.files import locked
+from gist_train.data.leases import locked
 from gist_train.model import guide as guide_module
 from gist_train.model.checksums import HEADER, checksums
 from gist_train.model.guide import GuideStore, store_folder

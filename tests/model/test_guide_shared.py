@@ -62,7 +62,7 @@ def in_parts(patch: pytest.MonkeyPatch) -> None:
 
 def prepared(path: Path, on_call: Callable[[int], object] = lambda _: None) -> tuple[list[list[str]], np.ndarray]:
     """`prepare_guide` as one process of a run: the texts that it embedded, call by call, and (N, G) the corpus' embeddings."""
-    accelerator, _ = make_accelerator("float32", 60.0)
+    accelerator, _ = make_accelerator("float32")
     config = load_config(path)
     corpus = prepare_corpus(config, accelerator.device, QUIET)
     processes = Processes(accelerator.num_processes, False)
@@ -98,7 +98,6 @@ def assert_whole(folder: Path, count: int) -> None:
     assert (folder / "checksums.bin").stat().st_size == HEADER.size + 8 * count
     assert not GuideStore(folder).damaged(np.arange(count)).any()
     assert sorted(path.name for path in folder.iterdir()) == [
-        ".lock",
         "checksums.bin",
         "embeddings.bin",
         "hashes.bin",
@@ -269,7 +268,7 @@ def test_the_last_texts_are_shared_out(tmp_path, monkeypatch, config, texts, tur
 
 def opened(path: Path) -> tuple[int, str]:
     """`open_job` of `train`: how many texts this rank embedded, and what it showed."""
-    accelerator, _ = make_accelerator("float32", 60.0)
+    accelerator, _ = make_accelerator("float32")
     console = Console(file=io.StringIO(), quiet=not accelerator.is_main_process, width=200)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(guide_module, "FEWEST_TEXTS", PART)

@@ -10,7 +10,7 @@ import socket
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,6 +29,7 @@ from gist_train.data.corpus import Corpus
 from gist_train.evaluation.metrics import Score
 from gist_train.evaluation.score_file import Terms, append_scores
 from gist_train.model.pretrained import Pretrained
+from gist_train.progress import terminal
 from gist_train.run_folder import TRAINING_STATE, Run
 from gist_train.training.distributed import make_accelerator
 from gist_train.training.loop import StepRecord, metrics_of
@@ -116,7 +117,7 @@ def add_scores(run: Path, step: int, values: Mapping[str, float], *, terms: Term
 
 def training_of(config: Config) -> tuple[Training, Pretrained, torch.optim.AdamW]:
     """What `train` hands to the loop, the student and its optimizer, at step 0."""
-    accelerator, _ = make_accelerator(config.training.precision, 60.0)
+    accelerator, _ = make_accelerator(config.training.precision)
     job = open_job(config, accelerator, QUIET)
     return job.training, job.student, job.training.optimizer
 
@@ -154,14 +155,12 @@ def kept_at_once(module: nn.Module, work: Callable[[], object]) -> int:
     return most
 
 
-def in_processes(count: int, function: Callable[..., Any], *args: Any) -> list[tuple[int, Any]]:
+def in_processes(count: int, function: Callable[..., Any], *args: Any, patience: float = PATIENCE) -> list[tuple[int, Any]]:
     """Calls `function(*args)` in `count` processes and returns (world size, result) of each, in rank order.
 
     `function` starts gloo through an Accelerator of its own. Tensors don't travel: return numpy arrays.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     pipes = [_SERVER.Pipe(duplex=False) for _ in range(count)]
     processes = [
         _SERVER.Process(target=_as_rank, args=(function, args, rank, count, port, pipes[rank][1])) for rank in range(count)
@@ -172,7 +171,7 @@ def in_processes(count: int, function: Callable[..., Any], *args: Any) -> list[t
     try:
         for rank, (receiving, sending) in enumerate(pipes):
             sending.close()
-            if not receiving.poll(PATIENCE):
+            if not receiving.poll(patience):
                 raise TimeoutError(f"rank {rank} of {count} says nothing")
             worked, result = receiving.recv()
             if not worked:
@@ -186,9 +185,7 @@ def in_processes(count: int, function: Callable[..., Any], *args: Any) -> list[t
 
 
 def _as_rank(function: Callable[..., Any], args: Sequence[Any], rank: int, count: int, port: int, sending: Any) -> None:
-    here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in here.items()}, MASTER_ADDR="127.0.0.1", ACCELERATE_USE_CPU="true")
-    torch.set_num_threads(1)
+    _become_rank(rank, count, port)
     try:
         result = function(*args)
         size = dist.get_world_size() if dist.is_initialized() else 1
@@ -198,6 +195,72 @@ def _as_rank(function: Callable[..., Any], args: Sequence[Any], rank: int, count
             dist.destroy_process_group()
     except BaseException:
         sending.send((False, traceback.format_exc()))
+
+
+@dataclass
+class Rank:
+    """A process of a launch that a test started."""
+
+    process: Any
+    log: Path
+    """What it writes to stderr."""
+
+    def ended(self, within: float = PATIENCE) -> Ended:
+        """How it ended. One that is not done `within` so many seconds is killed, with code -9."""
+        self.process.join(within)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+        return Ended(self.process.exitcode, "", self.log.read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def launched(folder: Path, *words_of_ranks: Sequence[object], before: Callable[[], object] | None = None) -> Iterator[list[Rank]]:
+    """`gist-train WORDS` on as many ranks as there are words, as a launcher starts them; those that are left are killed.
+
+    Args:
+        folder: for what they write to stderr.
+        before: is called in each of them first.
+    """
+    count, port, ranks = len(words_of_ranks), free_port(), []
+    for rank, words in enumerate(words_of_ranks):
+        log = folder / f"rank-{rank}.log"
+        process = _SERVER.Process(target=_command_as_rank, args=(log, [*map(str, words)], rank, count, port, before))
+        process.start()
+        ranks.append(Rank(process, log))
+    try:
+        yield ranks
+    finally:
+        for rank in ranks:
+            rank.process.kill()
+            rank.process.join()
+
+
+def free_port() -> int:
+    """One that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _become_rank(rank: int, count: int, port: int) -> None:
+    here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in here.items()}, MASTER_ADDR="127.0.0.1", ACCELERATE_USE_CPU="true")
+    torch.set_num_threads(1)
+
+
+def _command_as_rank(
+    log: Path, words: Sequence[str], rank: int, count: int, port: int, before: Callable[[], object] | None
+) -> None:
+    _become_rank(rank, count, port)
+    with log.open("wb") as stream:
+        os.dup2(stream.fileno(), 2)
+    sys.stderr = open(2, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 (for good)
+    sys.argv = ["gist-train", *words]
+    if before is not None:
+        before()
+    cli.err = terminal()
+    cli.main()
 
 
 def exit_code_of(function: Callable[..., Any], *args: Any, within: float = PATIENCE) -> int | None:

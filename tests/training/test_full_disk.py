@@ -98,7 +98,7 @@ def test_an_export_and_an_evaluation_say_what_is_safe(write_config, write_pairs,
     path = write_config(output_dir=str(disk), cache_dir=str(tmp_path / "cache"), evaluation=write_pairs(["one", "two"]))
     assert gist("train", path).code == 0
     fill()
-    for command, name in (("evaluate", "evaluation"), ("export", ".export.partial")):
+    for command, name in (("evaluate", "run/.lock"), ("export", "run/.export")):
         ended = gist(command, path)
         assert (ended.code, "Traceback" in ended.err) == (1, False), ended.err
         assert name in ended.err

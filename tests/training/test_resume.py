@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import time
 from threading import Event
 from unittest import mock
@@ -15,7 +16,7 @@ from support.running import PATIENCE, QUIET, assert_same_run, copied, exit_code_
 
 from gist_train.config.errors import UserError
 from gist_train.config.loading import load_config
-from gist_train.data.files import held
+from gist_train.data.leases import held
 from gist_train.data.manifests import _own_hash, seal, verified_manifest
 from gist_train.run_folder import MANIFEST, Run
 from gist_train.training import checkpoint as checkpoints
@@ -401,11 +402,11 @@ def test_strays_in_the_folder_of_checkpoints_are_passed_over(begun):
 def test_a_run_has_one_writer(write_config, tmp_path):
     """The command typed twice, or a restart beside an orphan: two writers would tear each other's checkpoints."""
     path = write_config()
-    with held(tmp_path / "runs" / ".run.lock") as alone:
-        assert alone
+    with held(tmp_path / "runs" / ".run.lock") as other:
+        assert other is None
         ended = gist("train", path)
     assert ended.code == 2
-    assert "another process" in ended.err
+    assert f"another training in it: process {os.getpid()} on {socket.gethostname()}, since 20" in ended.err
     assert not (tmp_path / "runs" / "run").exists()
     assert gist("train", path).code == 0
 

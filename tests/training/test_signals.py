@@ -251,7 +251,7 @@ def test_ctrl_c_before_the_loop_ends_with_130(config_of, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gist_train.training_run.train", interrupted)
+    monkeypatch.setattr("gist_train.training_run.train_on", interrupted)
     ended = gist("train", config_of("run"))
     assert ended.code == 130
     assert "Traceback" not in ended.err

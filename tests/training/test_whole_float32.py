@@ -31,12 +31,12 @@ def test_tf32_is_turned_off_and_told(lowered):
     else:
         torch.backends.cuda.matmul.allow_tf32 = True
     assert of_matmul() == "tf32"
-    _, note = make_accelerator("float32", None)
+    _, note = make_accelerator("float32")
     assert of_matmul() == "ieee"
     assert torch.get_float32_matmul_precision() == "highest"
     assert note is not None
     assert "TF32 is off" in note
-    assert make_accelerator("float32", None)[1] is None
+    assert make_accelerator("float32")[1] is None
 
 
 def test_the_guide_and_the_judges_too():
@@ -47,7 +47,7 @@ def test_the_guide_and_the_judges_too():
     assert torch.backends.cudnn.allow_tf32 in (True, False)  # torch.export reads it, and fails where cuDNN's settings differ
 
 
-@pytest.mark.parametrize("opened", [this_device, lambda: make_accelerator("float32", None)], ids=["device", "accelerator"])
+@pytest.mark.parametrize("opened", [this_device, lambda: make_accelerator("float32")], ids=["device", "accelerator"])
 def test_attention_of_one_kind(opened):
     """Under gradient caching a kernel that one of the two passes alone takes draws another dropout than the other's."""
     torch.backends.cuda.enable_cudnn_sdp(True)

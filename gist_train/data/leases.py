@@ -1,0 +1,294 @@
+"""Who works on what: a file that says so, renewed while its process lives.
+
+It needs no lock of the file system, which disks over a network have in part, or not at all: a file that must not exist yet is
+made by one process alone wherever files can be made. A process that died is known by its number on its own machine, and elsewhere
+by a lease that is no longer renewed.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from threading import Event, Lock, Thread
+from types import TracebackType
+from typing import Self
+from uuid import uuid4
+
+from gist_train.config.errors import Fault, UserError
+from gist_train.data.files import naming
+from gist_train.pulse import PULSE
+
+RENEWED = 10.0
+"""Seconds between two renewals of a lease."""
+STALE = 35.0
+"""Seconds without a renewal after which a lease of another machine counts as that of a dead process."""
+HEADER = 512
+"""Bytes at the beginning of a lease that say who holds it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that holds something."""
+
+    host: str
+    machine: str
+    """What processes share that see each other's numbers."""
+    process: int
+    born: str
+    """When the process began, by the system's clock: a number is given again."""
+    since: float
+    """When it took hold, in seconds since 1970."""
+    renewals: int = 0
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host}, since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.since))}"
+
+
+class Lease:
+    """Made by the one process that gets it.
+
+    Args:
+        path: of the file, which must not be there.
+
+    Raises:
+        FileExistsError: another process has it, or a link is in its place.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        number = os.getpid()
+        self._holder = Holder(socket.gethostname(), machine(), number, born(number), time.time())
+        self._lock = Lock()
+        try:
+            with naming(path):
+                self.write(b"")
+        except OSError:  # a full disk
+            os.close(self._file)
+            path.unlink()
+            raise
+        _RENEWER.add(self)
+
+    def write(self, content: bytes) -> None:
+        """What is held, in place of what was before."""
+        with self._lock:
+            os.ftruncate(self._file, HEADER)
+            self._write_header()
+            os.pwrite(self._file, content, HEADER)
+            os.fsync(self._file)  # other machines see what is on the disk
+
+    def renew(self) -> None:
+        """Says that the process lives. Where the file is gone, or its disk, nothing is said."""
+        with self._lock, contextlib.suppress(OSError):
+            self._holder = replace(self._holder, renewals=self._holder.renewals + 1)
+            self._write_header()
+            os.fsync(self._file)
+
+    def release(self) -> None:
+        """Lets go; the file is removed, unless another process took it over."""
+        _RENEWER.remove(self)
+        with self._lock:
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(self.path, follow_symlinks=False).st_ino == os.fstat(self._file).st_ino:
+                    os.unlink(self.path)
+            os.close(self._file)
+
+    def _write_header(self) -> None:
+        os.pwrite(self._file, json.dumps(asdict(self._holder)).encode().ljust(HEADER - 1) + b"\n", 0)
+
+
+class _Renewer:
+    """Renews what this process holds, in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._held: set[Lease] = set()
+        self._lock = Lock()
+        self._process = 0
+        """In which the thread runs: a forked one has none."""
+
+    def add(self, lease: Lease) -> None:
+        with self._lock:
+            self._held.add(lease)
+            if self._process != os.getpid():
+                self._process = os.getpid()
+                Thread(target=self._renew, name="leases", daemon=True).start()
+
+    def remove(self, lease: Lease) -> None:
+        with self._lock:
+            self._held.discard(lease)
+
+    def _renew(self) -> None:
+        while not Event().wait(RENEWED):
+            with self._lock:
+                held = list(self._held)
+            for lease in held:
+                lease.renew()
+
+
+_RENEWER = _Renewer()
+
+
+class _Watch:
+    """Tells whether who holds the leases that it is shown lives, by what it saw of them before."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Path, tuple[Holder | None, float]] = {}
+        self.judged: Holder | None = None
+        """Who held the lease that was looked at last."""
+
+    def holder(self, path: Path) -> tuple[Holder | None, bytes] | None:
+        """Who holds a lease, as far as that is written yet, and what; None for nobody: who died, or let go."""
+        try:
+            with path.open("rb") as file:
+                content = file.read()
+        except FileNotFoundError:
+            self._seen.pop(path, None)
+            return None
+        self.judged = holder = _read(content)
+        seen, since = self._seen.get(path, (None, 0.0))
+        if path not in self._seen or seen != holder:
+            since = time.monotonic()
+            self._seen[path] = holder, since
+        if holder is not None and holder.machine == machine():
+            alive = born(holder.process) == holder.born
+        else:  # a moment where it is being made, longer where its renewals must come over a network
+            alive = time.monotonic() - since < (STALE if holder is not None else 1.0)
+        return (holder, content[HEADER:]) if alive else None
+
+
+def _read(content: bytes) -> Holder | None:
+    try:
+        return Holder(**json.loads(content[:HEADER]))
+    except (ValueError, TypeError):
+        return None
+
+
+def _taken(path: Path, watch: _Watch) -> Lease | Holder | None:
+    """The lease, or who holds it; None where neither is known yet."""
+    with contextlib.suppress(FileExistsError):
+        return Lease(path)
+    if path.is_symlink():
+        own = "nothing, or what gist-train left there itself"
+        raise UserError(Fault(str(path), "a link", own, "remove it, and see who put it there"))
+    if (found := watch.holder(path)) is not None:
+        return found[0]
+    # Its process died. Of several that see this one moves it away; one that moved another's new lease puts it back.
+    aside = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return None
+    if _read(aside.read_bytes()) != watch.judged:
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)
+    aside.unlink()
+    return None
+
+
+@contextmanager
+def held(path: Path) -> Iterator[Holder | None]:
+    """Holds the lease at `path` if nobody else does; yields None where it does, else who has it.
+
+    Where a process of another machine has it, this waits until that renews it, or until it must be dead.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    watch, first = _Watch(), None
+    while True:
+        taken = _taken(path, watch)
+        if isinstance(taken, Lease):
+            break
+        if taken is not None and (taken.machine == machine() or (first is not None and first != taken)):
+            yield taken
+            return
+        first = first or taken
+        time.sleep(0.1)
+    try:
+        yield None
+    finally:
+        taken.release()
+
+
+@contextmanager
+def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
+    """Holds a lease in `folder`, waiting for whoever has it. One whose process died, however it died, is taken over."""
+    folder.mkdir(parents=True, exist_ok=True)
+    watch, pause = _Watch(), 0.002
+    while not isinstance(lease := _taken(folder / name, watch), Lease):
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.2)
+        PULSE.beat()  # who holds it lives; whether it gets on, its own run watches
+    try:
+        yield
+    finally:
+        lease.release()
+
+
+class Claims:
+    """What this process has taken on, in a lease of its own.
+
+    Every process of any run, on any machine that shares the disk, sees what all others have taken. Claims are opened, and `hold`
+    and `others` called, while the folder is locked (`locked`).
+
+    Args:
+        folder: where all that share the work have their claims; it exists.
+    """
+
+    def __init__(self, folder: Path):
+        self._own = Lease(folder / f".claim-{uuid4().hex}")
+        self._watch = _Watch()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._own.release()
+
+    def hold(self, content: bytes) -> None:
+        """Says that this process has taken `content` on, in place of what it had before."""
+        self._own.write(content)
+
+    def others(self) -> list[bytes]:
+        """What each other living process has taken on; the claims of dead ones are removed."""
+        taken = []
+        for path in self._own.path.parent.glob(".claim-*"):
+            if path == self._own.path:
+                continue
+            if (found := self._watch.holder(path)) is None:
+                path.unlink(missing_ok=True)
+            else:
+                taken.append(found[1])
+        return taken
+
+
+def machine() -> str:
+    """What processes share that see each other's numbers."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return socket.gethostname()
+
+
+def born(process: int) -> str:
+    """When it began, in the system's ticks; "" where there is no such process, or it is dead and not yet buried."""
+    try:
+        state, *rest = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+    except FileNotFoundError:
+        return "" if Path("/proc/self").exists() or not _signalled(process) else str(process)
+    except ProcessLookupError:
+        return ""
+    return "" if state in "ZX" else rest[18]
+
+
+def _signalled(process: int) -> bool:
+    """Whether there is such a process, where the system has no /proc."""
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return error.errno == errno.EPERM
+    return True

@@ -1,0 +1,74 @@
+"""Whether all ranks are about to train the same: config and software before anything slow, content before the first step."""
+
+import hashlib
+import platform
+from importlib.metadata import version
+
+import torch
+from torch import nn
+
+from gist_train.config.schema import Config
+from gist_train.config.secrets import without_secrets
+from gist_train.training.checkpoint import Checkpoint
+from gist_train.training.guides import StoredGuide
+from gist_train.training.ranks import Ranks
+from gist_train.training.run_description import PACKAGES
+from gist_train.training.setup import Prepared
+from gist_train.version import __version__
+
+PLACES = ("output_dir", "cache_dir", "path", "vectors")
+"""Last parts of keys that say where something is: a host may have it elsewhere, and its content is compared."""
+
+
+def refuse_unlike_configs(ranks: Ranks, config: Config) -> None:
+    """Raises UserError where ranks were started with other configs, packages or Pythons: it would be no one training, or hang."""
+    packages = {"gist-train": __version__, "Python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    facts = {
+        **_flat(without_secrets(config.model_dump()), ""),
+        **{f"version of {name}": found for name, found in packages.items()},
+    }
+    ranks.agree("configs", facts, "start all ranks with one YAML, the same --set and one environment")
+
+
+def refuse_unlike_content(ranks: Ranks, config: Config, prepared: Prepared, precision: str, origin: Checkpoint | None) -> None:
+    """Raises UserError where ranks would start from other weights, or read other rows or another guide's embeddings.
+
+    Args:
+        precision: float32, bf16 or fp16.
+        origin: the checkpoint to go on from.
+    """
+    if ranks.size == 1:
+        return
+    encoder, guide = prepared.student.encoder, prepared.guide
+    stored = (guide.anchor, guide.positive, guide.negative) if isinstance(guide, StoredGuide) else ()
+    facts = {
+        "checkpoint to go on from": None if origin is None else f"{origin.folder.name}, {origin.manifest['sha256']}",
+        "weights of the student": _digest(encoder),
+        "student": [prepared.student.tokenizer_fingerprint(), encoder.pooling, encoder.normalized],
+        "precision": precision,
+        "rows and texts": prepared.corpus.content,
+        "guide": guide.fingerprint if isinstance(guide, StoredGuide) else type(guide).__name__,
+        "embeddings of the guide": [texts.store.content(texts.positions) for texts in stored],
+    }
+    fix = f"have output_dir ({config.output_dir}), cache_dir, models and data on a disk that all hosts share, or the same on each"
+    ranks.agree("content", facts, fix)
+
+
+def _digest(encoder: nn.Module) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _flat(value: object, above: str) -> dict[str, object]:
+    """Dotted key -> value of all that is no place."""
+    match value:
+        case dict():
+            parts = {f"{above}.{key}" if above else str(key): part for key, part in value.items() if key not in PLACES}
+        case list() | tuple():
+            parts = {f"{above}[{index}]": part for index, part in enumerate(value)}
+        case _:
+            return {above: value}
+    return {key: leaf for name, part in parts.items() for key, leaf in _flat(part, name).items()}

@@ -1,0 +1,398 @@
+"""The processes of one launch watch over each other: one that fails, dies or hangs ends all, and one message says which and why.
+
+Each rank writes how far it is into the store of the process group every second, and reads how far the others are. What is in the
+way of a rank that waits for another in C code, where no exception reaches it, is done by two threads: one speaks to the store,
+the other judges by what was read last, and ends the process where the main thread can't.
+"""
+
+import contextlib
+import faulthandler
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from threading import Event, Thread
+from types import TracebackType
+from typing import NoReturn, Self
+
+from gist_train.config.errors import Fault, UserError
+from gist_train.config.faults import found_words
+from gist_train.config.secrets import hidden
+from gist_train.data.files import write_text
+from gist_train.data.leases import born, machine
+from gist_train.progress import duration
+from gist_train.pulse import PULSE, RankFailedError, waiting
+from gist_train.training.launch_store import LaunchStore, StoreGoneError
+from gist_train.training.signals import Stopped, ignored
+
+TIMEOUT = 600.0
+"""Seconds without a sign of progress after which a rank counts as hung."""
+BEAT = 1.0
+"""Seconds between two words of a rank."""
+GRACE = 3.0
+"""Seconds that the main thread has to end by itself once it is known that a rank failed."""
+WORKS = 0.05
+"""Share of a processor's time from which on a process counts as getting on, whether it says so or not."""
+_END = "end"
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a run ended that did not end well."""
+
+    message: str
+    code: int
+    """That all ranks exit with."""
+    hung: bool = False
+    """Whether each rank is to write down where it stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """What a rank says of itself."""
+
+    host: str
+    machine: str
+    """What processes that can see each other have in common."""
+    process: int
+    born: str
+    """When the process began, by the system's clock: a number is given again."""
+    work: str
+    step: int
+    count: int
+    waits: bool
+    over: bool
+    """Whether it has ended well."""
+    beat: int
+
+
+@dataclass(slots=True)
+class _Heard:
+    """What this rank heard of another one, and when."""
+
+    word: _Word | None = None
+    beat_at: float = field(default_factory=time.monotonic)
+    moved_at: float = field(default_factory=time.monotonic)
+    gone: int = 0
+    """Looks in a row at which its process was not there."""
+
+    def hear(self, word: _Word) -> None:
+        now = time.monotonic()
+        if self.word is None or word.beat != self.word.beat:
+            self.beat_at = now
+        if self.word is None or (word.count, word.work) != (self.word.count, self.word.work):
+            self.moved_at = now
+        self.word = word
+
+
+class Ranks:
+    """Of one launch, from before the config is read to the end. With one process it does nothing.
+
+    Where this process fails, the others end with its code; where another one did, leaving raises `RankFailedError`. A process
+    that can't leave, because it waits in C code, is ended.
+
+    Args:
+        timeout: seconds without progress after which a rank counts as hung.
+    """
+
+    def __init__(self, timeout: float = TIMEOUT):
+        self.rank, self.size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.timeout = timeout
+        self.safe: Callable[[], str] = lambda: "what was whole before is whole now: the same command goes on from there"
+        """Says what is not lost."""
+        self.stacks: Path | None = None
+        """Folder for a file a rank of where each stood when one of them hung."""
+        self._heard = [_Heard() for _ in range(self.size)]
+        self._beats = self._questions = 0
+        self._end: End | None = None
+        self._found: End | None = None
+        """What this rank judged, for the thread that speaks to the store to pass on."""
+        self._answered = time.monotonic()
+        self._launcher_knows = ""
+        self._over, self._leaving = Event(), Event()
+        self._spent, self._worked = time.process_time(), 0
+
+    def __enter__(self) -> Self:
+        if self.size > 1:
+            self._store = LaunchStore(self.rank, self.timeout)
+            self._speak()
+            for work in (self._talk, self._judge):
+                Thread(target=work, name=work.__name__.strip("_"), daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.size == 1:
+            return
+        self._leaving.set()
+        if error is None and self._end is None:
+            self._leave_well()
+            return
+        with ignored():  # a launcher stops those that are left, which must not keep them from saying why
+            end = self._end or self._after(error)
+            if end is None:
+                own = _end_of(error, self._name(self.rank))
+                end = self._post(own)  # None where this is the first that fails: its own message says it
+            said = not self._claim_word()
+            self._leave_word_for_launcher(own.message if end is None else end.message)
+            self._wait_for_readers()
+            self._over.set()
+        if end is not None:
+            raise RankFailedError(end.message, end.code, said=said) from None
+
+    def agree(self, what: str, facts: Mapping[str, object], fix: str) -> None:
+        """Goes on where all ranks have the same facts, and waits until that is known.
+
+        Args:
+            what: the facts, for the message.
+            facts: name -> value, which JSON can hold.
+
+        Raises:
+            UserError: ranks differ; the same on all of them.
+        """
+        if self.size == 1:
+            return
+        own = json.dumps(facts, sort_keys=True, default=str)
+        with waiting():
+            self._store.write(f"{what}/{self.rank}", own)
+            if self.rank == 0:
+                faults = []
+                for rank in range(1, self.size):
+                    if (theirs := self._get(f"{what}/{rank}")) != own:
+                        faults += self._differences(rank, json.loads(own), json.loads(theirs), fix)
+                self._store.write(f"{what}/agreed", json.dumps([asdict(fault) for fault in faults]))
+            agreed = json.loads(self._get(f"{what}/agreed"))
+        PULSE.beat()
+        if agreed:
+            raise UserError(*(Fault(**fault) for fault in agreed))
+
+    def first_says(self, value: str) -> str:
+        """What the first rank says here, on all of them, which wait for it as long as it gets on. Called by all, in one order."""
+        if self.size == 1:
+            return value
+        self._questions += 1
+        key = f"first/{self._questions}"
+        with waiting() if self.rank else contextlib.nullcontext():
+            if self.rank == 0:
+                self._store.write(key, value)
+            said = self._get(key)
+        PULSE.beat()
+        return said
+
+    def _differences(self, rank: int, first: dict[str, object], other: dict[str, object], fix: str) -> list[Fault]:
+        self._listen()
+        missing = "nothing"
+        return [
+            Fault(
+                name,
+                f"{found_words(other.get(name, missing))}, on {self._name(rank)}",
+                f"{found_words(first.get(name, missing))}, as on {self._name(0)}",
+                fix,
+            )
+            for name in sorted(first.keys() | other.keys())
+            if first.get(name, missing) != other.get(name, missing)
+        ]
+
+    def _get(self, key: str) -> str:
+        """What a rank has set, or will. It ends the wait where a rank failed."""
+        while not self._store.has(key):
+            if self._end is not None:
+                raise RankFailedError(self._end.message, self._end.code, said=True)
+            time.sleep(0.02)
+        return self._store.read([key])[0]
+
+    def _post(self, end: End) -> End | None:
+        """Tells all ranks how the run ended. Returns how another rank had said it did before, None if this is the first word."""
+        mine = json.dumps(asdict(end))
+        with contextlib.suppress(StoreGoneError):
+            stands = self._store.write_first(_END, mine)
+            return None if stands == mine else End(**json.loads(stands))
+        return None
+
+    def _claim_word(self) -> bool:
+        """Whether this process is the one on its machine that says how the run ended."""
+        with contextlib.suppress(StoreGoneError):
+            return self._store.add(f"said/{machine()}", 1) == 1
+        return True
+
+    # Two threads.
+
+    def _talk(self) -> None:
+        """Writes how far this process is, and reads how far the others are."""
+        while not self._over.wait(BEAT):
+            try:
+                self._exchange()
+                self._answered = time.monotonic()
+            except StoreGoneError:  # its process may have ended well
+                if self._leaving.is_set():
+                    return
+
+    def _exchange(self) -> None:
+        self._beats += 1
+        # Who computes gets on, though it may say nothing for an hour, as where rows are sorted; who waits for others does not.
+        spent = time.process_time() - self._spent
+        self._worked += spent > WORKS * BEAT and not PULSE.waits
+        self._spent += spent
+        self._speak()
+        if self._found is not None:
+            self._end = self._post(self._found) or self._found
+        elif self._store.has(_END):
+            self._end = End(**json.loads(self._get(_END)))
+        self._listen()
+        if not self._leaving.is_set() and (self._beats % 5 == 1 or PULSE.work != self._launcher_knows):
+            self._launcher_knows = PULSE.work
+            self._leave_word_for_launcher()
+
+    def _speak(self, *, over: bool = False) -> None:
+        self._store.write(f"word/{self.rank}", json.dumps(asdict(self._own_word(over=over))))
+
+    def _listen(self) -> None:
+        keys = [f"word/{rank}" for rank in range(self.size)]
+        if any(heard.word is None for heard in self._heard):  # all at once only where all have come: else it would wait for them
+            keys = [key for key in keys if self._store.has(key)]
+        for key, word in zip(keys, self._store.read(keys), strict=True):
+            self._heard[int(key.split("/")[1])].hear(_Word(**json.loads(word)))
+
+    def _own_word(self, *, over: bool = False) -> _Word:
+        number = os.getpid()
+        state = (PULSE.work, PULSE.step, PULSE.count + self._worked, PULSE.waits)
+        return _Word(socket.gethostname(), machine(), number, born(number), *state, over, self._beats)
+
+    def _judge(self) -> None:
+        """Finds ranks that died or hang, and ends this process where a rank failed and the main thread can't leave."""
+        while not self._over.wait(BEAT):
+            if self._end is None and self._found is None and not self._leaving.is_set():
+                self._found = self._failure()
+            lost = self._found is not None and time.monotonic() - self._answered > 2 * BEAT
+            if self._end is not None or lost:
+                end = self._end or self._found
+                assert end is not None
+                self._end = end
+                if end.hung:
+                    self._write_stack()
+                # The main thread, where it can, leaves by itself and says why.
+                if not self._over.wait(GRACE) and not (self._leaving.is_set() and self._over.wait(4 * GRACE)):
+                    self._leave_at_once(end)
+
+    def _failure(self) -> End | None:
+        """A rank that died or hangs."""
+        now = time.monotonic()
+        for rank, heard in enumerate(self._heard):
+            word = heard.word
+            if word is None or word.over or rank == self.rank or word.machine != machine():
+                continue
+            # Twice, with a look at what was said in between: one that fails says so before it ends.
+            heard.gone = heard.gone + 1 if born(word.process) != word.born else 0
+            if heard.gone > 2:
+                return End(self._of_dead(rank), 1)
+        if now - self._answered > self.timeout:
+            return End(self._of_silent([0], "its store does not answer"), 1, hung=True)
+        running = [rank for rank, heard in enumerate(self._heard) if heard.word is None or not heard.word.over]
+        silent = [rank for rank in running if self._is_silent(self._heard[rank], now)]
+        if not silent and all(now - self._heard[rank].moved_at > self.timeout for rank in running):
+            silent = running  # each waits for the others
+        return End(self._of_silent(silent), 1, hung=True) if silent else None
+
+    def _is_silent(self, heard: _Heard, now: float) -> bool:
+        if now - heard.beat_at > self.timeout:
+            return True
+        return heard.word is not None and not heard.word.waits and now - heard.moved_at > self.timeout
+
+    # Ends.
+
+    def _after(self, error: BaseException | None) -> End | None:
+        """The end of another rank that led to this process' error: a connection that closed, or a launcher that stops those that
+        are left; None where there is none."""
+        if not isinstance(error, (RuntimeError, Stopped)):
+            return None
+        ends = time.monotonic() + (5 if isinstance(error, RuntimeError) else 1) * BEAT
+        while self._end is None and time.monotonic() < ends:
+            if self._found is None:
+                self._found = self._failure()
+            time.sleep(BEAT / 4)
+        return self._end
+
+    def _leave_well(self) -> None:
+        with contextlib.suppress(StoreGoneError):
+            self._speak(over=True)
+            left, ends = set(range(1, self.size)), time.monotonic() + 10 * BEAT
+            while self.rank == 0 and left and time.monotonic() < ends:  # it may keep the store
+                self._listen()
+                left = {rank for rank in left if (word := self._heard[rank].word) is None or not word.over}
+                time.sleep(BEAT / 50)
+        self._over.set()
+        if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+            Path(file).unlink(missing_ok=True)
+
+    def _wait_for_readers(self) -> None:
+        """Keeps the store, which may be this process', until the others have read how the run ended."""
+        with contextlib.suppress(StoreGoneError):
+            self._store.add("read", 1)
+            ends = time.monotonic() + GRACE
+            while self.rank == 0 and time.monotonic() < ends and self._store.add("read", 0) < self.size:
+                time.sleep(BEAT / 10)
+
+    def _leave_at_once(self, end: End) -> NoReturn:
+        """Ends this process, whose main thread waits where no exception reaches it. Nothing whole is harmed, as by kill -9."""
+        if self._claim_word():
+            shows = "\x1b[?25h" if sys.stderr.isatty() else ""  # a bar hides the cursor
+            sys.stderr.write(f"{shows}{hidden(end.message)}\n")
+            sys.stderr.flush()
+        self._leave_word_for_launcher(end.message)
+        self._wait_for_readers()
+        os._exit(end.code)
+
+    def _leave_word_for_launcher(self, message: str | None = None) -> None:
+        """Writes what torchrun shows of a process that failed, for one that is killed can't."""
+        if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+            text = hidden(message or self._of_dead(self.rank))
+            with contextlib.suppress(OSError):
+                write_text(
+                    Path(file), json.dumps({"message": {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}})
+                )
+
+    def _write_stack(self) -> None:
+        if self.stacks is not None:
+            with contextlib.suppress(OSError):
+                self.stacks.mkdir(parents=True, exist_ok=True)
+                with (self.stacks / f"rank-{self.rank}.txt").open("w", encoding="utf-8") as file:
+                    faulthandler.dump_traceback(file, all_threads=True)
+
+    # Words.
+
+    def _name(self, rank: int) -> str:
+        word = self._own_word() if rank == self.rank else self._heard[rank].word
+        return f"rank {rank}" + (" (which never came)" if word is None else f" (host {word.host}, process {word.process})")
+
+    def _standing(self, rank: int) -> str:
+        word = self._own_word() if rank == self.rank else self._heard[rank].word
+        return "before its first word" if word is None else f"at step {word.step:,}, {word.work}"
+
+    def _of_dead(self, rank: int) -> str:
+        fix = "its last lines, and the system's log (dmesg), tell what ended it: often want of memory; then run the same command"
+        return f"{self._name(rank)} died {self._standing(rank)}\n  fix       {fix}\n  safe      {self.safe()}"
+
+    def _of_silent(self, ranks: Sequence[int], why: str | None = None) -> str:
+        names = "; ".join(f"{self._name(rank)} {self._standing(rank)}" for rank in ranks[:4])
+        more = f" and {len(ranks) - 4:,} more" if len(ranks) > 4 else ""
+        why = why or f"no progress for {duration(self.timeout)} (--timeout)"
+        stacks = "" if self.stacks is None else f"\n  stacks    {self.stacks}: where each rank that could say so stood"
+        fix = "look at that machine and its network; then run the same command, with a larger --timeout if all was well"
+        return f"hung: {names}{more}: {why}{stacks}\n  fix       {fix}\n  safe      {self.safe()}"
+
+
+def _end_of(error: BaseException | None, name: str) -> End:
+    """What the others are told of this process' own error."""
+    match error:
+        case Stopped(number=number):
+            return End(f"{name} was told to stop", 128 + number)
+        case KeyboardInterrupt():
+            return End(f"{name} was told to stop", 130)
+        case SystemExit(code=int(code)):
+            return End(f"{name} ended with code {code}", code)
+        case UserError():
+            return End(f"{name}:\n{error}", 2)
+    return End(f"{name}: {error or type(error).__name__}", 1)

@@ -1,0 +1,141 @@
+"""Leases: one process has what it works on, until it lets go or dies, on whatever machine and file system."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from support.running import exit_code_of
+
+from gist_train.data import leases
+from gist_train.data.leases import Holder, Lease, held, locked
+
+
+def try_lock(folder):
+    with held(Path(folder) / ".lock") as other:
+        return other is None
+
+
+def test_the_lock_keeps_another_process_out(tmp_path):
+    """Two runs that start together would embed every text twice, and write into one file."""
+    folder = tmp_path / "made" / "by it"
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        with locked(folder):
+            assert pool.apply(try_lock, (str(folder),)) is False
+        assert pool.apply(try_lock, (str(folder),)) is True
+        with pytest.raises(RuntimeError), locked(folder):
+            raise RuntimeError
+        assert pool.apply(try_lock, (str(folder),)) is True
+    assert list(folder.iterdir()) == []
+
+
+def count_up(folder, times):
+    counter = folder / "counter"
+    for turn in range(times):
+        with locked(folder):
+            number = int(counter.read_text())
+            if turn == times // 2:
+                time.sleep(0.02)
+            counter.write_text(str(number + 1))
+            if turn == times - 1 and os.getpid() % 2:
+                os.kill(os.getpid(), signal.SIGKILL)  # which leaves its lease
+
+
+def test_many_processes_take_turns_and_some_die(tmp_path):
+    """Of several that find a dead process' lease one gets it; if two did, a count would be lost."""
+    (tmp_path / "counter").write_text("0")
+    processes = [multiprocessing.get_context("fork").Process(target=count_up, args=(tmp_path, 25)) for _ in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert {process.exitcode for process in processes} <= {0, -signal.SIGKILL}
+    with locked(tmp_path):
+        assert int((tmp_path / "counter").read_text()) == 6 * 25
+    assert [entry.name for entry in tmp_path.iterdir()] == ["counter"]
+
+
+def take_and_die(path):
+    Lease(path)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_the_lease_of_the_dead_is_taken_over_at_once(tmp_path):
+    """After a kill the same command is typed again: it must not wait, nor tell the user to remove a file."""
+    path = tmp_path / "lock"
+    assert exit_code_of(take_and_die, path) == -signal.SIGKILL
+    assert path.exists()
+    began = time.monotonic()
+    with held(path) as other:
+        assert other is None
+    assert time.monotonic() - began < 1
+    assert not path.exists()
+
+
+def elsewhere(path, renewals=0):
+    """A lease as a process of another machine writes it; here a process of that number may well live."""
+    holder = Holder("host-b", "another machine", os.getpid(), leases.born(os.getpid()), 1.8e9, renewals)
+    path.write_bytes(json.dumps(asdict(holder)).encode().ljust(leases.HEADER - 1) + b"\n")
+    return holder
+
+
+def test_another_machine_that_renews_its_lease_has_it(tmp_path, monkeypatch):
+    """Its number says nothing here: it lives as long as it says so."""
+    path = tmp_path / "lock"
+    holder, sleep = elsewhere(path), time.sleep
+
+    def sleep_and_renew(seconds):
+        sleep(seconds)
+        elsewhere(path, renewals=1)
+
+    monkeypatch.setattr(time, "sleep", sleep_and_renew)
+    with held(path) as other:
+        assert other == replace(holder, renewals=1)
+        assert "on host-b, since 20" in str(other)
+    assert path.exists()
+
+
+def test_another_machine_that_is_silent_is_dead(tmp_path, monkeypatch):
+    """A host that lost its power lets go of nothing: its run could never be resumed."""
+    monkeypatch.setattr(leases, "STALE", 0.5)
+    path = tmp_path / "lock"
+    elsewhere(path)
+    began = time.monotonic()
+    with held(path) as other:
+        assert other is None
+    assert time.monotonic() - began > 0.5
+
+
+def test_a_lease_is_renewed(tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "RENEWED", 0.05)
+    monkeypatch.setattr(leases, "_RENEWER", leases._Renewer())
+    lease = Lease(tmp_path / "lock")
+    ends = time.monotonic() + 10
+    while leases._read((tmp_path / "lock").read_bytes()).renewals < 2 and time.monotonic() < ends:
+        time.sleep(0.05)
+    assert leases._read((tmp_path / "lock").read_bytes()).renewals >= 2
+    lease.release()
+
+
+def test_who_was_taken_over_leaves_the_new_lease_alone(tmp_path):
+    """A machine that was cut off for a minute comes back, and lets go of what another one has by now."""
+    path = tmp_path / "lock"
+    old = Lease(path)
+    path.rename(tmp_path / "aside")
+    new = Lease(path)
+    old.renew()
+    old.release()
+    assert leases._read(path.read_bytes()).since == new._holder.since
+    new.release()
+    assert not path.exists()
+
+
+def test_a_file_that_says_nothing_is_taken_over(tmp_path):
+    """A process that was killed between the making of the file and the first word in it, or a version before leases."""
+    (tmp_path / "lock").touch()
+    with held(tmp_path / "lock") as other:
+        assert other is None
