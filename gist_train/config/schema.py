@@ -169,6 +169,8 @@ class TrackingConfig(Section):
 
     log_every: Count = 50
     """Optimizer steps between two rows of metrics."""
+    log_rows: bool = False
+    """Whether the rows of the corpus that each step reads are written to step-rows.jsonl, {"step": 1, "rows": [4, 17, ...]}."""
     wandb: WandbConfig | None = None
     """Weights & Biases; null = not used."""
 

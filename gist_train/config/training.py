@@ -27,9 +27,10 @@ class TrainingConfig(Section):
     """Optimizer steps; sets the schedule, in place of epochs."""
     stop_at_step: Count | None = None
     """Optimizer step after which the run ends, the schedule untouched; null = the schedule's end."""
-    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "float32", "float64", "bf16", "fp16"] = "auto"
     """Number format of the encoder; auto = bf16 on a GPU that has it, else float32; fp16 is for CUDA devices without bf16.
-    Float32 is whole: never TF32, whatever the environment says; so is the loss, which is float32 under all of them."""
+    Float32 is whole: never TF32, whatever the environment says; so is the loss, which is float32 under bf16 and fp16 too. Under
+    float64 all is float64, checkpoints and export included: some three times as slow, to tell rounding from a fault."""
     seed: Seed = 42
     """Seed of row order and dropout."""
     grad_clip: Positive | None = 1.0

@@ -65,6 +65,11 @@ class Spans:
     """(layers, 3) int64 of each layer's dropout: in attention, behind it and behind the inner product."""
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32 where it has fewer bits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def spans_of(cumulative: Tensor, tokens: int, layers: int) -> Spans:
     """The spans of the texts whose borders are `cumulative`, with seeds from torch's generator of that device."""
     texts = torch.searchsorted(cumulative[1:], torch.arange(tokens, dtype=torch.int32, device=cumulative.device), right=True)

@@ -17,7 +17,7 @@ from torch.nn.functional import dropout as torch_dropout
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from gist_train.model.attention import Borders, PackedLengths, Spans, attend
+from gist_train.model.attention import Borders, PackedLengths, Spans, at_least_float32, attend
 from gist_train.model.dropout import Rate, kept, rate_of, words
 
 
@@ -166,16 +166,16 @@ class _Attention(torch.autograd.Function):
         for group, (rows, n, length) in enumerate(_groups(ctx.lengths)):
             three, weights = saved[2 * group : 2 * group + 2]
             q, k, v = three
-            g = gradient[rows].view(n, length, heads, width).transpose(1, 2).reshape(n * heads, length, width).float()
+            g = at_least_float32(gradient[rows].view(n, length, heads, width).transpose(1, 2).reshape(n * heads, length, width))
             last = first + weights.numel()
             of_weights = _product(g, v.transpose(1, 2), rate.scale)
             if rate.zeroed:
-                mask = kept(drawn[first:last], rate, torch.float32).view(weights.shape)
+                mask = kept(drawn[first:last], rate, weights.dtype).view(weights.shape)
                 of_weights.mul_(mask)
                 dropped = mask.mul_(weights)
             else:
                 dropped = weights
-            of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, torch.float32)
+            of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
             of_three = three.new_empty(three.shape)  # not its strides: where n is 1 it is a view of `qkv`
             _product(of_scores, k, width**-0.5, of_three[0])
             _product(of_scores.transpose(1, 2), q, width**-0.5, of_three[1])
@@ -194,8 +194,8 @@ def _groups(lengths: PackedLengths) -> Iterator[tuple[slice, int, int]]:
 
 
 def _by_head(qkv: Tensor, n: int, length: int, heads: int) -> Tensor:
-    """(3, n H, L, W) float32 from (n L, 3 D), in one copy, or none."""
-    return qkv.view(n, length, 3, heads, -1).permute(2, 0, 3, 1, 4).reshape(3, n * heads, length, -1).float()
+    """(3, n H, L, W) float32, or float64, from (n L, 3 D), in one copy, or none."""
+    return at_least_float32(qkv.view(n, length, 3, heads, -1).permute(2, 0, 3, 1, 4).reshape(3, n * heads, length, -1))
 
 
 def _product(a: Tensor, b: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
@@ -207,4 +207,4 @@ def _product(a: Tensor, b: Tensor, scale: float, out: Tensor | None = None) -> T
 
 def _dropped(weights: Tensor, drawn: Tensor, rate: Rate) -> Tensor:
     """The weights that stay, not yet divided by the share that does."""
-    return weights if rate.zeroed == 0 else kept(drawn, rate, torch.float32).view(weights.shape).mul_(weights)
+    return weights if rate.zeroed == 0 else kept(drawn, rate, weights.dtype).view(weights.shape).mul_(weights)

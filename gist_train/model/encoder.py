@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
-from gist_train.model.attention import PACKED, Borders, PackedLengths, Spans, kernel_runs, spans_of
+from gist_train.model.attention import PACKED, Borders, PackedLengths, Spans, at_least_float32, kernel_runs, spans_of
 from gist_train.model.bert import bert_hidden
 from gist_train.model.families import Family, family_of
 from gist_train.model.mpnet import mpnet_hidden
@@ -137,12 +137,12 @@ class Encoder(nn.Module):
         return self._family is not None and not self._family.own_forward
 
     def forward(self, texts: Pack) -> Tensor:
-        """(N, D) float32 embeddings in the order in which the texts were given to `pack`."""
+        """(N, D) float32, or float64, embeddings in the order in which the texts were given to `pack`."""
         return self.pooled(self._packed_hidden(texts) if self.packed else self._padded_hidden(texts), texts)
 
     def pooled(self, hidden: Tensor, texts: Pack) -> Tensor:
         """What `forward` returns, from the (T, D) last hidden states of the texts."""
-        embeddings = self._pool(hidden, texts.lengths).float()[texts.restore]
+        embeddings = at_least_float32(self._pool(hidden, texts.lengths))[texts.restore]
         return normalize(embeddings, dim=1) if self.normalized else embeddings
 
     def _packed_hidden(self, texts: Pack) -> Tensor:
@@ -218,14 +218,14 @@ class Encoder(nn.Module):
             return means_of_texts(hidden, lengths.cumulative)
         parts = zip(torch.split(hidden, lengths.sizes), lengths.groups, strict=True)
         # The mean is taken in float32: over 512 tokens bf16 would round most of them away.
-        return torch.cat([part.view(count, length, -1).float().mean(dim=1) for part, (count, length) in parts])
+        return torch.cat([at_least_float32(part.view(count, length, -1)).mean(dim=1) for part, (count, length) in parts])
 
 
 def means_of_texts(hidden: Tensor, cumulative: Tensor) -> Tensor:
     """(N, D) float32 means of the (T, D) states of each text, in one kernel: one for each length that occurs takes a GPU longer
     to launch than to compute. Each mean is added up in the order of the text, so that its bits are the same every time."""
     # Unsafe is unchecked: a check of the borders would wait for the device.
-    return torch.segment_reduce(hidden.float(), "mean", offsets=cumulative, axis=0, unsafe=True)
+    return torch.segment_reduce(at_least_float32(hidden), "mean", offsets=cumulative, axis=0, unsafe=True)
 
 
 def _packed_family(transformer: Any) -> Family | None:

@@ -192,7 +192,15 @@ def _sides(dimensions: Sequence[int], **given: tuple[Tensor | None, Tensor | Non
                 raise ValueError(f"{field} of {name} has {len(value)} rows, the student's embeddings have {len(student)}")
         guide = values["guide"]
         students = tuple(_unit(student[:, :d]) for d in dimensions)  # all of them is an alias, and copies nothing
-        sides.append(Side(students, None if guide is None else _unit(guide), values["ids"], values["labels"], values["rows"]))
+        sides.append(
+            Side(
+                students,
+                None if guide is None else _unit(guide.to(torch.promote_types(guide.dtype, student.dtype))),
+                values["ids"],
+                values["labels"],
+                values["rows"],
+            )
+        )
     return sides[0], sides[1], sides[2]
 
 

@@ -4,17 +4,17 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from gist_train.config.schema import Config
 from gist_train.config.training import SpikesConfig
 from gist_train.data.corpus import Corpus
-from gist_train.data.files import append_text, json_lines, json_row, lines_from_the_end, sync
+from gist_train.data.files import json_lines
 from gist_train.run_folder import Run
 from gist_train.training.checkpoint import LogSums
 from gist_train.training.loop import StepRecord, metrics_of
+from gist_train.training.rowfile import RowFile
 from gist_train.training.teaching import Teaching
 from gist_train.training.throughput import PARTS, peak_memory
 from gist_train.training.trackers import Tracker, trackers_of
@@ -44,7 +44,6 @@ class RunLog:
         """Updates of the run that were left out, as far as steps were read."""
         self.teaching = Teaching(config)
         """Whether the steps taught anything, as far as their losses were read."""
-        self._path = run.metrics if run else None
         self._every = config.tracking.log_every
         self._since = sums
         """Sums over the steps since the last row, those before a resume included."""
@@ -61,15 +60,15 @@ class RunLog:
         self._trackers: list[Tracker] = []
         self._tracked, self._scores_tracked = -1, False
         """The last step whose row trackers got before this process began, and whether they got its scores too."""
-        self._unwritten, self._refused = "", False
-        """Rows that could not be written yet, and whether the last try failed."""
         self.notes: list[str] = []
         """What is to be said, and was not yet."""
-        if run is None or self._path is None:
+        self._file = RowFile(run.metrics if run else None, sums.step, self.notes)
+        self._ids = RowFile(run.rows, sums.step, self.notes) if run and config.tracking.log_rows else None
+        """Where each step's rows of the corpus are written."""
+        if run is None:
             return
         # What is logged again after a resume are the figures that trackers have: they would take them for further ones.
-        self._tracked = _cut(self._path, sums.step)
-        self._path.touch()
+        self._tracked = self._file.last
         self._trackers = trackers_of(config, run, self.notes)
         if self._trackers:
             self._scores_tracked = any(row.get("step") == self._tracked for _, row in json_lines(run.evaluations))
@@ -78,8 +77,8 @@ class RunLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._unwritten:
-            self._write()
+        for file in self._files():
+            file.write()
         for tracker in self._trackers:
             tracker.finish(0 if kind is None else 1)
 
@@ -95,6 +94,8 @@ class RunLog:
             NonFiniteError: a row is due, and the loss or gradient of a step since the one before was not finite.
         """
         self._unread.append(record)
+        if self._ids is not None:
+            self._ids.add(json.dumps({"step": record.step, "rows": sorted(record.rows.tolist())}) + "\n")
         self._timed.append(record)
         self._flops += flops
         if record.step % self._every and record.step != self._last:
@@ -130,8 +131,9 @@ class RunLog:
         self._timed, self._flops, self._reading = [], 0, 0.0
         self._since = LogSums(record.step)
         self._row_at, self._waited_at_row = now, self._waited
-        self._unwritten += json.dumps(row) + "\n"
-        self._write()
+        self._file.add(json.dumps(row) + "\n")
+        for file in self._files():
+            file.write()
         for tracker in self._trackers if record.step > self._tracked else ():
             tracker.log(row, record.step)
         return row
@@ -157,28 +159,13 @@ class RunLog:
         """Share of the time since this log was opened that the loop waited for checkpoints."""
         return self._waited / (time.perf_counter() - self._opened)
 
-    def _write(self) -> None:
-        """Appends the rows that are not on disk yet. Where there is no room, they are kept: a row ends no training."""
-        if self._path is None:
-            self._unwritten = ""
-            return
-        try:
-            append_text(self._path, self._unwritten)
-        except OSError as error:
-            if not self._refused:
-                self.notes.append(f"warning: {error}. The rows are kept in memory, and written when there is room.")
-            self._refused = True
-        else:
-            if self._refused:
-                self.notes.append(f"{self._path}: the rows that were kept in memory are written")
-            self._unwritten, self._refused = "", False
-
     def sync(self) -> None:
         """Has the rows so far put on the disk: a checkpoint that vouches for them must not outlive them."""
-        if self._unwritten:
-            self._write()
-        if self._path is not None and self._path.exists():
-            sync(self._path)
+        for file in self._files():
+            file.sync()
+
+    def _files(self) -> list[RowFile]:
+        return [self._file] if self._ids is None else [self._file, self._ids]
 
     def sums(self) -> LogSums:
         """What a checkpoint after the last step taken in must hold.
@@ -213,27 +200,3 @@ class RunLog:
         count = f"the update is left out, {self.skipped_spikes:,} of at most {skipping.at_most:,}"
         rest = "; from here on all are taken" if self.skipped_spikes == skipping.at_most else ""
         self.notes.append(f"step {step:,}: {spike}: {count}{rest}")
-
-
-def _cut(path: Path, step: int) -> int:
-    """Leaves the rows up to `step`, and returns the last step that had one; -1 where none had.
-
-    A last line that was cut short when the power went is dropped too.
-    """
-    if not path.exists():
-        return -1
-    end, last = 0, -1
-    for place, line in lines_from_the_end(path):  # of a long run's file the last rows alone are read
-        row = json_row(line)
-        if row is None or not isinstance(row.get("step"), int):
-            continue
-        last = max(last, row["step"])
-        if row["step"] <= step:
-            end = place + len(line)
-            break
-    with path.open("r+b") as file:
-        file.truncate(end)
-        file.seek(end)
-        file.write(b"\n" if end else b"")
-    sync(path)
-    return last

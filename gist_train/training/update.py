@@ -153,6 +153,9 @@ def update(
     spike = torch.zeros_like(frozen) if state.spikes is None else state.spikes.take(norm)
     if limit is not None:
         divisor = divisor * (norm / limit).clamp(min=1)
+    if divisor.dtype == torch.float64:  # AdamW reads the divisor as float32, which would round it
+        torch._foreach_div_([p.grad for p in parameters if p.grad is not None], divisor)
+        divisor = torch.ones_like(frozen)
     # What torch's GradScaler sets on an optimizer that takes it.
     optimizer.grad_scale, optimizer.found_inf = divisor, torch.stack([frozen, overflow, spike]).amax()  # type: ignore[attr-defined]
     optimizer.step()

@@ -22,7 +22,7 @@ def test_every_key_has_a_row_with_its_default_and_meaning():
     assert rows["loss.temperature"] == [
         ("`0.01`", "a number above 0", Config.model_fields["loss"].annotation.model_fields["temperature"].description)
     ]
-    assert rows["training.precision"][0][:2] == ("`auto`", "auto, float32, bf16 or fp16")
+    assert rows["training.precision"][0][:2] == ("`auto`", "auto, float32, float64, bf16 or fp16")
     assert len(rows["data.train[].path"]) == len(rows["data.train[].source"]) >= 5
     assert rows["evaluation.tasks[].name"][0][0] == "must be given"
     assert len(rows) > 90
