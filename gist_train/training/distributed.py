@@ -19,6 +19,7 @@ from accelerate.utils import (
     DistributedType,
     DynamoBackend,
     GradientAccumulationPlugin,
+    parse_flag_from_env,
 )
 from torch import Tensor
 
@@ -31,6 +32,16 @@ PATIENCE = timedelta(days=30)
 that evaluates or writes a checkpoint gets on. No end, and it fits into what counts milliseconds."""
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What `training.precision` names."""
+PLAIN = (
+    "one process, or plain data parallelism: an encoder of up to a billion parameters fits one GPU, whole and with its moments"
+)
+_SHARDING = {
+    "FSDP": "ACCELERATE_USE_FSDP",
+    "DeepSpeed": "ACCELERATE_USE_DEEPSPEED",
+    "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM",
+    "a parallelism config": "ACCELERATE_USE_PARALLELISM_CONFIG",
+}
+"""What accelerate's launcher sets for trainings whose model is in parts."""
 _ACCELERATE = {"float32": "no", "float64": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -43,6 +54,9 @@ def make_accelerator(precision: str) -> tuple[Accelerator, str | None]:
     Raises:
         UserError: accelerate was set up to shard or compile the model, or the precision is not one of this device's.
     """
+    sharding = [name for name, flag in _SHARDING.items() if parse_flag_from_env(flag)]
+    if sharding:  # before accelerate acts on it: without its package in a traceback, on a CPU not at all
+        raise _unlike_accelerate(sharding[0], PLAIN)
     # accelerate starts gloo only where it is set that this is for CPUs: else each of torchrun's processes would train alone.
     cpu = on_cpu()
     device = PartialState(cpu, timeout=PATIENCE).device  # sets this process' GPU, before anything else asks for one
@@ -65,14 +79,14 @@ def make_accelerator(precision: str) -> tuple[Accelerator, str | None]:
     )
     kind = accelerator.distributed_type
     if kind not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
-        raise _unlike_accelerate(str(kind.value), "one process, or plain data parallelism")
+        raise _unlike_accelerate(str(kind.value), PLAIN)
     if (backend := accelerator.state.dynamo_plugin.backend) != DynamoBackend.NO:
         raise _unlike_accelerate(f"dynamo backend {backend.value}", "none: training.compile compiles what gains by it")
     return accelerator, "\n".join(notes) or None
 
 
 def _unlike_accelerate(setting: str, expected: str) -> UserError:
-    fix = "run `accelerate config` anew, or launch with torchrun"
+    fix = "run `accelerate config` anew and choose none of these, or launch with torchrun"
     return UserError(Fault("accelerate's configuration", setting, expected, fix))
 
 

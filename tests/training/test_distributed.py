@@ -261,6 +261,17 @@ def test_a_launcher_that_would_compile_is_refused(write_config, monkeypatch):
     assert "training.compile" in done.err
 
 
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize(("flag", "name"), [("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")])
+def test_a_launcher_that_would_shard_is_refused(write_config, monkeypatch, flag, name):
+    """On a CPU accelerate takes no notice of FSDP, and without its package DeepSpeed ends in a traceback."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{flag}", "true")
+    done = gist("train", write_config(training={"batch_size": 8, "max_steps": 1}))
+    assert done.code == 2
+    assert f"found     {name}" in done.err
+    assert "plain data parallelism" in done.err
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="torchrun would start two on the accelerator")
 @pytest.mark.parametrize(("launch", "told_cpu"), [(ACCELERATE, "true"), (TORCHRUN, None)], ids=["accelerate", "torchrun"])
 def test_a_launcher_starts_two(write_config, make_model, tmp_path, launch, told_cpu):
