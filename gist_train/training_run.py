@@ -47,6 +47,7 @@ from gist_train.training.setup import Job, Prepared, last_step, open_training
 from gist_train.training.shortage import training_work
 from gist_train.training.signals import Stopped, StopSignal
 from gist_train.training.throughput import TrainingCost, matmul_rate
+from gist_train.training.traffic import Traffic
 from gist_train.version import __version__
 
 LONGEST_WAIT = 30 * 24 * 3600
@@ -203,7 +204,7 @@ def _drive(
     cost = TrainingCost.of(student.encoder)
     rate = matmul_rate(student.encoder, 2048, DTYPES[precision_on(config.training.precision, accelerator.device)])
     with (
-        RunLog(own, config, sums, training.corpus, total) as log,
+        RunLog(own, config, sums, training.corpus, total, Traffic(training.model, student.width)) as log,
         signals.noted(),
         CheckpointWriter(own, student, training.optimizer, job.facts, training.state) as writer,
         Display(console, sums.step, job.stop) as display,

@@ -11,6 +11,7 @@ import torch
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from support.families import transformer_of
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import BertModel, MPNetModel, PreTrainedTokenizerFast
 
 from gist_train.training.loop import dropout_seed
@@ -140,3 +141,8 @@ def test_accelerate_can_be_asked_for_another_device():
 def test_numpy_draws_the_same_seeds():
     """training/loop.py, `dropout_seed`: numpy promises its SeedSequence, and published runs hang on these bits."""
     assert dropout_seed(42, 1, 0, 0) == 7829184764001561178
+
+
+def test_distributed_data_parallel_tells_its_times():
+    """training/traffic.py, `Traffic.row`: if it went, leave gradient_seconds out of the rows."""
+    assert callable(DistributedDataParallel._get_ddp_logging_data)

@@ -67,6 +67,8 @@ class StepRecord:
     """(number of texts, tokens in each) that this process encoded."""
     clock: StepClock
     """Where this process' time went."""
+    gathered: tuple[int, ...]
+    """Embeddings of each rank, which all ranks gather."""
     seconds: float
     """Wall time of the step on this process; on CUDA the device may be behind."""
     metrics: Tensor
@@ -142,6 +144,7 @@ def steps(training: Training, start: int, stop: int) -> Iterator[StepRecord]:
                 computed_tokens=inputs.computed_tokens,
                 groups=inputs.texts.groups,
                 clock=clock,
+                gathered=tuple(sum(part) for part in inputs.parts),
                 seconds=time.perf_counter() - began,
                 metrics=metrics,
             )

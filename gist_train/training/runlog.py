@@ -18,6 +18,7 @@ from gist_train.training.rowfile import RowFile
 from gist_train.training.teaching import Teaching
 from gist_train.training.throughput import PARTS, peak_memory
 from gist_train.training.trackers import Tracker, trackers_of
+from gist_train.training.traffic import Traffic
 
 
 class RunLog:
@@ -28,6 +29,7 @@ class RunLog:
         sums: of the checkpoint that is resumed: rows after its step are cut off, and its sums added to.
         corpus: names the rows of a step that was not finite.
         last: the schedule's last step, which has a row whatever `log_every` is.
+        traffic: between ranks.
     """
 
     def __init__(
@@ -37,8 +39,9 @@ class RunLog:
         sums: LogSums,
         corpus: Corpus,
         last: int,
+        traffic: Traffic | None = None,
     ):
-        self._corpus, self._last = corpus, last
+        self._corpus, self._last, self._traffic = corpus, last, traffic
         self._skipping = config.training.skip_spikes
         self.skipped_spikes = 0
         """Updates of the run that were left out, as far as steps were read."""
@@ -124,6 +127,8 @@ class RunLog:
             **{f"{part}_seconds": sum(step[part] for step in parts) / count for part in PARTS},
             "peak_memory_bytes": peak_memory(record.metrics.device),
         }
+        if self._traffic is not None:
+            row |= self._traffic.row(record.gathered, row["communication_seconds"], row["step_seconds"])
         if record.loss_scale is not None:
             row["loss_scale"] = record.loss_scale
         if self._skipping is not None:

@@ -49,6 +49,8 @@ MEASURED = {
     "checkpoint_share",
     "step_seconds",
     "peak_memory_bytes",
+    "gradient_seconds",
+    "communication_share",
     *SECONDS,
 }
 """Columns of metrics.jsonl that the clock decides; all others are a function of the config and the data."""

@@ -46,6 +46,7 @@ def record(step, loss=None, frozen=0.0, scale=0.0, spikes=(0.0, 0.0)):
         computed_tokens=200 * step,
         groups=((2, 5),),
         clock=Clock(torch.device("cpu")),
+        gathered=(16,),
         seconds=0.5,
         metrics=torch.tensor([step * step if loss is None else loss, 2.0, 1, 2, 3, 4, 10, 10, 10, 10, scale, *spikes, frozen]),
     )
