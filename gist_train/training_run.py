@@ -46,6 +46,7 @@ from gist_train.training.runlog import RunLog
 from gist_train.training.setup import Job, Prepared, last_step, open_training
 from gist_train.training.shortage import training_work
 from gist_train.training.signals import Stopped, StopSignal
+from gist_train.training.team import RankTeam
 from gist_train.training.throughput import TrainingCost, matmul_rate
 from gist_train.training.traffic import Traffic
 from gist_train.version import __version__
@@ -127,8 +128,6 @@ def _train_alone(
     measuring = check(config)
     origin = checkpoint_to_start_from(run, resume, console)
     selected_steps(run)  # refuses a selected.json that can't be read, before retention goes by it
-    if not accelerator.is_main_process:
-        measuring = replace(measuring, tasks=[])  # read for their faults; the first process measures
     if origin is not None:
         refuse_other_mathematics(origin, config)  # before the guide is put to work
     prepared = _prepared(config, accelerator, console)
@@ -288,11 +287,16 @@ class _Milestones:
 
     def measure(self, step: int) -> bool:
         """Whether the run ends here, for want of a rise: the first process measures, the others hear of it."""
-        ends = False
-        if self.job.training.accelerator.is_main_process and self.measuring.tasks:
+        ends, first = False, self.job.training.accelerator.is_main_process
+        if self.measuring.tasks:
+            team = RankTeam(self.ranks, self.signals) if self.ranks.size > 1 else None
             try:
-                with self.signals.noted(False):  # a checkpoint of the step is whole: there is nothing to wait for
-                    scores = self.measuring.of_step(self.run, step, self.job.student)
+                if team is not None and not first:
+                    self.measuring.help_with_step(self.job.student, team)
+                    return self.ranks.first_says("") == "ends"
+                # A checkpoint of the step is whole: there is nothing to wait for.
+                with self.signals.noted(False) if team is None else nullcontext():
+                    scores = self.measuring.of_step(self.run, step, self.job.student, team)
                 self.log.add_scores(step, scores)
                 name = f"step {step:,}" if step else "base"
                 self.console.print(scores_line(name, scores), soft_wrap=True, highlight=False)

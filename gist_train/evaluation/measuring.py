@@ -18,10 +18,13 @@ from gist_train.evaluation.metrics import Items, Score, task_of
 from gist_train.evaluation.mteb_tasks import LoadedMteb, measure_mteb
 from gist_train.evaluation.score_file import Terms, append_scores, read_items, read_scores
 from gist_train.evaluation.tasks import LoadedTask, content_hash, load_tasks, measure
+from gist_train.evaluation.together import SharedEncoder, Team
 from gist_train.memory import lowered, naming_work
 from gist_train.model.device import this_device
 from gist_train.model.loading import load_student, load_trained
+from gist_train.model.pretrained import Pretrained
 from gist_train.model.whole import TextModel
+from gist_train.pulse import PULSE
 from gist_train.run_folder import MANIFEST, Run
 
 Model = TypeVar("Model", bound=TextModel)
@@ -107,19 +110,28 @@ class Measuring:
         """
         return self._evaluate(model, self.tasks)
 
-    def of_step(self, run: Run, step: int, model: TextModel) -> Scores:
+    def of_step(self, run: Run, step: int, model: TextModel, team: Team | None = None) -> Scores:
         """Scores of a step: those that evaluations.jsonl has, and those of the other tasks, which are added to it.
 
         Args:
             model: the step's; at step 0 the student before training.
+            team: whose others call `help_with_step`.
         """
         base = model.fingerprint() if step == 0 else None
         known = dict(read_scores(run, self.terms, self.contents, base).get(step, {}))
-        if missing := self._missing(known):
-            measured = self._evaluate(model, missing)
+        missing = self._missing(known)
+        if team is not None:
+            team.agreed([task.name for task in missing])
+        if missing:
+            measured = self._evaluate(model, missing, team)
             self._keep(run, step, measured, model, base)
             known |= values(measured)
         return self.in_order(known)
+
+    def help_with_step(self, model: TextModel, team: Team) -> None:
+        """What the processes but the first do while that measures `of_step`."""
+        names = team.agreed([])
+        self._evaluate(model, [task for task in self.tasks if task.name in names], team)
 
     def of_base(self, run: Run) -> Scores:
         """Scores of the student before training, which are step 0 of the run."""
@@ -172,17 +184,24 @@ class Measuring:
             base=base,
         )
 
-    def _evaluate(self, model: TextModel, tasks: Sequence[LoadedTask]) -> dict[str, Score]:
+    def _evaluate(self, model: TextModel, tasks: Sequence[LoadedTask], team: Team | None = None) -> dict[str, Score]:
         model = model.with_max_length(self.config.max_length).with_truncation(self.config.truncate_dim)
+        shared = SharedEncoder(model, team) if team is not None and isinstance(model, Pretrained) else None
         scores: dict[str, Score] = {}
-        for task in tasks:
+        # Mteb's come last: where the first process, alone at them, is stopped, no other waits for its share.
+        for task in sorted(tasks, key=lambda task: isinstance(task, LoadedMteb)):
+            PULSE.beat(f"evaluating {task.name}")
             with naming_work(partial(_work, task, model.max_length)):
-                scores |= self._evaluate_one(model, task)
+                if not isinstance(task, LoadedMteb):
+                    scores |= measure(model if shared is None else shared, [task])
+                elif team is None:
+                    scores |= self._of_mteb(model, task)
+                elif team.rank == 0:
+                    with team.stoppable():
+                        scores |= self._of_mteb(model, task)
         return scores
 
-    def _evaluate_one(self, model: TextModel, task: LoadedTask) -> dict[str, Score]:
-        if not isinstance(task, LoadedMteb):
-            return measure(model, [task])
+    def _of_mteb(self, model: TextModel, task: LoadedMteb) -> dict[str, Score]:
         measured = measure_mteb(
             model,
             task,

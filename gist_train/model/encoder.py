@@ -248,30 +248,42 @@ def tokens_at_a_time(batch_tokens: int, device: torch.device) -> int:
     return min(batch_tokens, CPU_BATCH_TOKENS) if device.type == "cpu" else batch_tokens
 
 
-@torch.no_grad()
 def embed(encoder: Encoder, texts: Sequence[Tokens], batch_tokens: int) -> Iterator[tuple[Tokens, NDArray[np.float32]]]:
-    """Embeddings of `texts` in batches of at most `batch_tokens` tokens (one text at least), texts of one length together.
+    """Embeddings of `texts` in the batches that `batches_of` makes.
 
     Yields (indices into texts (n,), embeddings (n, D)) in the encoder's present mode: call `encoder.eval()` first.
     """
-    batch_tokens = tokens_at_a_time(batch_tokens, encoder.device)
-    order = np.argsort([len(text) for text in texts], kind="stable")[::-1]
-    batch: list[int] = []
-    tokens = 0
+    yield from embed_batches(encoder, texts, batches_of(texts, tokens_at_a_time(batch_tokens, encoder.device)))
+
+
+def batches_of(texts: Sequence[Tokens], batch_tokens: int) -> list[NDArray[np.int64]]:
+    """Indices into `texts` of each batch of at most `batch_tokens` tokens (one text at least), texts of one length together."""
+    lengths = np.array([len(text) for text in texts], np.int64)
+    order = np.argsort(lengths, kind="stable")[::-1]
+    batches, first, tokens = [], 0, 0
+    for place, length in enumerate(lengths[order].tolist()):
+        if place > first and tokens + length > batch_tokens:
+            batches.append(order[first:place])
+            first, tokens = place, 0
+        tokens += length
+    return [*batches, order[first:]] if len(order) else []
+
+
+@torch.no_grad()
+def embed_batches(
+    encoder: Encoder, texts: Sequence[Tokens], batches: Sequence[NDArray[np.int64]]
+) -> Iterator[tuple[Tokens, NDArray[np.float32]]]:
+    """Embeddings of some batches of `texts`, as `embed` yields them."""
     before: _Underway | None = None
-    for index in [*order.tolist(), None]:
-        if batch and (index is None or tokens + len(texts[index]) > batch_tokens):
-            # A GPU has the next batch to compute while this one is fetched, and its next one laid out.
-            packed = pack([texts[i] for i in batch])
-            if encoder.device.type == "cuda":
-                packed = packed.each(Tensor.pin_memory)  # a copy from other memory waits for what the GPU is at
-            underway = _Underway(np.asarray(batch), encoder(packed.to(encoder.device)))
-            if before is not None:
-                yield before.fetched()
-            before, batch, tokens = underway, [], 0
-        if index is not None:
-            batch.append(index)
-            tokens += len(texts[index])
+    for batch in batches:
+        # A GPU has the next batch to compute while this one is fetched, and its next one laid out.
+        packed = pack([texts[i] for i in batch.tolist()])
+        if encoder.device.type == "cuda":
+            packed = packed.each(Tensor.pin_memory)  # a copy from other memory waits for what the GPU is at
+        underway = _Underway(batch, encoder(packed.to(encoder.device)))
+        if before is not None:
+            yield before.fetched()
+        before = underway
     if before is not None:
         yield before.fetched()
 

@@ -6,6 +6,7 @@ sentence-transformers reads and writes the folders, so that what we save is what
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils.generic import PaddingStrategy
 
 from gist_train.config.errors import Fault, UserError, shown
-from gist_train.model.encoder import Encoder, Tokens, embed
+from gist_train.model.encoder import Encoder, Tokens, batches_of, embed_batches, tokens_at_a_time
 
 TOKENISED = 4096
 """Texts that are tokenised at a time."""
@@ -99,18 +100,43 @@ class Pretrained:
         Args:
             prompt: before every text; None for the folder's default.
         """
+        out = np.empty((len(texts), self.dimensions), np.float32)
+        with self.evaluating():
+            for indices, embeddings in self.embed_batches(*self.batches(texts, prompt, batch_tokens)):
+                out[indices] = embeddings
+        return out
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within it the encoder is in eval mode."""
         training = self.encoder.training
         self.encoder.eval()
+        try:
+            yield
+        finally:
+            self.encoder.train(training)
+
+    def batches(
+        self, texts: Sequence[str], prompt: str | None = None, batch_tokens: int = 16_384
+    ) -> tuple[list[Tokens], list[NDArray[np.int64]]]:
+        """The tokens of each text, and which texts are embedded at a time, for `embed_batches`.
+
+        Args:
+            prompt: before every text; None for the folder's default.
+        """
         before = self.default_prompt if prompt is None else prompt
-        out = np.empty((len(texts), self.dimensions), np.float32)
-        for indices, embeddings in self.embed([before + text for text in texts], batch_tokens):
-            out[indices] = embeddings
-        self.encoder.train(training)
-        return out
+        tokens = self.tokens([before + text for text in texts])
+        return tokens, batches_of(tokens, tokens_at_a_time(batch_tokens, self.encoder.device))
 
     def embed(self, texts: Sequence[str], batch_tokens: int) -> Iterator[tuple[Tokens, NDArray[np.float32]]]:
         """Yields (indices into texts (n,), embeddings (n, D)) of texts as they are, without a prompt, in the present mode."""
-        for indices, embeddings in embed(self.encoder, self.tokens(texts), batch_tokens):
+        yield from self.embed_batches(*self.batches(texts, "", batch_tokens))
+
+    def embed_batches(
+        self, tokens: Sequence[Tokens], batches: Sequence[NDArray[np.int64]]
+    ) -> Iterator[tuple[Tokens, NDArray[np.float32]]]:
+        """Yields (indices into tokens (n,), embeddings (n, D)) of some batches, in the present mode."""
+        for indices, embeddings in embed_batches(self.encoder, tokens, batches):
             cut = embeddings[:, : self.dimensions]
             if self.dimensions < self.width and self.normalizes_cut and self.normalized:
                 cut = cut / np.linalg.norm(cut, axis=1, keepdims=True).clip(min=1e-12)

@@ -167,6 +167,20 @@ def largest_over_ranks(value: int) -> int:
     return int(agreed.item())
 
 
+def gathered_on_hosts(x: Tensor) -> list[Tensor]:
+    """(n_r, ...) of each rank in rank order, from host to host: of other lengths, which need not be known."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [x]
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
+    with waiting():
+        dist.all_gather(lengths, torch.tensor([len(x)]), group=_hosts())
+        padded = x.new_zeros(max(1, *(int(n) for n in lengths)), *x.shape[1:])
+        padded[: len(x)] = x
+        received = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(received, padded, group=_hosts())
+    return [part[: int(n)] for part, n in zip(received, lengths, strict=True)]
+
+
 @cache
 def end_group_at_exit() -> None:
     """Has the process group ended when this process does: another training in the same launch uses the same one."""

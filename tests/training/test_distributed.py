@@ -15,6 +15,8 @@ from support.running import QUIET, gist, in_processes, metrics, training_of
 
 from gist_train.config.loading import load_config
 from gist_train.evaluation import measuring
+from gist_train.model import encoder as encoders
+from gist_train.model import pretrained
 from gist_train.pulse import RankFailedError
 from gist_train.run_folder import Run
 from gist_train.training.distributed import gather_with_gradient, make_accelerator, share
@@ -244,6 +246,41 @@ def test_an_evaluation_that_fails_ends_all_ranks(write_config, tmp_path, triplet
     assert second.startswith("rank 0 (host ")
     assert second.endswith("): no route to host")
     assert Run(tmp_path / "runs" / "run").saved_steps() == [4]
+
+
+def evaluating(path, folder):
+    """Trains a step with an evaluation before it, texts embedded a few at a time; which embeddings this process computed."""
+    computed = []
+    real = encoders.embed_batches
+
+    def counted(encoder, texts, batches):
+        computed.extend(len(batch) for batch in batches)
+        return real(encoder, texts, batches)
+
+    with mock.patch.object(encoders, "CPU_BATCH_TOKENS", 64), mock.patch.object(pretrained, "embed_batches", counted):
+        train(load_config(path, [f"output_dir={folder}"]), console=QUIET)
+    return sum(computed)
+
+
+def test_ranks_evaluate_together(write_config, make_model, write_pairs, triplets, tmp_path):
+    """Each embeds its share of the texts, and the scores are those of one process, to the bit."""
+    texts = [row["anchor"] for row in triplets]
+    model = {"name": str(make_model(dropout=0.0))}
+    training = {"batch_size": 8, "max_steps": 1, "precision": "float32"}
+    path = write_config(model=model, training=training, evaluation={**write_pairs(texts), "every": 1})
+    scores, shares = [], []
+    for processes in (1, 2):
+        folder = tmp_path / f"of-{processes}"
+        shares.append([computed for _, computed in in_processes(processes, evaluating, path, folder)])
+        rows = [json.loads(line) for line in (folder / "run" / "evaluations.jsonl").read_text().splitlines()]
+        scores.append({(row["step"], row["metric"]): row["value"] for row in rows})
+    base = {key: value for key, value in scores[0].items() if key[0] == 0}
+    assert base
+    assert {key: value for key, value in scores[1].items() if key[0] == 0} == base
+    assert scores[0].keys() == scores[1].keys()
+    (whole,), parts = shares
+    assert sum(parts) == whole
+    assert min(parts) > whole / 4
 
 
 ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]

@@ -1,0 +1,69 @@
+"""Evaluation by several processes: each embeds its share of every task's texts, and all have all vectors.
+
+Legend: N texts, n of them, D dimensions of an embedding.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gist_train.model.pretrained import Pretrained
+
+BATCHES = 8
+"""That each process embeds between two exchanges: these stay small, and nobody waits long to be stopped."""
+
+
+class Team(Protocol):
+    """Processes that evaluate one model together, each of which does the same in the same order."""
+
+    rank: int
+    size: int
+
+    def agreed(self, names: Sequence[str]) -> list[str]:
+        """What the first process says here."""
+        ...
+
+    def exchanged(
+        self, places: NDArray[np.int64], vectors: NDArray[np.float32]
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """(n,) and (n, D) of each process.
+
+        Raises:
+            Stopped, KeyboardInterrupt: one of them was told to stop; the same on all.
+        """
+        ...
+
+    def stoppable(self) -> AbstractContextManager[None]:
+        """Within it the first process, which is alone at work, stops at once where it is told to."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SharedEncoder:
+    """A model whose texts are embedded by all of a team: the vectors of one process, to the bit, whatever their number."""
+
+    model: Pretrained
+    team: Team
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        """Those of the model's folder, by name."""
+        return self.model.prompts
+
+    def encode(self, texts: Sequence[str], prompt: str | None = None) -> NDArray[np.float32]:
+        """(N, D) embeddings, as `Pretrained.encode` gives them. All of the team call it, with the same texts."""
+        out = np.empty((len(texts), self.model.dimensions), np.float32)
+        rank, size = self.team.rank, self.team.size
+        with self.model.evaluating():
+            tokens, batches = self.model.batches(texts, prompt)
+            for first in range(0, len(batches), BATCHES * size):
+                own = list(self.model.embed_batches(tokens, batches[first + rank : first + BATCHES * size : size]))
+                places = np.concatenate([np.empty(0, np.int64), *(places for places, _ in own)])
+                vectors = np.concatenate([out[:0], *(vectors for _, vectors in own)])
+                for theirs, embedded in self.team.exchanged(places, vectors):
+                    out[theirs] = embedded
+        return out
