@@ -22,6 +22,7 @@ from gist_train.run_folder import Run
 from gist_train.training.distributed import gather_with_gradient, make_accelerator, share
 from gist_train.training.loop import steps
 from gist_train.training.runlog import RunLog
+from gist_train.training.team import RankTeam
 from gist_train.training_run import train
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -281,6 +282,29 @@ def test_ranks_evaluate_together(write_config, make_model, write_pairs, triplets
     (whole,), parts = shares
     assert sum(parts) == whole
     assert min(parts) > whole / 4
+
+
+def stopped_in_an_evaluation(path):
+    """Trains until rank 1 alone gets SIGTERM while all embed the texts of the first evaluation."""
+    real = RankTeam.exchanged
+
+    def exchanged_and_told(team, *part):
+        if team.rank == 1 and not team._signals.received():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(team, *part)
+
+    with mock.patch.object(RankTeam, "exchanged", exchanged_and_told):
+        return train(load_config(path), console=QUIET)
+
+
+def test_ranks_leave_an_evaluation_together(write_config, write_pairs, tmp_path):
+    """One that left alone would leave the others waiting for its share of the texts."""
+    training = {"batch_size": 8, "max_steps": 12, "precision": "float32"}
+    path = write_config(training=training, evaluation={**write_pairs(["one", "two", "three"]), "every": 4})
+    assert [code for _, code in in_processes(2, stopped_in_an_evaluation, path)] == [143, 143]
+    run = Run(tmp_path / "runs" / "run")
+    assert run.saved_steps() == [1]
+    assert not run.evaluations.exists()
 
 
 ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
