@@ -33,11 +33,17 @@ app = typer.Typer(
     help="Fine-tunes text-embedding models with GISTEmbed: a frozen guide decides which in-batch samples may serve as negatives.",
 )
 err = terminal()
+SHARED = ("prepare", "train")
+"""Commands that several processes do together."""
 
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML of a run.", metavar="CONFIG", show_default=False)]
 RunPath = Annotated[Path, typer.Argument(help="A run folder, or the YAML that made it.", metavar="RUN", show_default=False)]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="key.sub=value; may be repeated.", metavar="KEY=VALUE", show_default=False)
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(help="Seconds without progress after which a process counts as hung. [default: 600]", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 
@@ -49,12 +55,23 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def _version(
+def _begin(
+    context: typer.Context,
     _: Annotated[
         bool, typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    pass
+    if _launched_together() and context.invoked_subcommand not in SHARED:
+        if os.environ["RANK"] != "0":
+            raise typer.Exit
+        err.print(f"{context.invoked_subcommand} is the work of one process: the others of this launch have ended")
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+            os.environ.pop(name, None)  # else torch would wait for them
+
+
+def _launched_together() -> bool:
+    """Whether this is one of several processes."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
 
 
 @app.command()
@@ -85,15 +102,23 @@ def init(
 
 
 @app.command()
-def prepare(config: ConfigPath, set_: Set = None) -> None:
+def prepare(config: ConfigPath, set_: Set = None, timeout: Timeout = None) -> None:
     """Build the corpus, the student's tokens and the guide's store. Other commands do what they need of this by themselves."""
-    loaded = load_config(config, set_ or [])
+    if not _launched_together():
+        load_config(config, set_ or [])  # before anything slow is imported: a typo is reported at once
     from gist_train.checks import check
     from gist_train.model.device import this_device
+    from gist_train.preparation import Processes
     from gist_train.preparation import prepare as prepare_all
+    from gist_train.training.alike import refuse_unlike_configs
+    from gist_train.training_run import launched
 
-    check(loaded)
-    prepared = prepare_all(loaded, this_device(), err)
+    with launched(timeout) as ranks:
+        loaded = load_config(config, set_ or [])
+        refuse_unlike_configs(ranks, loaded)
+        check(loaded)
+        err.quiet = ranks.rank != 0
+        prepared = prepare_all(loaded, this_device(), err, Processes(ranks.size, ranks.first_here))
     corpus, steps = prepared.corpus, prepared.plan.steps_per_epoch
     rows = f"{corpus.row_count:,} rows over {len(corpus.tasks):,} tasks, {corpus.text_count:,} unique texts"
     err.print(f"{rows}, {steps:,} steps per epoch: {corpus.folder}", soft_wrap=True)
@@ -125,13 +150,10 @@ def train(
     resume: Annotated[
         str, typer.Option(help="auto: resume from the newest checkpoint, if any; never: refuse a non-empty folder; or a step.")
     ] = "auto",
-    timeout: Annotated[
-        float | None,
-        typer.Option(help="Seconds without progress after which a process counts as hung. [default: 600]", show_default=False),
-    ] = None,
+    timeout: Timeout = None,
 ) -> None:
     """Train. The same command resumes after Ctrl-C, a crash or a reboot."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if not _launched_together():
         load_config(config, set_ or [])  # before anything slow is imported: a typo is reported at once
     from gist_train.training_run import launched, train_on
 

@@ -101,6 +101,8 @@ class Ranks:
 
     def __init__(self, timeout: float = TIMEOUT):
         self.rank, self.size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+        """Whether it is the first of its machine."""
         self.timeout = timeout
         self.safe: Callable[[], str] = lambda: "what was whole before is whole now: the same command goes on from there"
         """Says what is not lost."""

@@ -173,6 +173,24 @@ def test_what_one_rank_refuses_all_end_with(write, tmp_path):
     assert (first.err + second.err).count("did you mean") == 1
 
 
+def test_ranks_prepare_together(write, tmp_path):
+    """Each embeds its share with the guide, and one of them says how far all are."""
+    with launched(tmp_path, *[["prepare", write()]] * 2) as ranks:
+        first, second = (rank.ended(60) for rank in ranks)
+    assert (first.code, second.code) == (0, 0)
+    assert "96 rows over 3 tasks" in first.err
+    assert "96 rows" not in second.err
+
+
+def test_what_is_the_work_of_one_is_done_once(write, tmp_path):
+    """Typed behind the launcher of the training, each process would do the whole, and print it."""
+    with launched(tmp_path, *[["plan", write()]] * 2) as ranks:
+        first, second = (rank.ended(60) for rank in ranks)
+    assert (first.code, second.code) == (0, 0)
+    assert "plan is the work of one process" in first.err
+    assert "plan" not in second.err
+
+
 def test_a_rank_that_never_comes_is_named(write, tmp_path):
     """A host that did not start: the others would wait for it without a word."""
     words = ["train", write(), "--timeout", 3]
