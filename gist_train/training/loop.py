@@ -27,7 +27,6 @@ from gist_train.training.distributed import gather_with_gradient, sum_over_ranks
 from gist_train.training.gradient_cache import encode, hand_on
 from gist_train.training.graphs import Graphs
 from gist_train.training.guides import SelfGuide
-from gist_train.training.heap import Heap
 from gist_train.training.inputs import Inputs, inputs_of
 from gist_train.training.step_context import Training
 from gist_train.training.throughput import StepClock
@@ -111,7 +110,7 @@ def steps(training: Training, start: int, stop: int) -> Iterator[StepRecord]:
     """
     accelerator, device = training.accelerator, training.accelerator.device
     frozen = torch.zeros((), device=device)
-    graphs, heap = None, Heap()
+    graphs = None
     if training.longest_in_graphs is not None:
         untimed = StepClock(device, running=False)  # in a graph there is no time
         graphs = Graphs(lambda inputs, seed: _compute(training, inputs, [seed], frozen, untimed), device)
@@ -148,7 +147,6 @@ def steps(training: Training, start: int, stop: int) -> Iterator[StepRecord]:
                 seconds=time.perf_counter() - began,
                 metrics=metrics,
             )
-            heap.after_step()
             PULSE.beat("training", step)
 
 
