@@ -40,7 +40,7 @@ from gist_train.training.distributed import (
 )
 from gist_train.training.loop import StepRecord, steps
 from gist_train.training.ranks import TIMEOUT, Ranks
-from gist_train.training.resume import checkpoint_to_start_from, refuse_other_content, refuse_other_mathematics
+from gist_train.training.resume import checkpoint_of_all, load_on_all, refuse_other_content, refuse_other_mathematics
 from gist_train.training.run_description import describe
 from gist_train.training.runlog import RunLog
 from gist_train.training.setup import Job, Prepared, last_step, open_training
@@ -126,22 +126,22 @@ def _train_alone(
 ) -> int:
     """`train`, in a run folder that nobody else writes to. Returns the signal that stopped it, or 0."""
     measuring = check(config)
-    origin = checkpoint_to_start_from(run, resume, console)
+    origin = checkpoint_of_all(ranks, run, resume, console)
     selected_steps(run)  # refuses a selected.json that can't be read, before retention goes by it
     if origin is not None:
         refuse_other_mathematics(origin, config)  # before the guide is put to work
     prepared = _prepared(config, accelerator, console)
     # Before accelerate is given the model: it would send the first rank's weights to all.
-    refuse_unlike_content(ranks, config, prepared, precision_on(config.training.precision, accelerator.device), origin)
+    refuse_unlike_content(ranks, config, prepared, precision_on(config.training.precision, accelerator.device))
     job = open_training(config, accelerator, prepared)
     sums = LogSums(step=0)
     if origin is not None:
         refuse_other_content(origin, job.facts, excluding=config.data.exclude_evaluation_texts)
-        checkpoints.load_checkpoint(origin.folder, job.student, job.training.optimizer, job.training.state)
+        load_on_all(origin, job)
         sums = checkpoints.sums_of(origin.manifest)
     if accelerator.is_main_process and (warning := _short_of_room(config, job, run)):
         say(console, warning)
-    stays = stays_ended(config, run, sums.step)
+    stays = ranks.first_says("stays" if accelerator.is_main_process and stays_ended(config, run, sums.step) else "") == "stays"
     if stays:
         job = replace(job, stop=sums.step)
     console.print(_plan_lines(config, job, sums.step), soft_wrap=True)

@@ -7,9 +7,8 @@ from importlib.metadata import version
 import torch
 from torch import nn
 
-from gist_train.config.schema import Config
+from gist_train.config.schema import Config, cache_folder
 from gist_train.config.secrets import without_secrets
-from gist_train.training.checkpoint import Checkpoint
 from gist_train.training.guides import StoredGuide
 from gist_train.training.ranks import Ranks
 from gist_train.training.run_description import PACKAGES
@@ -30,19 +29,17 @@ def refuse_unlike_configs(ranks: Ranks, config: Config) -> None:
     ranks.agree("configs", facts, "start all ranks with one YAML, the same --set and one environment")
 
 
-def refuse_unlike_content(ranks: Ranks, config: Config, prepared: Prepared, precision: str, origin: Checkpoint | None) -> None:
+def refuse_unlike_content(ranks: Ranks, config: Config, prepared: Prepared, precision: str) -> None:
     """Raises UserError where ranks would start from other weights, or read other rows or another guide's embeddings.
 
     Args:
         precision: float32, bf16 or fp16.
-        origin: the checkpoint to go on from.
     """
     if ranks.size == 1:
         return
     encoder, guide = prepared.student.encoder, prepared.guide
     stored = (guide.anchor, guide.positive, guide.negative) if isinstance(guide, StoredGuide) else ()
     facts = {
-        "checkpoint to go on from": None if origin is None else f"{origin.folder.name}, {origin.manifest['sha256']}",
         "weights of the student": _digest(encoder),
         "student": [prepared.student.tokenizer_fingerprint(), encoder.pooling, encoder.normalized],
         "precision": precision,
@@ -50,7 +47,7 @@ def refuse_unlike_content(ranks: Ranks, config: Config, prepared: Prepared, prec
         "guide": guide.fingerprint if isinstance(guide, StoredGuide) else type(guide).__name__,
         "embeddings of the guide": [texts.store.content(texts.positions) for texts in stored],
     }
-    fix = f"have output_dir ({config.output_dir}), cache_dir, models and data on a disk that all hosts share, or the same on each"
+    fix = f"have cache_dir ({cache_folder(config)}), models and data on a disk that all hosts share, or the same on each"
     ranks.agree("content", facts, fix)
 
 

@@ -22,6 +22,7 @@ from gist_train.data.manifests import seal, verified_manifest
 from gist_train.model.pretrained import Pretrained
 from gist_train.progress import say
 from gist_train.run_folder import MANIFEST, TRAINING_STATE, Run
+from gist_train.training.distributed import send_from_first
 from gist_train.training.update import UpdateState
 
 
@@ -107,7 +108,7 @@ def load_checkpoint(folder: Path, student: Pretrained, optimizer: torch.optim.Op
         UserError: the checkpoint holds other weights than the student has.
     """
     transformer = student.encoder.transformer
-    saved = type(transformer).from_pretrained(folder, dtype=torch.float32)
+    saved = type(transformer).from_pretrained(folder, dtype=transformer.dtype)
     with torch.no_grad():
         own, loaded = transformer.state_dict(), saved.state_dict()
         if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in loaded.items()}:
@@ -132,6 +133,24 @@ def load_checkpoint(folder: Path, student: Pretrained, optimizer: torch.optim.Op
             of_weight = {key: moments.get_tensor(f"{key}.{name}").to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
             # Fused AdamW counts steps on the device of the weight.
             optimizer.state[parameter] = {"step": step.to(parameter.device, copy=True), **of_weight}
+
+
+def send_checkpoint(student: Pretrained, optimizer: torch.optim.Optimizer, state: UpdateState, step: int) -> None:
+    """Gives all ranks what the first one loaded of the checkpoint of `step`: a host without a shared disk has none."""
+    with torch.no_grad():
+        for tensor in (*student.encoder.transformer.state_dict().values(), *state.parts().values()):
+            send_from_first(tensor)
+        trained = _trained(student)
+        moved = torch.tensor([int(parameter in optimizer.state) for _, parameter in trained])
+        send_from_first(moved)
+        counted = torch.tensor(float(step - state.skipped()))
+        for (_, parameter), has in zip(trained, moved.tolist(), strict=True):
+            if has:
+                of_weight = optimizer.state[parameter]
+                for key in ("exp_avg", "exp_avg_sq"):
+                    of_weight.setdefault(key, torch.zeros_like(parameter))
+                    send_from_first(of_weight[key])
+                of_weight["step"] = counted.to(parameter.device, copy=True)
 
 
 def retire_checkpoints(run: Run, *, keep_last: int, keep_every: int | None, kept: Callable[[int], bool]) -> list[int]:

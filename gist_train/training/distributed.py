@@ -26,6 +26,7 @@ from torch import Tensor
 from gist_train.config.errors import Fault, UserError
 from gist_train.model.device import on_cpu, steady_attention, whole_float32
 from gist_train.pulse import waiting
+from gist_train.training.interface import SETTING, interface_to_others
 
 PATIENCE = timedelta(days=30)
 """That a collective waits, where backends would give up after 10 or 30 minutes: a rank that hangs is found by `Ranks`, and one
@@ -57,6 +58,8 @@ def make_accelerator(precision: str) -> tuple[Accelerator, str | None]:
     sharding = [name for name, flag in _SHARDING.items() if parse_flag_from_env(flag)]
     if sharding:  # before accelerate acts on it: without its package in a traceback, on a CPU not at all
         raise _unlike_accelerate(sharding[0], PLAIN)
+    if (interface := interface_to_others(os.environ)) is not None:
+        os.environ[SETTING] = interface
     # accelerate starts gloo only where it is set that this is for CPUs: else each of torchrun's processes would train alone.
     cpu = on_cpu()
     device = PartialState(cpu, timeout=PATIENCE).device  # sets this process' GPU, before anything else asks for one
@@ -179,6 +182,14 @@ def gathered_on_hosts(x: Tensor) -> list[Tensor]:
         received = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(received, padded, group=_hosts())
     return [part[: int(n)] for part, n in zip(received, lengths, strict=True)]
+
+
+def send_from_first(x: Tensor) -> None:
+    """Has `x` on all ranks be what it is on the first, from host to host."""
+    sent = x.detach().cpu().contiguous()
+    with waiting():
+        dist.broadcast(sent, 0, group=_hosts())
+    x.detach().copy_(sent)
 
 
 @cache

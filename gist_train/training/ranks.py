@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from types import TracebackType
 from typing import NoReturn, Self
 
@@ -114,7 +114,7 @@ class Ranks:
         self._found: End | None = None
         """What this rank judged, for the thread that speaks to the store to pass on."""
         self._answered = time.monotonic()
-        self._launcher_knows = ""
+        self._launcher_knows, self._told_launcher, self._telling = "", False, Lock()
         self._over, self._leaving = Event(), Event()
         self._spent, self._worked = time.process_time(), 0
 
@@ -348,8 +348,12 @@ class Ranks:
         os._exit(end.code)
 
     def _leave_word_for_launcher(self, message: str | None = None) -> None:
-        """Writes what torchrun shows of a process that failed, for one that is killed can't."""
-        if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        """Writes what torchrun shows of a process that failed, for one that is killed can't; a message that ends it stays."""
+        file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+        with self._telling:
+            if file is None or self._told_launcher:
+                return
+            self._told_launcher = message is not None
             text = hidden(message or self._of_dead(self.rank))
             with contextlib.suppress(OSError):
                 write_text(

@@ -8,8 +8,12 @@ from rich.console import Console
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.faults import found_words
 from gist_train.config.schema import Config, mathematics
-from gist_train.run_folder import Run
-from gist_train.training.checkpoint import Checkpoint, Facts, checkpoint_to_resume
+from gist_train.data.manifests import verified_manifest
+from gist_train.run_folder import MANIFEST, Run
+from gist_train.training.checkpoint import Checkpoint, Facts, checkpoint_to_resume, load_checkpoint, send_checkpoint
+from gist_train.training.distributed import largest_over_ranks
+from gist_train.training.ranks import Ranks
+from gist_train.training.setup import Job
 
 CONTENT = {"corpus": "data.train", "guide": "guide", "precision": "training.precision", "student": "model.name"}
 """What a resume compares beside the config's fields, and the field that leads to it."""
@@ -38,6 +42,38 @@ def checkpoint_to_start_from(run: Run, resume: str, console: Console) -> Checkpo
     if resume != "auto" and not resume.isdecimal():
         raise UserError(Fault("--resume", shown(resume), "auto, never or a step", "name one of these"))
     return checkpoint_to_resume(run, None if resume == "auto" else int(resume), console)
+
+
+def checkpoint_of_all(ranks: Ranks, run: Run, resume: str, console: Console) -> Checkpoint | None:
+    """What `checkpoint_to_start_from` gives on the first rank, on all: other hosts need not have the run folder.
+
+    Raises:
+        UserError: on the first rank, as there.
+    """
+    own = checkpoint_to_start_from(run, resume, console) if ranks.rank == 0 else None
+    manifest = json.loads(ranks.first_says(json.dumps(own and own.manifest)))
+    return None if manifest is None else Checkpoint(run.checkpoint(manifest["step"]), manifest)
+
+
+def load_on_all(origin: Checkpoint, job: Job) -> None:
+    """Loads a checkpoint of `checkpoint_of_all`: from the disk where all ranks have it, else the first sends it to the others."""
+    optimizer, state = job.training.optimizer, job.training.state
+    first = job.training.accelerator.is_main_process
+    missing = largest_over_ranks(int(not first and not _is_there(origin)))
+    if first or not missing:
+        load_checkpoint(origin.folder, job.student, optimizer, state)
+    if missing:
+        send_checkpoint(job.student, optimizer, state, origin.manifest["step"])
+
+
+def _is_there(origin: Checkpoint) -> bool:
+    """Whether this rank can read the checkpoint, whole and the very same."""
+    if not (origin.folder / MANIFEST).exists():
+        return False
+    try:
+        return bool(verified_manifest(origin.folder)["sha256"] == origin.manifest["sha256"])
+    except (UserError, OSError):
+        return False
 
 
 def refuse_other_mathematics(origin: Checkpoint, config: Config) -> None:
