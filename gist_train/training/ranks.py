@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from threading import Event, Lock, Thread
 from types import TracebackType
@@ -24,9 +24,9 @@ from gist_train.config.faults import found_words
 from gist_train.config.secrets import hidden
 from gist_train.data.files import write_text
 from gist_train.data.leases import born, machine
-from gist_train.progress import duration
 from gist_train.pulse import PULSE, RankFailedError, waiting
 from gist_train.training.launch_store import LaunchStore, StoreGoneError
+from gist_train.training.rank_words import End, Heard, Word, died, end_of, hung, name_of, no_progress
 from gist_train.training.signals import Stopped, ignored
 
 TIMEOUT = 600.0
@@ -38,55 +38,6 @@ GRACE = 3.0
 WORKS = 0.05
 """Share of a processor's time from which on a process counts as getting on, whether it says so or not."""
 _END = "end"
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """How a run ended that did not end well."""
-
-    message: str
-    code: int
-    """That all ranks exit with."""
-    hung: bool = False
-    """Whether each rank is to write down where it stands."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Word:
-    """What a rank says of itself."""
-
-    host: str
-    machine: str
-    """What processes that can see each other have in common."""
-    process: int
-    born: str
-    """When the process began, by the system's clock: a number is given again."""
-    work: str
-    step: int
-    count: int
-    waits: bool
-    over: bool
-    """Whether it has ended well."""
-    beat: int
-
-
-@dataclass(slots=True)
-class _Heard:
-    """What this rank heard of another one, and when."""
-
-    word: _Word | None = None
-    beat_at: float = field(default_factory=time.monotonic)
-    moved_at: float = field(default_factory=time.monotonic)
-    gone: int = 0
-    """Looks in a row at which its process was not there."""
-
-    def hear(self, word: _Word) -> None:
-        now = time.monotonic()
-        if self.word is None or word.beat != self.word.beat:
-            self.beat_at = now
-        if self.word is None or (word.count, word.work) != (self.word.count, self.word.work):
-            self.moved_at = now
-        self.word = word
 
 
 class Ranks:
@@ -108,7 +59,7 @@ class Ranks:
         """Says what is not lost."""
         self.stacks: Path | None = None
         """Folder for a file a rank of where each stood when one of them hung."""
-        self._heard = [_Heard() for _ in range(self.size)]
+        self._heard = [Heard() for _ in range(self.size)]
         self._beats = self._questions = 0
         self._end: End | None = None
         self._found: End | None = None
@@ -136,7 +87,7 @@ class Ranks:
         with ignored():  # a launcher stops those that are left, which must not keep them from saying why
             end = self._end or self._after(error)
             if end is None:
-                own = _end_of(error, self._name(self.rank))
+                own = end_of(error, name_of(self.rank, self._own_word()))
                 end = self._post(own)  # None where this is the first that fails: its own message says it
             said = not self._claim_word()
             self._leave_word_for_launcher(own.message if end is None else end.message)
@@ -190,8 +141,8 @@ class Ranks:
         return [
             Fault(
                 name,
-                f"{found_words(other.get(name, missing))}, on {self._name(rank)}",
-                f"{found_words(first.get(name, missing))}, as on {self._name(0)}",
+                f"{found_words(other.get(name, missing))}, on {name_of(rank, self._heard[rank].word)}",
+                f"{found_words(first.get(name, missing))}, as on {name_of(0, self._own_word())}",
                 fix,
             )
             for name in sorted(first.keys() | other.keys())
@@ -256,12 +207,12 @@ class Ranks:
         if any(heard.word is None for heard in self._heard):  # all at once only where all have come: else it would wait for them
             keys = [key for key in keys if self._store.has(key)]
         for key, word in zip(keys, self._store.read(keys), strict=True):
-            self._heard[int(key.split("/")[1])].hear(_Word(**json.loads(word)))
+            self._heard[int(key.split("/")[1])].hear(Word(**json.loads(word)))
 
-    def _own_word(self, *, over: bool = False) -> _Word:
+    def _own_word(self, *, over: bool = False) -> Word:
         number = os.getpid()
         state = (PULSE.work, PULSE.step, PULSE.count + self._worked, PULSE.waits)
-        return _Word(socket.gethostname(), machine(), number, born(number), *state, over, self._beats)
+        return Word(socket.gethostname(), machine(), number, born(number), *state, over, self._beats)
 
     def _judge(self) -> None:
         """Finds ranks that died or hang, and ends this process where a rank failed and the main thread can't leave."""
@@ -274,7 +225,7 @@ class Ranks:
                 assert end is not None
                 self._end = end
                 if end.hung:
-                    self._write_stack()
+                    within(GRACE, self._write_stack)
                 # The main thread, where it can, leaves by itself and says why.
                 if not self._over.wait(GRACE) and not (self._leaving.is_set() and self._over.wait(4 * GRACE)):
                     self._leave_at_once(end)
@@ -289,16 +240,24 @@ class Ranks:
             # Twice, with a look at what was said in between: one that fails says so before it ends.
             heard.gone = heard.gone + 1 if born(word.process) != word.born else 0
             if heard.gone > 2:
-                return End(self._of_dead(rank), 1)
+                return End(died(rank, word, self._safe()), 1)
         if now - self._answered > self.timeout:
-            return End(self._of_silent([0], "its store does not answer"), 1, hung=True)
+            return self._hung([0], "its store does not answer")
         running = [rank for rank, heard in enumerate(self._heard) if heard.word is None or not heard.word.over]
         silent = [rank for rank in running if self._is_silent(self._heard[rank], now)]
         if not silent and all(now - self._heard[rank].moved_at > self.timeout for rank in running):
             silent = running  # each waits for the others
-        return End(self._of_silent(silent), 1, hung=True) if silent else None
+        return self._hung(silent, no_progress(self.timeout)) if silent else None
 
-    def _is_silent(self, heard: _Heard, now: float) -> bool:
+    def _hung(self, ranks: Sequence[int], why: str) -> End:
+        words = [(rank, self._heard[rank].word) for rank in ranks]
+        return End(hung(words, why, self.stacks, self._safe()), 1, hung=True)
+
+    def _safe(self) -> str:
+        """What is not lost; the disk that would tell may be what hangs."""
+        return within(GRACE, self.safe) or "what was whole before is whole now"
+
+    def _is_silent(self, heard: Heard, now: float) -> bool:
         if now - heard.beat_at > self.timeout:
             return True
         return heard.word is not None and not heard.word.waits and now - heard.moved_at > self.timeout
@@ -354,7 +313,7 @@ class Ranks:
             if file is None or self._told_launcher:
                 return
             self._told_launcher = message is not None
-            text = hidden(message or self._of_dead(self.rank))
+            text = hidden(message or died(self.rank, self._own_word(), self._safe()))
             with contextlib.suppress(OSError):
                 write_text(
                     Path(file), json.dumps({"message": {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}})
@@ -367,38 +326,11 @@ class Ranks:
                 with (self.stacks / f"rank-{self.rank}.txt").open("w", encoding="utf-8") as file:
                     faulthandler.dump_traceback(file, all_threads=True)
 
-    # Words.
 
-    def _name(self, rank: int) -> str:
-        word = self._own_word() if rank == self.rank else self._heard[rank].word
-        return f"rank {rank}" + (" (which never came)" if word is None else f" (host {word.host}, process {word.process})")
-
-    def _standing(self, rank: int) -> str:
-        word = self._own_word() if rank == self.rank else self._heard[rank].word
-        return "before its first word" if word is None else f"at step {word.step:,}, {word.work}"
-
-    def _of_dead(self, rank: int) -> str:
-        fix = "its last lines, and the system's log (dmesg), tell what ended it: often want of memory; then run the same command"
-        return f"{self._name(rank)} died {self._standing(rank)}\n  fix       {fix}\n  safe      {self.safe()}"
-
-    def _of_silent(self, ranks: Sequence[int], why: str | None = None) -> str:
-        names = "; ".join(f"{self._name(rank)} {self._standing(rank)}" for rank in ranks[:4])
-        more = f" and {len(ranks) - 4:,} more" if len(ranks) > 4 else ""
-        why = why or f"no progress for {duration(self.timeout)} (--timeout)"
-        stacks = "" if self.stacks is None else f"\n  stacks    {self.stacks}: where each rank that could say so stood"
-        fix = "look at that machine and its network; then run the same command, with a larger --timeout if all was well"
-        return f"hung: {names}{more}: {why}{stacks}\n  fix       {fix}\n  safe      {self.safe()}"
-
-
-def _end_of(error: BaseException | None, name: str) -> End:
-    """What the others are told of this process' own error."""
-    match error:
-        case Stopped(number=number):
-            return End(f"{name} was told to stop", 128 + number)
-        case KeyboardInterrupt():
-            return End(f"{name} was told to stop", 130)
-        case SystemExit(code=int(code)):
-            return End(f"{name} ended with code {code}", code)
-        case UserError():
-            return End(f"{name}:\n{error}", 2)
-    return End(f"{name}: {error or type(error).__name__}", 1)
+def within(seconds: float, work: Callable[[], str | None]) -> str | None:
+    """What `work` gives, None where it takes longer: it then goes on beside."""
+    found: list[str | None] = []
+    thread = Thread(target=lambda: found.append(work()), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return found[0] if found else None

@@ -11,6 +11,7 @@ import pytest
 from support.running import launched
 
 from gist_train.run_folder import Run
+from gist_train.training import rank_words
 from gist_train.training import ranks as watching
 from gist_train.training.runlog import RunLog
 
@@ -205,7 +206,7 @@ def stay_away():
         time.sleep(1000)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_second_signal_ends_a_rank_that_waits(write, tmp_path, number):
     """Python can't handle a signal while the backend waits: only kill -9 ended it, as schedulers do after their grace period."""
     with launched(tmp_path, *[["train", write()]] * 2) as ranks:
@@ -220,11 +221,11 @@ def test_a_second_signal_ends_a_rank_that_waits(write, tmp_path, number):
 
 def test_a_long_evaluation_is_no_hang():
     """Ranks wait for the first one as long as it gets on, however long that takes."""
-    heard = watching._Heard()
+    heard = rank_words.Heard()
     began = time.monotonic()
     patient = watching.Ranks(timeout=10)
     for minute in range(3):
-        word = watching._Word("a", "m", 1, "1", "evaluating", 3, count=minute, waits=False, over=False, beat=minute)
+        word = rank_words.Word("a", "m", 1, "1", "evaluating", 3, count=minute, waits=False, over=False, beat=minute)
         with mock.patch("time.monotonic", return_value=began + 9 * minute):
             heard.hear(word)
         assert not patient._is_silent(heard, began + 9 * minute + 9)
