@@ -37,6 +37,7 @@ from gist_train.model.pretrained import Pretrained
 from gist_train.model.vectors import refuse_missing, vector_files, vector_store
 from gist_train.model.whole import TextModel
 from gist_train.progress import duration, follow, say
+from gist_train.pulse import waiting
 from gist_train.training.guides import Guide, SelfGuide, StoredGuide, guide_parts
 from gist_train.training.setup import Prepared
 
@@ -79,7 +80,8 @@ def prepare(
     Raises:
         UserError: data or models are not what the config says.
     """
-    student = load_student(config.model, training_prompts(config))
+    with waiting():  # for another rank, where both fetch it from the hub
+        student = load_student(config.model, training_prompts(config))
     check_student(config, student)
     for note in notes_on(student, training_prompts(config)):
         say(console, note)
@@ -240,7 +242,8 @@ class _Embedder:
 
         @cache
         def load() -> TextModel:
-            model = load_guide(self.model, self.where)
+            with waiting():  # for another rank, where both fetch it from the hub
+                model = load_guide(self.model, self.where)
             named = {name: prompt for name, prompt in model.prompts.items() if prompt}
             if self.model.prompt is None and named and not model.default_prompt:
                 several = ", ".join(f"{name}: {shown(prompt)}" for name, prompt in named.items())

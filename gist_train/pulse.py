@@ -34,6 +34,7 @@ def waiting() -> Iterator[None]:
     try:
         yield
     finally:
+        PULSE.beat()  # before it counts as at work again: what it waited for took as long as it took
         PULSE.waits = before
 
 

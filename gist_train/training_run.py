@@ -90,6 +90,10 @@ def train_on(ranks: Ranks, config: Config, *, resume: str = "auto", console: Con
     """`train`, within `ranks`."""
     refuse_unlike_configs(ranks, config)
     accelerator, note = make_accelerator(config.training.precision)
+    if accelerator.num_processes != ranks.size:
+        found = f"{accelerator.num_processes} processes, and no WORLD_SIZE that says so"
+        fix = "launch with accelerate or torchrun, or set RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE in each process"
+        raise UserError(Fault("the launcher", found, "RANK and WORLD_SIZE in the environment of each process", fix))
     console = console or terminal()
     console.quiet = console.quiet or not accelerator.is_main_process
     console.print(_first_line(config, accelerator))

@@ -11,7 +11,7 @@ from gist_train.data.files import lines_from_the_end
 from gist_train.evaluation import score_file
 from gist_train.evaluation.score_file import read_scores
 from gist_train.run_folder import MANIFEST, Run
-from gist_train.training.runlog import _cut
+from gist_train.training.rowfile import _cut
 
 
 @pytest.mark.parametrize("at_a_time", [1, 7, 1 << 16])

@@ -17,7 +17,7 @@ from gist_train import cli
 from gist_train.memory import MemoryShortageError, asked_for, lowered, naming_work
 
 MIB = 1 << 20
-FIRST_STEP, EMBEDDING = "gist_train.training.loop.set_learning_rate", "gist_train.model.pretrained.embed"
+FIRST_STEP, EMBEDDING = "gist_train.training.loop.set_learning_rate", "gist_train.model.pretrained.embed_batches"
 
 
 def limited(words, function, more, told):

@@ -28,6 +28,11 @@ RENEWED = 10.0
 """Seconds between two renewals of a lease."""
 STALE = 35.0
 """Seconds without a renewal after which a lease of another machine counts as that of a dead process."""
+UNREAD = 10.0
+"""Seconds in which who makes a lease writes its name into it, over a network too; else it was killed meanwhile."""
+RELEASED = "released"
+PAUSE = 5.0
+"""Seconds between two looks at a lease after which this process stood still itself."""
 HEADER = 512
 """Bytes at the beginning of a lease that say who holds it."""
 
@@ -94,6 +99,9 @@ class Lease:
         """Lets go; the file is removed, unless another process took it over."""
         _RENEWER.remove(self)
         with self._lock:
+            with contextlib.suppress(OSError):
+                self._holder = replace(self._holder, born=RELEASED)  # whoever moved it, and puts it back, finds it free
+                self._write_header()
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(self.path, follow_symlinks=False).st_ino == os.fstat(self._file).st_ino:
                     os.unlink(self.path)
@@ -138,28 +146,35 @@ class _Watch:
     """Tells whether who holds the leases that it is shown lives, by what it saw of them before."""
 
     def __init__(self) -> None:
-        self._seen: dict[Path, tuple[Holder | None, float]] = {}
-        self.judged: Holder | None = None
-        """Who held the lease that was looked at last."""
+        self._seen: dict[Path, tuple[_Look, float]] = {}
+        self._looked = time.monotonic()
 
-    def holder(self, path: Path) -> tuple[Holder | None, bytes] | None:
-        """Who holds a lease, as far as that is written yet, and what; None for nobody: who died, or let go."""
+    def look(self, path: Path) -> "_Look | None":
+        """What a lease says; None where there is none."""
+        now = time.monotonic()
+        # While this process was stopped, or its disk stood still, nobody's renewals were seen: that time does not count.
+        lost, self._looked = now - self._looked, now
+        if lost > PAUSE:
+            self._seen = {seen: (look, since + lost) for seen, (look, since) in self._seen.items()}
         try:
             with path.open("rb") as file:
-                content = file.read()
+                look = _Look(os.fstat(file.fileno()).st_ino, _read(content := file.read()), content[HEADER:])
         except FileNotFoundError:
             self._seen.pop(path, None)
             return None
-        self.judged = holder = _read(content)
-        seen, since = self._seen.get(path, (None, 0.0))
-        if path not in self._seen or seen != holder:
-            since = time.monotonic()
-            self._seen[path] = holder, since
+        before = self._seen.get(path)
+        if before is None or (before[0].inode, before[0].holder) != (look.inode, look.holder):
+            self._seen[path] = look, time.monotonic()
+        return look
+
+    def is_dead(self, path: Path, look: "_Look") -> bool:
+        """Whether who made the lease that `look` saw is gone."""
+        holder, since = look.holder, self._seen[path][1]
+        if holder is not None and holder.born == RELEASED:
+            return True
         if holder is not None and holder.machine == machine():
-            alive = born(holder.process) == holder.born
-        else:  # a moment where it is being made, longer where its renewals must come over a network
-            alive = time.monotonic() - since < (STALE if holder is not None else 1.0)
-        return (holder, content[HEADER:]) if alive else None
+            return not lives(holder.process, holder.born)
+        return time.monotonic() - since > (UNREAD if holder is None else STALE)
 
 
 def _read(content: bytes) -> Holder | None:
@@ -169,6 +184,16 @@ def _read(content: bytes) -> Holder | None:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """A lease as it was seen."""
+
+    inode: int
+    holder: Holder | None
+    """None as long as it is being made."""
+    content: bytes
+
+
 def _taken(path: Path, watch: _Watch) -> Lease | Holder | None:
     """The lease, or who holds it; None where neither is known yet."""
     with contextlib.suppress(FileExistsError):
@@ -176,18 +201,22 @@ def _taken(path: Path, watch: _Watch) -> Lease | Holder | None:
     if path.is_symlink():
         own = "nothing, or what gist-train left there itself"
         raise UserError(Fault(str(path), "a link", own, "remove it, and see who put it there"))
-    if (found := watch.holder(path)) is not None:
-        return found[0]
+    look = watch.look(path)
+    if look is None:
+        return None
+    if not watch.is_dead(path, look):
+        return look.holder
     # Its process died. Of several that see this one moves it away; one that moved another's new lease puts it back.
     aside = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         os.rename(path, aside)
     except FileNotFoundError:
         return None
-    if _read(aside.read_bytes()) != watch.judged:
-        with contextlib.suppress(FileExistsError):
+    moved = _Watch().look(aside)
+    if moved is not None and (moved.inode, moved.holder) != (look.inode, look.holder):
+        with contextlib.suppress(OSError):
             os.link(aside, path)
-    aside.unlink()
+    aside.unlink(missing_ok=True)
     return None
 
 
@@ -259,10 +288,12 @@ class Claims:
         for path in self._own.path.parent.glob(".claim-*"):
             if path == self._own.path:
                 continue
-            if (found := self._watch.holder(path)) is None:
+            if (look := self._watch.look(path)) is None:  # its owner is done
+                continue
+            if self._watch.is_dead(path, look):
                 path.unlink(missing_ok=True)
             else:
-                taken.append(found[1])
+                taken.append(look.content)
         return taken
 
 
@@ -285,8 +316,14 @@ def born(process: int) -> str:
     return "" if state in "ZX" else rest[18]
 
 
+def lives(process: int, since: str) -> bool:
+    """Whether a process of this machine that was born at `since` is there: others' processes may be hidden from /proc."""
+    found = born(process)
+    return found == since or (found == "" and not Path(f"/proc/{process}").exists() and _signalled(process))
+
+
 def _signalled(process: int) -> bool:
-    """Whether there is such a process, where the system has no /proc."""
+    """Whether there is such a process, whoever's it is."""
     try:
         os.kill(process, 0)
     except OSError as error:

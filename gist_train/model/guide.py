@@ -31,6 +31,7 @@ from gist_train.data.leases import Claims, locked
 from gist_train.model.checksums import CHECK_BYTES, HEADER, checksums, header, read_header
 from gist_train.model.loading import folder_prompt, identity
 from gist_train.model.whole import TextModel
+from gist_train.pulse import PULSE
 
 FORMAT = 1
 TEXTS_PER_WRITE = 2048
@@ -238,7 +239,8 @@ class GuideStore:
                     for done in _embed_into(vectors, guide, config, missing[taken], text):
                         build.refresh()
                         yield build.done + done
-                else:  # the others have the rest
+                else:  # the others have the rest; whether they get on with it, their own run watches
+                    PULSE.beat()
                     yield build.done
                     time.sleep(POLL_SECONDS)
         yield len(missing)

@@ -167,7 +167,8 @@ def _compute(training: Training, inputs: Inputs, seeds: Sequence[int], frozen: T
     with waiting():  # DistributedDataParallel sums gradients over ranks on the way
         (out.loss * (factor if scaled is None else factor * scaled.value)).backward()
     if texts.cached:  # backward has reached the embeddings, and from there no graph leads to the weights yet
-        hand_on(accelerator, training.model, texts, seeds, embeddings)
+        with waiting():
+            hand_on(accelerator, training.model, texts, seeds, embeddings)
     clock.ends("backward")
 
     totals = sum_over_ranks(

@@ -8,6 +8,7 @@ the other judges by what was read last, and ends the process where the main thre
 import contextlib
 import faulthandler
 import json
+import logging
 import os
 import socket
 import sys
@@ -17,13 +18,15 @@ from dataclasses import asdict
 from pathlib import Path
 from threading import Event, Lock, Thread
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import NoReturn, Self, TypeVar
+
+import torch
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.faults import found_words
 from gist_train.config.secrets import hidden
 from gist_train.data.files import write_text
-from gist_train.data.leases import born, machine
+from gist_train.data.leases import born, lives, machine
 from gist_train.pulse import PULSE, RankFailedError, waiting
 from gist_train.training.launch_store import LaunchStore, StoreGoneError
 from gist_train.training.rank_words import End, Heard, Word, died, end_of, hung, name_of, no_progress
@@ -37,7 +40,11 @@ GRACE = 3.0
 """Seconds that the main thread has to end by itself once it is known that a rank failed."""
 WORKS = 0.05
 """Share of a processor's time from which on a process counts as getting on, whether it says so or not."""
+MOVES = 1_000_000
+"""Bytes that a process reads and writes in a second from which on it counts so, too."""
 _END = "end"
+_LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Ranks:
@@ -51,7 +58,8 @@ class Ranks:
     """
 
     def __init__(self, timeout: float = TIMEOUT):
-        self.rank, self.size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
         self.first_here = os.environ.get("LOCAL_RANK", "0") == "0"
         """Whether it is the first of its machine."""
         self.timeout = timeout
@@ -65,13 +73,16 @@ class Ranks:
         self._found: End | None = None
         """What this rank judged, for the thread that speaks to the store to pass on."""
         self._answered = time.monotonic()
+        self._said_over = False
         self._launcher_knows, self._told_launcher, self._telling = "", False, Lock()
         self._over, self._leaving = Event(), Event()
-        self._spent, self._worked = time.process_time(), 0
+        self._spent, self._moved, self._worked = time.process_time(), 0, 0
+        self._wording = Lock()
 
     def __enter__(self) -> Self:
         if self.size > 1:
             self._store = LaunchStore(self.rank, self.timeout)
+            self._hold_clocks(time.monotonic())  # the first rank may have come long after this one
             self._speak()
             for work in (self._talk, self._judge):
                 Thread(target=work, name=work.__name__.strip("_"), daemon=True).start()
@@ -110,13 +121,13 @@ class Ranks:
             return
         own = json.dumps(facts, sort_keys=True, default=str)
         with waiting():
-            self._store.write(f"{what}/{self.rank}", own)
+            self._write(f"{what}/{self.rank}", own)
             if self.rank == 0:
                 faults = []
                 for rank in range(1, self.size):
                     if (theirs := self._get(f"{what}/{rank}")) != own:
                         faults += self._differences(rank, json.loads(own), json.loads(theirs), fix)
-                self._store.write(f"{what}/agreed", json.dumps([asdict(fault) for fault in faults]))
+                self._write(f"{what}/agreed", json.dumps([asdict(fault) for fault in faults]))
             agreed = json.loads(self._get(f"{what}/agreed"))
         PULSE.beat()
         if agreed:
@@ -130,7 +141,7 @@ class Ranks:
         key = f"first/{self._questions}"
         with waiting() if self.rank else contextlib.nullcontext():
             if self.rank == 0:
-                self._store.write(key, value)
+                self._write(key, value)
             said = self._get(key)
         PULSE.beat()
         return said
@@ -151,11 +162,31 @@ class Ranks:
 
     def _get(self, key: str) -> str:
         """What a rank has set, or will. It ends the wait where a rank failed."""
-        while not self._store.has(key):
+        while not self._patiently(lambda: self._store.has(key)):
             if self._end is not None:
                 raise RankFailedError(self._end.message, self._end.code, said=True)
             time.sleep(0.02)
-        return self._store.read([key])[0]
+        return self._patiently(lambda: self._store.read([key])[0])
+
+    def _write(self, key: str, value: str) -> None:
+        self._patiently(lambda: self._store.write(key, value))
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        """What `work` gives, tried again while the store does not answer: a network that stood still for seconds is no failure.
+
+        Raises:
+            RankFailedError: a rank failed meanwhile.
+            StoreGoneError: the store has not answered for the timeout.
+        """
+        while True:
+            try:
+                return work()
+            except StoreGoneError:
+                if self._end is not None:
+                    raise RankFailedError(self._end.message, self._end.code, said=True) from None
+                if time.monotonic() - self._answered > self.timeout:
+                    raise
+                time.sleep(BEAT / 4)
 
     def _post(self, end: End) -> End | None:
         """Tells all ranks how the run ended. Returns how another rank had said it did before, None if this is the first word."""
@@ -182,13 +213,18 @@ class Ranks:
             except StoreGoneError:  # its process may have ended well
                 if self._leaving.is_set():
                     return
+            except Exception as error:  # whatever it was, the next word may be said: a thread that is gone looks like a hang
+                _LOG.warning("rank %s can't say how far it is: %s", self.rank, error)
 
     def _exchange(self) -> None:
         self._beats += 1
         # Who computes gets on, though it may say nothing for an hour, as where rows are sorted; who waits for others does not.
-        spent = time.process_time() - self._spent
-        self._worked += spent > WORKS * BEAT and not PULSE.waits
-        self._spent += spent
+        # So does who reads and writes files: a checkpoint, a model that comes from the hub.
+        spent, moved = time.process_time() - self._spent, bytes_moved()
+        spins = PULSE.waits and torch.accelerator.is_available()  # who waits for a GPU takes all of a core
+        computes = spent > WORKS * BEAT and not spins
+        self._worked += computes or moved - self._moved > MOVES * BEAT
+        self._spent, self._moved = self._spent + spent, moved
         self._speak()
         if self._found is not None:
             self._end = self._post(self._found) or self._found
@@ -200,7 +236,9 @@ class Ranks:
             self._leave_word_for_launcher()
 
     def _speak(self, *, over: bool = False) -> None:
-        self._store.write(f"word/{self.rank}", json.dumps(asdict(self._own_word(over=over))))
+        with self._wording:  # the last word is the last one that is written
+            self._said_over = self._said_over or over
+            self._store.write(f"word/{self.rank}", json.dumps(asdict(self._own_word(over=self._said_over))))
 
     def _listen(self) -> None:
         keys = [f"word/{rank}" for rank in range(self.size)]
@@ -216,7 +254,12 @@ class Ranks:
 
     def _judge(self) -> None:
         """Finds ranks that died or hang, and ends this process where a rank failed and the main thread can't leave."""
+        looked = time.monotonic()
         while not self._over.wait(BEAT):
+            lost, looked = time.monotonic() - looked, time.monotonic()
+            if lost > 5 * BEAT:  # this process was stopped, all of the launch perhaps: that time is nobody's fault
+                self._hold_clocks(looked)
+                continue
             if self._end is None and self._found is None and not self._leaving.is_set():
                 self._found = self._failure()
             lost = self._found is not None and time.monotonic() - self._answered > 2 * BEAT
@@ -230,6 +273,12 @@ class Ranks:
                 if not self._over.wait(GRACE) and not (self._leaving.is_set() and self._over.wait(4 * GRACE)):
                     self._leave_at_once(end)
 
+    def _hold_clocks(self, now: float) -> None:
+        """Counts the silence of all ranks anew."""
+        self._answered = now
+        for heard in self._heard:
+            heard.beat_at = heard.moved_at = now
+
     def _failure(self) -> End | None:
         """A rank that died or hangs."""
         now = time.monotonic()
@@ -238,9 +287,12 @@ class Ranks:
             if word is None or word.over or rank == self.rank or word.machine != machine():
                 continue
             # Twice, with a look at what was said in between: one that fails says so before it ends.
-            heard.gone = heard.gone + 1 if born(word.process) != word.born else 0
+            heard.gone = heard.gone + 1 if not lives(word.process, word.born) else 0
             if heard.gone > 2:
                 return End(died(rank, word, self._safe()), 1)
+        first = self._heard[0].word
+        if first is not None and first.over:  # its store may be gone with it
+            return None
         if now - self._answered > self.timeout:
             return self._hung([0], "its store does not answer")
         running = [rank for rank, heard in enumerate(self._heard) if heard.word is None or not heard.word.over]
@@ -274,19 +326,30 @@ class Ranks:
             if self._found is None:
                 self._found = self._failure()
             time.sleep(BEAT / 4)
+        if self._end is None and isinstance(error, RuntimeError) and (isinstance(error, StoreGoneError) or _is_lost(error)):
+            now = time.monotonic()
+            silent = [rank for rank, heard in enumerate(self._heard) if rank != self.rank and now - heard.beat_at > 3 * BEAT]
+            self._end = self._hung(silent or [0], f"can't be reached any more ({str(error).splitlines()[0]})")
         return self._end
 
     def _leave_well(self) -> None:
         with contextlib.suppress(StoreGoneError):
             self._speak(over=True)
-            left, ends = set(range(1, self.size)), time.monotonic() + 10 * BEAT
-            while self.rank == 0 and left and time.monotonic() < ends:  # it may keep the store
+            left = set(range(1, self.size)) if self.rank == 0 else set()
+            while left and self._end is None:  # the first may keep the store, and others may have hours of work left
                 self._listen()
-                left = {rank for rank in left if (word := self._heard[rank].word) is None or not word.over}
+                now = time.monotonic()
+                left = {rank for rank in left if self._is_at_work(self._heard[rank], now)}
                 time.sleep(BEAT / 50)
         self._over.set()
         if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
             Path(file).unlink(missing_ok=True)
+
+    def _is_at_work(self, heard: Heard, now: float) -> bool:
+        word = heard.word
+        if (word is not None and word.over) or now - heard.beat_at > self.timeout:
+            return False
+        return word is None or word.machine != machine() or lives(word.process, word.born)
 
     def _wait_for_readers(self) -> None:
         """Keeps the store, which may be this process', until the others have read how the run ended."""
@@ -298,13 +361,15 @@ class Ranks:
 
     def _leave_at_once(self, end: End) -> NoReturn:
         """Ends this process, whose main thread waits where no exception reaches it. Nothing whole is harmed, as by kill -9."""
-        if self._claim_word():
-            shows = "\x1b[?25h" if sys.stderr.isatty() else ""  # a bar hides the cursor
-            sys.stderr.write(f"{shows}{hidden(end.message)}\n")
-            sys.stderr.flush()
-        self._leave_word_for_launcher(end.message)
-        self._wait_for_readers()
-        os._exit(end.code)
+        try:
+            if self._claim_word():
+                shows = "\x1b[?25h" if sys.stderr.isatty() else ""  # a bar hides the cursor
+                sys.stderr.write(f"{shows}{hidden(end.message)}\n")
+                sys.stderr.flush()
+            within(GRACE, lambda: self._leave_word_for_launcher(end.message))
+            self._wait_for_readers()
+        finally:  # a closed terminal is no reason to stay
+            os._exit(end.code)
 
     def _leave_word_for_launcher(self, message: str | None = None) -> None:
         """Writes what torchrun shows of a process that failed, for one that is killed can't; a message that ends it stays."""
@@ -330,7 +395,26 @@ class Ranks:
 def within(seconds: float, work: Callable[[], str | None]) -> str | None:
     """What `work` gives, None where it takes longer: it then goes on beside."""
     found: list[str | None] = []
-    thread = Thread(target=lambda: found.append(work()), daemon=True)
+
+    def try_it() -> None:
+        with contextlib.suppress(OSError):
+            found.append(work())
+
+    thread = Thread(target=try_it, daemon=True)
     thread.start()
     thread.join(seconds)
     return found[0] if found else None
+
+
+def bytes_moved() -> int:
+    """That this process has read and written in files so far; 0 where the system does not say."""
+    try:
+        rows = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    except OSError:
+        return 0
+    return int(rows["rchar"]) + int(rows["wchar"])
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether an error of a backend is that of a connection."""
+    return any(word in str(error) for word in ("onnection", "ead error", "NCCL", "Gloo", "gloo"))

@@ -134,8 +134,34 @@ def test_who_was_taken_over_leaves_the_new_lease_alone(tmp_path):
     assert not path.exists()
 
 
-def test_a_file_that_says_nothing_is_taken_over(tmp_path):
+def test_a_file_that_says_nothing_is_taken_over(tmp_path, monkeypatch):
     """A process that was killed between the making of the file and the first word in it, or a version before leases."""
+    monkeypatch.setattr(leases, "UNREAD", 0.5)
     (tmp_path / "lock").touch()
     with held(tmp_path / "lock") as other:
         assert other is None
+
+
+def test_a_lease_that_was_let_go_is_nobodys(tmp_path):
+    """One process saw a dead one's lease, and moved away what another had made since; it puts back what is free by then."""
+    path, aside = tmp_path / "lock", tmp_path / "aside"
+    lease = Lease(path)
+    path.rename(aside)
+    lease.release()
+    os.link(aside, path)
+    with held(path) as other:
+        assert other is None
+
+
+def test_a_watcher_that_stood_still_takes_nobody_for_dead(tmp_path, monkeypatch):
+    """A disk that answers no one for a minute: the other machine's renewals could not be seen."""
+    path = tmp_path / "lock"
+    elsewhere(path)
+    watch = leases._Watch()
+    began = time.monotonic()
+    dead = []
+    for seconds in (0, 60, 61, *range(64, 104, 4)):
+        monkeypatch.setattr(time, "monotonic", lambda now=began + seconds: now)
+        dead.append(watch.is_dead(path, watch.look(path)))
+    assert dead[:4] == [False] * 4
+    assert dead[-1]

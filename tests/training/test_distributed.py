@@ -130,22 +130,12 @@ def test_a_rank_without_rows_takes_part(config_of, guide):
     assert texts == [[1, 1, 1], alone]  # rank 0 reads one text of which nothing is used
 
 
-def test_blocks_change_nothing_over_processes(config_of):
-    """Blocks of 3 rows over two processes of 8: the first row of a block counts the rows of the ranks before."""
-    assert_same_over(2, config_of(16, block_size=3, margin=0.05, margin_strategy="relative"), [])
-
-
-def test_dimensions_change_nothing_over_processes(config_of):
-    """The guide of "self" is the gathered student, whole, while its cuts are what is trained."""
-    assert_same_over(2, config_of(16, "self", dimensions=[32, 8], dimension_weights=[1.0, 2.0]), [])
-
-
 def test_clipping_sees_the_whole_gradient(config_of):
     """A norm taken over one rank's share clips each rank by another factor."""
     assert_same_over(2, config_of(16), ["training.grad_clip=0.1"])
 
 
-@pytest.mark.parametrize("batch_size", [7, 1])
+@pytest.mark.parametrize("batch_size", [7, pytest.param(1, marks=pytest.mark.slow)])
 def test_three_processes_are_one(config_of, batch_size):
     """2 + 2 + 3 rows and 0 + 0 + 1: with more than two ranks an offset of one rank is no offset of all before."""
     assert_same_over(3, config_of(batch_size, margin=-0.05), [])
@@ -333,8 +323,22 @@ def test_a_launcher_that_would_shard_is_refused(write_config, monkeypatch, flag,
     assert "plain data parallelism" in done.err
 
 
+@pytest.mark.usefixtures("on_cpu")
+def test_a_launcher_that_does_not_say_how_many_is_refused(write_config, monkeypatch):
+    """mpirun alone: accelerate makes one run of its processes, which then would not know of each other's failures."""
+    counted = mock.PropertyMock(return_value=2)
+    monkeypatch.setattr("gist_train.training_run.Accelerator.num_processes", counted, raising=False)
+    done = gist("train", write_config(training={"batch_size": 8, "max_steps": 1}))
+    assert done.code == 2
+    assert "2 processes, and no WORLD_SIZE" in done.err
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="torchrun would start two on the accelerator")
-@pytest.mark.parametrize(("launch", "told_cpu"), [(ACCELERATE, "true"), (TORCHRUN, None)], ids=["accelerate", "torchrun"])
+@pytest.mark.parametrize(
+    ("launch", "told_cpu"),
+    [(ACCELERATE, "true"), pytest.param(TORCHRUN, None, marks=pytest.mark.slow)],
+    ids=["accelerate", "torchrun"],
+)
 def test_a_launcher_starts_two(write_config, make_model, tmp_path, launch, told_cpu):
     """`accelerate launch --cpu` starts one process and says nothing, and accelerate under torchrun makes two that know nothing of
     each other unless it is told that they are on CPUs: what was started is told first, and written down."""

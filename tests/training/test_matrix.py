@@ -12,7 +12,7 @@ from gist_train.training_run import train
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
-STEPS, LONG = 12, 50
+STEPS, LONG = 8, 50
 WAYS = {
     "many_negatives-store": {},
     "pairs": {"negatives": 0},
@@ -74,10 +74,11 @@ def column(rows, name):
     return np.array([row[name] for row in rows])
 
 
-def test_every_way_is_the_same_on_any_number_of_ranks(paths, tmp_path):
+@pytest.mark.parametrize("counts", [(2,), pytest.param((3, 4), marks=pytest.mark.slow)])
+def test_every_way_is_the_same_on_any_number_of_ranks(paths, tmp_path, counts):
     """Each of these changes which rank knows what: a way that forgets the others trains another model, and says nothing."""
     alone = train_all(paths, tmp_path / "one")
-    for processes in (2, 3):
+    for processes in counts:
         found = in_processes(processes, train_all, paths, tmp_path / f"of-{processes}", patience=400)[0][1]
         for name, way in WAYS.items():
             whole = way.get("training", {}).get("precision") == "float64"
