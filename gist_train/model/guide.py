@@ -220,7 +220,7 @@ class GuideStore:
         if not len(missing):
             return
         missing = missing[np.argsort(-lengths[missing], kind="stable")]
-        build = _Build(self, config, hashes[missing])
+        build = _Build(self, config, hashes[missing], lengths[missing])
         guide, vectors, taken = None, None, np.empty(0, np.int64)
         with locked(self.folder):
             claims = Claims(self.folder)
@@ -277,10 +277,11 @@ class _Build:
 
     Args:
         hashes: (M, 16) of the texts that were missing, in the order in which they are to be taken.
+        lengths: (M,) their bytes.
     """
 
-    def __init__(self, store: GuideStore, config: StoredModelConfig, hashes: NDArray[np.uint8]):
-        self._folder, self._config, self._hashes = store.folder, config, hashes
+    def __init__(self, store: GuideStore, config: StoredModelConfig, hashes: NDArray[np.uint8], lengths: NDArray[np.int64]):
+        self._folder, self._config, self._hashes, self._lengths = store.folder, config, hashes, lengths
         self._index = _Index(hashes)
         self._seen = len(store)
         # A text that is given twice counts at its first place.
@@ -308,15 +309,18 @@ class _Build:
     def take(self, claims: Claims, processes: int) -> NDArray[np.int64]:
         """(n,) of the M texts that this process is to embed next; none where the others have the rest.
 
-        When few are left, each takes its share of these: guided self-scheduling (Polychronopoulos and Kuck 1987). What is taken
-        depends on what is left alone, not on who takes it, so that a store has the same bits whoever is faster.
+        Of several processes each takes half of its share of the bytes that are left, so that all are done at about the same time:
+        guided self-scheduling (Polychronopoulos and Kuck 1987). What is taken depends on what is left alone, not on who takes it,
+        so that a store has the same bits whoever is faster.
         """
         self.refresh()
         away = self._stored.copy()
         for taken in claims.others():
             self._mark(away, _hashes(taken))
         left = np.flatnonzero(~away)
-        share = max(FEWEST_TEXTS, -(-len(left) // processes))
+        up_to = np.cumsum(self._lengths[left])
+        part = up_to[-1] // (2 * processes) if processes > 1 and len(left) else np.inf
+        share = max(FEWEST_TEXTS, int(np.searchsorted(up_to, part)))
         own = left[: min(TEXTS_PER_WRITE, share)]
         claims.hold(self._hashes[own].tobytes())
         return own

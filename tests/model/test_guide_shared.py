@@ -253,7 +253,7 @@ def test_each_counts_what_all_have_done(tmp_path, monkeypatch, config, texts):
 def test_the_last_texts_are_shared_out(tmp_path, monkeypatch, config, texts, turns):
     """Parts of 2,048 would leave all but one of eight ranks without any of a small corpus. Who is faster must not change what is
     embedded together: the store's bits, and with them a training's, would hang on it."""
-    monkeypatch.setattr(guide_module, "FEWEST_TEXTS", 4)
+    monkeypatch.setattr(guide_module, "FEWEST_TEXTS", 2)
     read = watched(monkeypatch)
     guide = load_guide(config)
     builds = [filling(tmp_path / "s", guide, config, texts, processes=3) for _ in range(3)]
@@ -262,7 +262,13 @@ def test_the_last_texts_are_shared_out(tmp_path, monkeypatch, config, texts, tur
     for turn in itertools.cycle(turns):
         if next(builds[turn], None) is None:
             break
-    assert [len(part) for part in read] == [14, 9, 6, 4, 4, 3]
+    lengths = sorted((len(text.encode()) for text in texts), reverse=True)
+    for part in read:  # half a share of the bytes that are left: a sixth of them, or the fewest
+        bytes_taken = [sum(lengths[: count + 1]) for count in range(len(lengths))]
+        expected = sum(taken < sum(lengths) // 6 for taken in bytes_taken)
+        assert len(part) == min(len(lengths), max(2, expected))
+        lengths = lengths[len(part) :]
+    assert not lengths
     assert flat(read) == sorted(texts, key=lambda text: -len(text.encode()))
 
 
