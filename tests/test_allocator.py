@@ -90,7 +90,7 @@ os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = sys.argv[1]
 import torch
 torch.set_num_threads(1)
 draws = random.Random(0)
-for _ in range(300):
+for _ in range(200):
     kept = [torch.zeros(draws.randint(500, 1500), 1024)]
     for layer in range(6):
         kept.append(torch.nn.functional.gelu(kept[-1][:-1]))
