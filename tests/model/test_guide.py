@@ -511,6 +511,7 @@ def report_beside(path: str, barrier: Any, answers: Any) -> None:
     answers.put(prepare_beside(path, barrier))
 
 
+@pytest.mark.slow  # test_guide_shared.py has it with ranks
 def test_two_processes_embed_each_text_once(write_config):
     """Two runs that find the store empty at the same moment: one takes the texts, which are few, the other waits and finds the
     work done. Both embedding them would cost twice."""

@@ -100,6 +100,7 @@ def test_without_a_copy_each_fault_is_told_apart(files, tmp_path):
     assert counts == {"half": 3, 401: 1, 403: 1, 404: 1, 429: 3, 500: 3}
 
 
+@pytest.mark.slow
 def test_a_copy_without_its_modules_is_no_whole_one(files, tmp_path):
     """Taken for one, a model that pools the first token would be loaded with mean pooling, and nothing would say so."""
     with hub("me/model", {COMMIT: files}, "models") as (good, _):

@@ -114,6 +114,7 @@ def encode_keeping_graphs(model, texts, seeds):
     return torch.cat(parts)[torch.cat(texts.which).argsort()]
 
 
+@pytest.mark.slow
 def test_several_processes(config_of):
     """DistributedDataParallel has the graph cut where its buckets of gradients end, so that one is reduced while the next is
     computed: parts that are handed sizes as symbols, in the forward pass and back."""

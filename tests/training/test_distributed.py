@@ -102,7 +102,7 @@ def config_of(write_config, make_model):
     return write
 
 
-@pytest.mark.parametrize("guide", ["store", "self", None])
+@pytest.mark.parametrize("guide", ["store", *(pytest.param(other, marks=pytest.mark.slow) for other in ("self", None))])
 def test_two_processes_of_8_are_one_of_16(config_of, guide):
     """A rank offset that is forgotten masks the wrong positive and still trains, only worse; gradients that are averaged where
     they should be summed halve the learning rate. Rows have 0 to 3 negatives, so that the ranks' pools differ."""
@@ -125,7 +125,7 @@ def test_rows_that_do_not_divide_are_shared_all_the_same(config_of):
     assert [a + b for a, b in zip(*texts, strict=True)] == alone
 
 
-@pytest.mark.parametrize("guide", ["store", None])
+@pytest.mark.parametrize("guide", ["store", pytest.param(None, marks=pytest.mark.slow)])
 def test_a_rank_without_rows_takes_part(config_of, guide):
     """A batch of 1 leaves rank 0 without a row: if it stayed away from a collective, both would wait for ever."""
     texts, alone = assert_same_over(2, config_of(1, guide, margin=-1.0), [])
