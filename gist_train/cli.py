@@ -18,6 +18,7 @@ from gist_train.config.loading import load_config
 from gist_train.config.schema import Config
 from gist_train.config.secrets import HidingStream, hide_command_line
 from gist_train.data.files import no_room
+from gist_train.environment import FEW_KERNELS, KERNELS_OF_BF16, keep_kernels, let_segments_expand
 from gist_train.memory import MemoryShortageError, asked_for
 from gist_train.progress import Terminal, terminal
 from gist_train.pulse import RankFailedError
@@ -33,9 +34,6 @@ app = typer.Typer(
     help="Fine-tunes text-embedding models with GISTEmbed: a frozen guide decides which in-batch samples may serve as negatives.",
 )
 err = terminal()
-KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-FEW_KERNELS, KERNELS_OF_BF16 = 4, 32
-"""What a layer uses: GELU and its gradient in float32; under bf16 every product, and with fewer kept a step took 9 % longer."""
 SHARED = ("prepare", "train")
 """Commands that several processes do together."""
 
@@ -116,7 +114,7 @@ def prepare(config: ConfigPath, set_: Set = None, timeout: Timeout = None) -> No
     from gist_train.training.alike import refuse_unlike_configs
     from gist_train.training_run import launched
 
-    _keep_kernels(FEW_KERNELS)
+    keep_kernels(FEW_KERNELS)
     with launched(timeout) as ranks:
         loaded = load_config(config, set_ or [])
         refuse_unlike_configs(ranks, loaded)
@@ -163,7 +161,7 @@ def train(
 
     with launched(timeout) as ranks:
         loaded = load_config(config, set_ or [])  # one process of several may read another file
-        _keep_kernels(KERNELS_OF_BF16 if loaded.training.precision == "bf16" else FEW_KERNELS)
+        keep_kernels(KERNELS_OF_BF16 if loaded.training.precision == "bf16" else FEW_KERNELS)
         code = train_on(ranks, loaded, resume=resume, console=err)
     raise typer.Exit(code)
 
@@ -185,7 +183,7 @@ def evaluate(
 ) -> None:
     """Evaluate models on the config's tasks: by default base, the selected or newest checkpoint and the guide, side by side."""
     loaded, run = _config_and_run(config, set_ or [])
-    _keep_kernels(FEW_KERNELS)
+    keep_kernels(FEW_KERNELS)
     from gist_train.results.comparison import compare, comparison_table, watched
 
     if watch:
@@ -313,27 +311,6 @@ def _config_and_run(path: Path, overrides: list[str]) -> tuple[Config, Run]:
     return config, Run.of(config)
 
 
-def _let_segments_expand() -> None:
-    """Has torch map GPU memory to where it is asked for: batches differ in tokens, and blocks of fixed places would leave holes.
-
-    PYTORCH_ALLOC_CONF is read by all versions that we take; the other names are older, and the user's word under any is final.
-    """
-    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
-    if sys.platform == "linux" and not any(name in os.environ for name in names):
-        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
-
-
-def _keep_kernels(count: int) -> None:
-    """Has oneDNN keep the last `count` kernels that it made, and not 1,024, where the user says nothing.
-
-    Each is for one size, and batches have ever new ones: the others are never used again. But each is a small piece of memory
-    that stays, between the large ones that a step takes and gives back: these come to lie ever further apart, and a process on a
-    CPU grows for hours. oneDNN asks when it makes the first one.
-    """
-    if not any(name in os.environ for name in (KERNELS, "DNNL_PRIMITIVE_CACHE_CAPACITY")):
-        os.environ[KERNELS] = str(count)
-
-
 def main() -> None:
     """Runs the command line and exits."""
     words = sys.argv[1:]
@@ -345,7 +322,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    _let_segments_expand()  # before torch is imported
+    let_segments_expand()  # before torch is imported
     try:
         from transformers.utils import logging as transformers_logging
 

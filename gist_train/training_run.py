@@ -205,7 +205,7 @@ def _drive(
     accelerator, total = training.accelerator, training.schedule.total_steps
     own, processes = run if accelerator.is_main_process else None, accelerator.num_processes
     cost = TrainingCost.of(student.encoder)
-    rate = matmul_rate(student.encoder, 2048, DTYPES[precision_on(config.training.precision, accelerator.device)])
+    rate = matmul_rate(student.encoder, 2048, DTYPES[job.facts.precision])
     with (
         RunLog(own, config, sums, training.corpus, total, Traffic(training.model, student.width)) as log,
         signals.noted(),
@@ -290,29 +290,35 @@ class _Milestones:
             self.ranks.first_says("")
 
     def measure(self, step: int) -> bool:
-        """Whether the run ends here, for want of a rise: the first process measures, the others hear of it."""
-        ends, first = False, self.job.training.accelerator.is_main_process
-        if self.measuring.tasks:
-            team = RankTeam(self.ranks, self.signals) if self.ranks.size > 1 else None
-            try:
-                if team is not None and not first:
-                    self.measuring.help_with_step(self.job.student, team)
-                    return self.ranks.first_says("") == "ends"
-                # A checkpoint of the step is whole: there is nothing to wait for.
-                with self.signals.noted(False) if team is None else nullcontext():
-                    scores = self.measuring.of_step(self.run, step, self.job.student, team)
-                self.log.add_scores(step, scores)
-                name = f"step {step:,}" if step else "base"
-                self.console.print(scores_line(name, scores), soft_wrap=True, highlight=False)
-                ends = out_of_patience(self.config, self.run, self.measuring, step)
-            except (Stopped, KeyboardInterrupt):  # noted, and asked for after the next step
-                self.console.print(f"evaluation of step {step:,} left: it is done when the run goes on", highlight=False)
-            except OSError as error:
-                if not no_room(error):
-                    raise
-                # They are measured again when the run goes on, or by gist-train evaluate.
-                say(self.console, f"warning: {error}. The scores of step {step:,} are not kept.")
+        """Whether the run ends here, for want of a rise: all measure, and the first process decides."""
+        ends = False
+        try:
+            if self.measuring.tasks:
+                ends = self._scored(step)
+        except (Stopped, KeyboardInterrupt):  # noted, and asked for after the next step
+            self.console.print(f"evaluation of step {step:,} left: it is done when the run goes on", highlight=False)
         return self.ranks.first_says("ends" if ends else "") == "ends"
+
+    def _scored(self, step: int) -> bool:
+        """This process' part in the evaluation; on the first one, whether patience ran out."""
+        team = RankTeam(self.ranks, self.signals) if self.ranks.size > 1 else None
+        if team is not None and team.rank != 0:
+            self.measuring.help_with_step(self.job.student, team)
+            return False
+        try:
+            # A checkpoint of the step is whole: one process has nothing to wait for, several leave together.
+            with self.signals.noted(False) if team is None else nullcontext():
+                scores = self.measuring.of_step(self.run, step, self.job.student, team)
+        except OSError as error:
+            if not no_room(error):
+                raise
+            # They are measured again when the run goes on, or by gist-train evaluate.
+            say(self.console, f"warning: {error}. The scores of step {step:,} are not kept.")
+            return False
+        self.log.add_scores(step, scores)
+        name = f"step {step:,}" if step else "base"
+        self.console.print(scores_line(name, scores), soft_wrap=True, highlight=False)
+        return out_of_patience(self.config, self.run, self.measuring, step)
 
 
 @contextmanager

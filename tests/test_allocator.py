@@ -7,7 +7,7 @@ import sys
 import pytest
 from support.running import gist
 
-from gist_train import cli
+from gist_train import cli, environment
 
 NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 WATCHED = """
@@ -19,7 +19,7 @@ class Watch:
             print("at the import:", os.environ.get("PYTORCH_ALLOC_CONF"))
 
 sys.meta_path.insert(0, Watch())
-from gist_train import cli
+from gist_train import cli, environment
 cli.app = lambda args: None
 cli.main()
 import torch
@@ -52,7 +52,7 @@ def test_the_users_own_word_stays(monkeypatch, name):
     assert {other: cli.os.environ.get(other) for other in NAMES} == {**dict.fromkeys(NAMES), name: "max_split_size_mb:128"}
 
 
-KERNELS = (cli.KERNELS, "DNNL_PRIMITIVE_CACHE_CAPACITY")
+KERNELS = (environment.KERNELS, "DNNL_PRIMITIVE_CACHE_CAPACITY")
 
 
 @pytest.fixture
@@ -75,8 +75,8 @@ def kernels_of(monkeypatch, write_config):
 
 def test_few_kernels_are_kept(kernels_of):
     """Under bf16 each product of a layer is one; with fewer than these each would be made anew in every layer."""
-    assert kernels_of("float32") == {cli.KERNELS: "4"}
-    assert kernels_of("bf16") == {cli.KERNELS: "32"}
+    assert kernels_of("float32") == {environment.KERNELS: "4"}
+    assert kernels_of("bf16") == {environment.KERNELS: "32"}
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -90,7 +90,7 @@ os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = sys.argv[1]
 import torch
 torch.set_num_threads(1)
 draws = random.Random(0)
-for _ in range(200):
+for _ in range(300):
     kept = [torch.zeros(draws.randint(500, 1500), 1024)]
     for layer in range(6):
         kept.append(torch.nn.functional.gelu(kept[-1][:-1]))
@@ -101,7 +101,7 @@ print(int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) // 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap is meant")
 def test_kernels_of_ever_new_sizes_make_a_process_grow():
-    """What the number is for: with oneDNN's own, 1,024, this peaks at twice as much. If not, `_keep_kernels` may go."""
+    """What the number is for: with oneDNN's own, 1,024, this peaks at twice as much. If not, `keep_kernels` may go."""
     few, many = (
         int(subprocess.run([sys.executable, "-c", GROWTH, kept], capture_output=True, text=True, check=True).stdout)
         for kept in ("4", "1024")

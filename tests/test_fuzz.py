@@ -28,7 +28,8 @@ from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import text_hash
 from gist_train.data.manifests import damage_in, seal, verified_manifest
 from gist_train.data.sources import Row, read_rows
-from gist_train.model.guide import CHECKSUMS, GuideStore
+from gist_train.model.filling import CHECKSUMS
+from gist_train.model.guide import GuideStore
 from gist_train.model.loss import guided_contrastive_loss
 from gist_train.model.vectors import vector_store
 from gist_train.run_folder import MANIFEST

@@ -13,6 +13,7 @@ FLOORS = (
     "config",
     "run_folder",
     "pulse",
+    "environment",
     "progress",
     "memory",
     "telling",

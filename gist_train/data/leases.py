@@ -151,20 +151,19 @@ class _Watch:
 
     def look(self, path: Path) -> "_Look | None":
         """What a lease says; None where there is none."""
-        now = time.monotonic()
-        # While this process was stopped, or its disk stood still, nobody's renewals were seen: that time does not count.
-        lost, self._looked = now - self._looked, now
-        if lost > PAUSE:
-            self._seen = {seen: (look, since + lost) for seen, (look, since) in self._seen.items()}
         try:
             with path.open("rb") as file:
-                look = _Look(os.fstat(file.fileno()).st_ino, _read(content := file.read()), content[HEADER:])
+                content, inode = file.read(), os.fstat(file.fileno()).st_ino
         except FileNotFoundError:
             self._seen.pop(path, None)
             return None
-        before = self._seen.get(path)
-        if before is None or (before[0].inode, before[0].holder) != (look.inode, look.holder):
-            self._seen[path] = look, time.monotonic()
+        look, now = _Look(inode, _read(content), content[HEADER:]), time.monotonic()
+        # While this process was stopped, or its disk stood still, nobody's renewals were seen: that time does not count.
+        lost, self._looked = now - self._looked, now
+        if lost > PAUSE:
+            self._seen = {seen: (before, since + lost) for seen, (before, since) in self._seen.items()}
+        if path not in self._seen or not self._seen[path][0].is_of(look):
+            self._seen[path] = look, now
         return look
 
     def is_dead(self, path: Path, look: "_Look") -> bool:
@@ -193,6 +192,10 @@ class _Look:
     """None as long as it is being made."""
     content: bytes
 
+    def is_of(self, other: "_Look") -> bool:
+        """Whether it is the same lease, not renewed in between."""
+        return (self.inode, self.holder) == (other.inode, other.holder)
+
 
 def _taken(path: Path, watch: _Watch) -> Lease | Holder | None:
     """The lease, or who holds it; None where neither is known yet."""
@@ -213,7 +216,7 @@ def _taken(path: Path, watch: _Watch) -> Lease | Holder | None:
     except FileNotFoundError:
         return None
     moved = _Watch().look(aside)
-    if moved is not None and (moved.inode, moved.holder) != (look.inode, look.holder):
+    if moved is not None and not moved.is_of(look):
         with contextlib.suppress(OSError):
             os.link(aside, path)
     aside.unlink(missing_ok=True)
@@ -318,8 +321,8 @@ def born(process: int) -> str:
 
 def lives(process: int, since: str) -> bool:
     """Whether a process of this machine that was born at `since` is there: others' processes may be hidden from /proc."""
-    found = born(process)
-    return found == since or (found == "" and not Path(f"/proc/{process}").exists() and _signalled(process))
+    known = born(process)
+    return known == since or (known == "" and not Path(f"/proc/{process}").exists() and _signalled(process))
 
 
 def _signalled(process: int) -> bool:

@@ -18,36 +18,28 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.models import StoredModelConfig
-from gist_train.data.files import naming, read_json, write_json
+from gist_train.data.files import read_json
 from gist_train.data.fingerprints import ContentHashes
 from gist_train.data.leases import Claims, locked
-from gist_train.model.checksums import CHECK_BYTES, HEADER, checksums, header, read_header
+from gist_train.model.checksums import CHECK_BYTES, HEADER, checksums, read_header
+from gist_train.model.filling import CHECKSUMS, FORMAT, HASH_BYTES, ROWS_LOOKED_AT, Filling, HashIndex
 from gist_train.model.loading import folder_prompt, identity
 from gist_train.model.whole import TextModel
 from gist_train.pulse import PULSE
 
-FORMAT = 1
-TEXTS_PER_WRITE = 2048
-"""Texts that a process embeds between two writes, and loses at most when it is interrupted."""
-FEWEST_TEXTS = 64
-"""Texts that are worth a write of their own where several processes share the last ones."""
 TIMED_TEXTS = 32
 """That are embedded to say how long all of them will take."""
 POLL_SECONDS = 0.25
 """Between two checks of whether the others are done."""
-HASH_BYTES = 16
-CHECKSUMS = "checksums.bin"
 LOOKED_AT = 1 << 30
 """Bytes of embeddings that are held against their checksums before a training: a second's work."""
-ROWS_LOOKED_AT = 4096
-"""At a time."""
 
 
 def store_folder(cache: Path, guide: StoredModelConfig, where: str) -> Path:
@@ -124,7 +116,7 @@ class GuideStore:
 
     def positions(self, hashes: NDArray[np.uint8]) -> NDArray[np.int64]:
         """(N,) the place in the store of each of the texts with these hashes (N, 16), -1 where it is not there."""
-        return _Index(self._hashes).positions(hashes)
+        return HashIndex(self._hashes).positions(hashes)
 
     def read(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """(n, G) float32 embeddings at `positions` (n,), which must all be there.
@@ -220,7 +212,7 @@ class GuideStore:
         if not len(missing):
             return
         missing = missing[np.argsort(-lengths[missing], kind="stable")]
-        build = _Build(self, config, hashes[missing], lengths[missing])
+        build = Filling(self.folder, len(self), config, hashes[missing], lengths[missing])
         guide, vectors, taken = None, None, np.empty(0, np.int64)
         with locked(self.folder):
             claims = Claims(self.folder)
@@ -245,124 +237,6 @@ class GuideStore:
                     time.sleep(POLL_SECONDS)
         yield len(missing)
         self._map()
-
-
-class _Index:
-    """Finds hashes among `hashes` (n, 16)."""
-
-    def __init__(self, hashes: NDArray[np.uint8]):
-        self._hashes = np.ascontiguousarray(hashes).view("<u8")
-        self._order = np.argsort(self._hashes[:, 0], kind="stable")
-        self._sorted = self._hashes[self._order, 0]
-
-    def positions(self, hashes: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """(k,) the place of each of `hashes` (k, 16), the first of several; -1 where it is not there."""
-        if not len(self._order):
-            return np.full(len(hashes), -1)
-        wanted = np.ascontiguousarray(hashes).view("<u8")
-        last = len(self._order) - 1
-        place = np.minimum(np.searchsorted(self._sorted, wanted[:, 0]), last)
-        while True:
-            nearest = self._order[place]
-            found = (self._hashes[nearest] == wanted).all(axis=1)
-            # Of a hash that was damaged the first half may be whole: then the text stands again further on.
-            further = np.flatnonzero(~found & (self._sorted[place] == wanted[:, 0]) & (place < last))
-            if not len(further):
-                return np.where(found, nearest, -1)
-            place[further] += 1
-
-
-class _Build:
-    """One process' part in filling a store; `append` and `take` are called while the store is locked.
-
-    Args:
-        hashes: (M, 16) of the texts that were missing, in the order in which they are to be taken.
-        lengths: (M,) their bytes.
-    """
-
-    def __init__(self, store: GuideStore, config: StoredModelConfig, hashes: NDArray[np.uint8], lengths: NDArray[np.int64]):
-        self._folder, self._config, self._hashes, self._lengths = store.folder, config, hashes, lengths
-        self._index = _Index(hashes)
-        self._seen = len(store)
-        # A text that is given twice counts at its first place.
-        self._stored: NDArray[np.bool_] = self._index.positions(hashes) != np.arange(len(hashes))
-        self.done = int(self._stored.sum())
-        """How many of the M texts are in the store by now."""
-
-    def refresh(self) -> None:
-        """Reads what has been appended since."""
-        path = self._folder / "hashes.bin"
-        if not path.exists():
-            return
-        with path.open("rb") as stream:  # opened anew: over a network, another machine's writes show only then
-            stream.seek(self._seen * HASH_BYTES)
-            new = _hashes(stream.read())
-        self._seen += len(new)
-        if len(new):
-            self._mark(self._stored, new)
-            self.done = int(self._stored.sum())
-
-    def _mark(self, marks: NDArray[np.bool_], hashes: NDArray[np.uint8]) -> None:
-        places = self._index.positions(hashes)
-        marks[places[places >= 0]] = True
-
-    def take(self, claims: Claims, processes: int) -> NDArray[np.int64]:
-        """(n,) of the M texts that this process is to embed next; none where the others have the rest.
-
-        Of several processes each takes half of its share of the bytes that are left, so that all are done at about the same time:
-        guided self-scheduling (Polychronopoulos and Kuck 1987). What is taken depends on what is left alone, not on who takes it,
-        so that a store has the same bits whoever is faster.
-        """
-        self.refresh()
-        away = self._stored.copy()
-        for taken in claims.others():
-            self._mark(away, _hashes(taken))
-        left = np.flatnonzero(~away)
-        up_to = np.cumsum(self._lengths[left])
-        part = up_to[-1] // (2 * processes) if processes > 1 and len(left) else np.inf
-        share = max(FEWEST_TEXTS, int(np.searchsorted(up_to, part)))
-        own = left[: min(TEXTS_PER_WRITE, share)]
-        claims.hold(self._hashes[own].tobytes())
-        return own
-
-    def append(self, taken: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
-        """Appends the embeddings (n, G) of the texts `taken` (n,), and waits until they are on the disk."""
-        self.refresh()
-        # Another machine that did not see this one's claim, as can be over a network, may have been faster.
-        new = ~self._stored[taken]
-        rows = vectors[new].astype(self._config.dtype)
-        meta = self._folder / "meta.json"
-        if not meta.exists():
-            write_json(meta, {"format": FORMAT, **self._config.model_dump(), "width": rows.shape[1], "dtype": self._config.dtype})
-        with (
-            naming(self._folder / "embeddings.bin"),
-            (self._folder / "embeddings.bin").open("ab") as embeddings,
-            (self._folder / CHECKSUMS).open("ab") as checks,
-            (self._folder / "hashes.bin").open("ab") as written,
-        ):
-            # What a process that was killed while it wrote has left at the ends.
-            embeddings.truncate(self._seen * rows.itemsize * rows.shape[1])
-            written.truncate(self._seen * HASH_BYTES)
-            if missing := self._older_checksums(checks, rows):
-                _append(checks.fileno(), missing)
-            _append(embeddings.fileno(), rows.tobytes())
-            _append(checks.fileno(), checksums(rows).tobytes())
-            _append(written.fileno(), self._hashes[taken[new]].tobytes())
-
-    def _older_checksums(self, file: BinaryIO, rows: NDArray[Any]) -> bytes:
-        """What is to be in checksums.bin before those of the new rows: of a store of before there were any, all of its own."""
-        shape = rows.shape[1], rows.itemsize
-        if read_header(self._folder / CHECKSUMS) != shape:
-            file.truncate(0)
-        size = file.seek(0, os.SEEK_END)
-        known = max(0, (size - HEADER.size) // CHECK_BYTES) if size else 0
-        file.truncate(min(size, HEADER.size + min(known, self._seen) * CHECK_BYTES))
-        missing = header(*shape) if size < HEADER.size else b""
-        if known < self._seen:
-            old = np.memmap(self._folder / "embeddings.bin", rows.dtype, "r", shape=(self._seen, rows.shape[1]))
-            parts = [old[first : first + ROWS_LOOKED_AT] for first in range(known, self._seen, ROWS_LOOKED_AT)]
-            missing += b"".join(checksums(part).tobytes() for part in parts)
-        return missing
 
 
 def seconds_to_embed(
@@ -403,17 +277,3 @@ def _embed_into(
     if not finite.all():
         broken = shown(text(int(ids[int(np.argmin(finite))])))
         raise FloatingPointError(f"the guide {config.name} gives no finite embedding of length 1 to the text {broken}")
-
-
-def _hashes(content: bytes) -> NDArray[np.uint8]:
-    """(n, 16) whole hashes of what a file holds: one that is half written does not count."""
-    count = len(content) // HASH_BYTES
-    return np.frombuffer(content, np.uint8, count * HASH_BYTES).reshape(count, HASH_BYTES)
-
-
-def _append(descriptor: int, data: bytes) -> None:
-    """Writes all of `data` and waits until it is on the disk."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-    os.fsync(descriptor)

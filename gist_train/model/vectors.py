@@ -22,7 +22,8 @@ from gist_train.data.formats import ROWS_AT_A_TIME, jsonl_cells, parquet_cells, 
 from gist_train.data.leases import locked
 from gist_train.data.tables import BadRow, Field, TableFile, read_errors, text
 from gist_train.model.checksums import checksums, header
-from gist_train.model.guide import CHECKSUMS, FORMAT, GuideStore
+from gist_train.model.filling import CHECKSUMS, FORMAT
+from gist_train.model.guide import GuideStore
 
 WHERE = "guide.vectors"
 SHOWN_TEXTS = 3

@@ -17,7 +17,8 @@ from gist_train.data.corpus import Corpus, TokenTable
 from gist_train.evaluation.leakage import count_leaks
 from gist_train.model.checksums import CHECK_BYTES
 from gist_train.model.device import this_device
-from gist_train.model.guide import HASH_BYTES, GuideStore, prompted
+from gist_train.model.filling import HASH_BYTES
+from gist_train.model.guide import GuideStore, prompted
 from gist_train.model.loading import load_guide
 from gist_train.model.pretrained import Pretrained
 from gist_train.model.vectors import vector_store

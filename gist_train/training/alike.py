@@ -1,11 +1,7 @@
 """Whether all ranks are about to train the same: config and software before anything slow, content before the first step."""
 
-import hashlib
 import platform
 from importlib.metadata import version
-
-import torch
-from torch import nn
 
 from gist_train.config.schema import Config, cache_folder
 from gist_train.config.secrets import without_secrets
@@ -37,11 +33,11 @@ def refuse_unlike_content(ranks: Ranks, config: Config, prepared: Prepared, prec
     """
     if ranks.size == 1:
         return
-    encoder, guide = prepared.student.encoder, prepared.guide
+    student, guide = prepared.student, prepared.guide
     stored = (guide.anchor, guide.positive, guide.negative) if isinstance(guide, StoredGuide) else ()
     facts = {
-        "weights of the student": _digest(encoder),
-        "student": [prepared.student.tokenizer_fingerprint(), encoder.pooling, encoder.normalized],
+        "tokenizer of the student": student.tokenizer_fingerprint(),
+        "weights of the student": student.fingerprint(),
         "precision": precision,
         "rows and texts": prepared.corpus.content,
         "guide": guide.fingerprint if isinstance(guide, StoredGuide) else type(guide).__name__,
@@ -49,14 +45,6 @@ def refuse_unlike_content(ranks: Ranks, config: Config, prepared: Prepared, prec
     }
     fix = f"have cache_dir ({cache_folder(config)}), models and data on a disk that all hosts share, or the same on each"
     ranks.agree("content", facts, fix)
-
-
-def _digest(encoder: nn.Module) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _flat(value: object, above: str) -> dict[str, object]:

@@ -1,8 +1,8 @@
 """The processes of one launch watch over each other: one that fails, dies or hangs ends all, and one message says which and why.
 
-Each rank writes how far it is into the store of the process group every second, and reads how far the others are. What is in the
-way of a rank that waits for another in C code, where no exception reaches it, is done by two threads: one speaks to the store,
-the other judges by what was read last, and ends the process where the main thread can't.
+Each rank reports into the store of the process group every second how far it is, and reads the others' reports. Two threads do
+so, since the main thread may wait for another rank in C code, where no exception reaches it: one speaks to the store; the other
+judges by the last reports, and ends the process where the main thread can't.
 """
 
 import contextlib
@@ -20,16 +20,15 @@ from threading import Event, Lock, Thread
 from types import TracebackType
 from typing import NoReturn, Self, TypeVar
 
-import torch
-
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.faults import found_words
 from gist_train.config.secrets import hidden
-from gist_train.data.files import write_text
-from gist_train.data.leases import born, lives, machine
+from gist_train.data.leases import born, machine
 from gist_train.pulse import PULSE, RankFailedError, waiting
+from gist_train.training.activity import Activity
+from gist_train.training.error_file import ErrorFile
 from gist_train.training.launch_store import LaunchStore, StoreGoneError
-from gist_train.training.rank_words import End, Heard, Word, died, end_of, hung, name_of, no_progress
+from gist_train.training.rank_reports import End, LastReport, Report, death_message, end_of, hang_message, name_of, standstill
 from gist_train.training.signals import Stopped, ignored
 
 TIMEOUT = 600.0
@@ -38,10 +37,6 @@ BEAT = 1.0
 """Seconds between two words of a rank."""
 GRACE = 3.0
 """Seconds that the main thread has to end by itself once it is known that a rank failed."""
-WORKS = 0.05
-"""Share of a processor's time from which on a process counts as getting on, whether it says so or not."""
-MOVES = 1_000_000
-"""Bytes that a process reads and writes in a second from which on it counts so, too."""
 _END = "end"
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -67,22 +62,22 @@ class Ranks:
         """Says what is not lost."""
         self.stacks: Path | None = None
         """Folder for a file a rank of where each stood when one of them hung."""
-        self._heard = [Heard() for _ in range(self.size)]
+        self._heard = [LastReport() for _ in range(self.size)]
         self._beats = self._questions = 0
         self._end: End | None = None
         self._found: End | None = None
         """What this rank judged, for the thread that speaks to the store to pass on."""
         self._answered = time.monotonic()
         self._said_over = False
-        self._launcher_knows, self._told_launcher, self._telling = "", False, Lock()
+        self._error_file, self._shown_work = ErrorFile(), ""
         self._over, self._leaving = Event(), Event()
-        self._spent, self._moved, self._worked = time.process_time(), 0, 0
-        self._wording = Lock()
+        self._activity, self._worked = Activity(), 0
+        self._reporting = Lock()
 
     def __enter__(self) -> Self:
         if self.size > 1:
             self._store = LaunchStore(self.rank, self.timeout)
-            self._hold_clocks(time.monotonic())  # the first rank may have come long after this one
+            self._count_anew(time.monotonic())  # the first rank may have come long after this one
             self._speak()
             for work in (self._talk, self._judge):
                 Thread(target=work, name=work.__name__.strip("_"), daemon=True).start()
@@ -98,10 +93,10 @@ class Ranks:
         with ignored():  # a launcher stops those that are left, which must not keep them from saying why
             end = self._end or self._after(error)
             if end is None:
-                own = end_of(error, name_of(self.rank, self._own_word()))
+                own = end_of(error, name_of(self.rank, self._own_report()))
                 end = self._post(own)  # None where this is the first that fails: its own message says it
             said = not self._claim_word()
-            self._leave_word_for_launcher(own.message if end is None else end.message)
+            self._error_file.write(own.message if end is None else end.message, final=True)
             self._wait_for_readers()
             self._over.set()
         if end is not None:
@@ -152,8 +147,8 @@ class Ranks:
         return [
             Fault(
                 name,
-                f"{found_words(other.get(name, missing))}, on {name_of(rank, self._heard[rank].word)}",
-                f"{found_words(first.get(name, missing))}, as on {name_of(0, self._own_word())}",
+                f"{found_words(other.get(name, missing))}, on {name_of(rank, self._heard[rank].report)}",
+                f"{found_words(first.get(name, missing))}, as on {name_of(0, self._own_report())}",
                 fix,
             )
             for name in sorted(first.keys() | other.keys())
@@ -189,7 +184,7 @@ class Ranks:
                 time.sleep(BEAT / 4)
 
     def _post(self, end: End) -> End | None:
-        """Tells all ranks how the run ended. Returns how another rank had said it did before, None if this is the first word."""
+        """Tells all ranks how the run ended. Returns how another rank had said it did before, None if it was the first to."""
         mine = json.dumps(asdict(end))
         with contextlib.suppress(StoreGoneError):
             stands = self._store.write_first(_END, mine)
@@ -213,44 +208,38 @@ class Ranks:
             except StoreGoneError:  # its process may have ended well
                 if self._leaving.is_set():
                     return
-            except Exception as error:  # whatever it was, the next word may be said: a thread that is gone looks like a hang
+            except Exception as error:  # whatever it was, the next report may arrive: a thread that is gone looks like a hang
                 _LOG.warning("rank %s can't say how far it is: %s", self.rank, error)
 
     def _exchange(self) -> None:
         self._beats += 1
-        # Who computes gets on, though it may say nothing for an hour, as where rows are sorted; who waits for others does not.
-        # So does who reads and writes files: a checkpoint, a model that comes from the hub.
-        spent, moved = time.process_time() - self._spent, bytes_moved()
-        spins = PULSE.waits and torch.accelerator.is_available()  # who waits for a GPU takes all of a core
-        computes = spent > WORKS * BEAT and not spins
-        self._worked += computes or moved - self._moved > MOVES * BEAT
-        self._spent, self._moved = self._spent + spent, moved
+        self._worked += self._activity.got_on(waits=PULSE.waits)
         self._speak()
         if self._found is not None:
             self._end = self._post(self._found) or self._found
         elif self._store.has(_END):
             self._end = End(**json.loads(self._get(_END)))
         self._listen()
-        if not self._leaving.is_set() and (self._beats % 5 == 1 or PULSE.work != self._launcher_knows):
-            self._launcher_knows = PULSE.work
-            self._leave_word_for_launcher()
+        if self._error_file.path is not None and (self._beats % 5 == 1 or PULSE.work != self._shown_work):
+            self._shown_work = PULSE.work
+            self._error_file.write(death_message(self.rank, self._own_report(), self._safe()), final=False)
 
     def _speak(self, *, over: bool = False) -> None:
-        with self._wording:  # the last word is the last one that is written
+        with self._reporting:  # the last report is the last one that is written
             self._said_over = self._said_over or over
-            self._store.write(f"word/{self.rank}", json.dumps(asdict(self._own_word(over=self._said_over))))
+            self._store.write(f"report/{self.rank}", json.dumps(asdict(self._own_report(over=self._said_over))))
 
     def _listen(self) -> None:
-        keys = [f"word/{rank}" for rank in range(self.size)]
-        if any(heard.word is None for heard in self._heard):  # all at once only where all have come: else it would wait for them
+        keys = [f"report/{rank}" for rank in range(self.size)]
+        if any(heard.report is None for heard in self._heard):  # read all at once, it would wait for those that are to come
             keys = [key for key in keys if self._store.has(key)]
-        for key, word in zip(keys, self._store.read(keys), strict=True):
-            self._heard[int(key.split("/")[1])].hear(Word(**json.loads(word)))
+        for key, report in zip(keys, self._store.read(keys), strict=True):
+            self._heard[int(key.split("/")[1])].hear(Report(**json.loads(report)))
 
-    def _own_word(self, *, over: bool = False) -> Word:
+    def _own_report(self, *, over: bool = False) -> Report:
         number = os.getpid()
         state = (PULSE.work, PULSE.step, PULSE.count + self._worked, PULSE.waits)
-        return Word(socket.gethostname(), machine(), number, born(number), *state, over, self._beats)
+        return Report(socket.gethostname(), machine(), number, born(number), *state, over, self._beats)
 
     def _judge(self) -> None:
         """Finds ranks that died or hang, and ends this process where a rank failed and the main thread can't leave."""
@@ -258,12 +247,12 @@ class Ranks:
         while not self._over.wait(BEAT):
             lost, looked = time.monotonic() - looked, time.monotonic()
             if lost > 5 * BEAT:  # this process was stopped, all of the launch perhaps: that time is nobody's fault
-                self._hold_clocks(looked)
+                self._count_anew(looked)
                 continue
             if self._end is None and self._found is None and not self._leaving.is_set():
                 self._found = self._failure()
-            lost = self._found is not None and time.monotonic() - self._answered > 2 * BEAT
-            if self._end is not None or lost:
+            unheard = self._found is not None and time.monotonic() - self._answered > 2 * BEAT  # the store can't pass it on
+            if self._end is not None or unheard:
                 end = self._end or self._found
                 assert end is not None
                 self._end = end
@@ -273,7 +262,7 @@ class Ranks:
                 if not self._over.wait(GRACE) and not (self._leaving.is_set() and self._over.wait(4 * GRACE)):
                     self._leave_at_once(end)
 
-    def _hold_clocks(self, now: float) -> None:
+    def _count_anew(self, now: float) -> None:
         """Counts the silence of all ranks anew."""
         self._answered = now
         for heard in self._heard:
@@ -283,36 +272,28 @@ class Ranks:
         """A rank that died or hangs."""
         now = time.monotonic()
         for rank, heard in enumerate(self._heard):
-            word = heard.word
-            if word is None or word.over or rank == self.rank or word.machine != machine():
-                continue
-            # Twice, with a look at what was said in between: one that fails says so before it ends.
-            heard.gone = heard.gone + 1 if not lives(word.process, word.born) else 0
+            # Three times, with looks at the store in between: one that fails says so before it ends.
+            heard.gone = heard.gone + 1 if rank != self.rank and heard.dead() else 0
             if heard.gone > 2:
-                return End(died(rank, word, self._safe()), 1)
-        first = self._heard[0].word
+                return End(death_message(rank, heard.report, self._safe()), 1)
+        first = self._heard[0].report
         if first is not None and first.over:  # its store may be gone with it
             return None
         if now - self._answered > self.timeout:
             return self._hung([0], "its store does not answer")
-        running = [rank for rank, heard in enumerate(self._heard) if heard.word is None or not heard.word.over]
-        silent = [rank for rank in running if self._is_silent(self._heard[rank], now)]
+        running = [rank for rank, heard in enumerate(self._heard) if heard.report is None or not heard.report.over]
+        silent = [rank for rank in running if self._heard[rank].silent(now, self.timeout)]
         if not silent and all(now - self._heard[rank].moved_at > self.timeout for rank in running):
             silent = running  # each waits for the others
-        return self._hung(silent, no_progress(self.timeout)) if silent else None
+        return self._hung(silent, standstill(self.timeout)) if silent else None
 
     def _hung(self, ranks: Sequence[int], why: str) -> End:
-        words = [(rank, self._heard[rank].word) for rank in ranks]
-        return End(hung(words, why, self.stacks, self._safe()), 1, hung=True)
+        reports = [(rank, self._heard[rank].report) for rank in ranks]
+        return End(hang_message(reports, why, self.stacks, self._safe()), 1, hung=True)
 
     def _safe(self) -> str:
         """What is not lost; the disk that would tell may be what hangs."""
         return within(GRACE, self.safe) or "what was whole before is whole now"
-
-    def _is_silent(self, heard: Heard, now: float) -> bool:
-        if now - heard.beat_at > self.timeout:
-            return True
-        return heard.word is not None and not heard.word.waits and now - heard.moved_at > self.timeout
 
     # Ends.
 
@@ -339,17 +320,10 @@ class Ranks:
             while left and self._end is None:  # the first may keep the store, and others may have hours of work left
                 self._listen()
                 now = time.monotonic()
-                left = {rank for rank in left if self._is_at_work(self._heard[rank], now)}
+                left = {rank for rank in left if self._heard[rank].at_work(now, self.timeout)}
                 time.sleep(BEAT / 50)
         self._over.set()
-        if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-            Path(file).unlink(missing_ok=True)
-
-    def _is_at_work(self, heard: Heard, now: float) -> bool:
-        word = heard.word
-        if (word is not None and word.over) or now - heard.beat_at > self.timeout:
-            return False
-        return word is None or word.machine != machine() or lives(word.process, word.born)
+        self._error_file.remove()
 
     def _wait_for_readers(self) -> None:
         """Keeps the store, which may be this process', until the others have read how the run ended."""
@@ -366,23 +340,10 @@ class Ranks:
                 shows = "\x1b[?25h" if sys.stderr.isatty() else ""  # a bar hides the cursor
                 sys.stderr.write(f"{shows}{hidden(end.message)}\n")
                 sys.stderr.flush()
-            within(GRACE, lambda: self._leave_word_for_launcher(end.message))
+            within(GRACE, lambda: self._error_file.write(end.message, final=True))
             self._wait_for_readers()
         finally:  # a closed terminal is no reason to stay
             os._exit(end.code)
-
-    def _leave_word_for_launcher(self, message: str | None = None) -> None:
-        """Writes what torchrun shows of a process that failed, for one that is killed can't; a message that ends it stays."""
-        file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-        with self._telling:
-            if file is None or self._told_launcher:
-                return
-            self._told_launcher = message is not None
-            text = hidden(message or died(self.rank, self._own_word(), self._safe()))
-            with contextlib.suppress(OSError):
-                write_text(
-                    Path(file), json.dumps({"message": {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}})
-                )
 
     def _write_stack(self) -> None:
         if self.stacks is not None:
@@ -394,25 +355,16 @@ class Ranks:
 
 def within(seconds: float, work: Callable[[], str | None]) -> str | None:
     """What `work` gives, None where it takes longer: it then goes on beside."""
-    found: list[str | None] = []
+    results: list[str | None] = []
 
     def try_it() -> None:
         with contextlib.suppress(OSError):
-            found.append(work())
+            results.append(work())
 
     thread = Thread(target=try_it, daemon=True)
     thread.start()
     thread.join(seconds)
-    return found[0] if found else None
-
-
-def bytes_moved() -> int:
-    """That this process has read and written in files so far; 0 where the system does not say."""
-    try:
-        rows = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    except OSError:
-        return 0
-    return int(rows["rchar"]) + int(rows["wchar"])
+    return results[0] if results else None
 
 
 def _is_lost(error: RuntimeError) -> bool:

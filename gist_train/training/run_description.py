@@ -18,7 +18,6 @@ from gist_train.data.files import whole_folder, write_json, write_text
 from gist_train.evaluation.held_out import held_out_folder
 from gist_train.evaluation.leakage import Leak
 from gist_train.run_folder import Run
-from gist_train.training.distributed import precision_on
 from gist_train.training.setup import Job
 from gist_train.version import __version__
 
@@ -47,7 +46,7 @@ def describe(run: Run, config: Config, accelerator: Accelerator, job: Job, leaka
         "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type,
         "threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
-        "precision": precision_on(config.training.precision, accelerator.device),
+        "precision": job.facts.precision,
         "corpus": job.facts.corpus,
         "data": _sources(job.training.corpus.meta),
         "excluded": {"rows": job.training.corpus.excluded_rows, "texts": job.training.corpus.excluded_texts},

@@ -26,6 +26,7 @@ from gist_train.config.models import GuideConfig
 from gist_train.config.schema import cache_folder
 from gist_train.data.corpus import text_hash
 from gist_train.data.leases import locked
+from gist_train.model import filling as filling_module
 from gist_train.model import guide as guide_module
 from gist_train.model.checksums import HEADER, checksums
 from gist_train.model.guide import GuideStore, store_folder
@@ -165,20 +166,20 @@ def test_another_corpus_adds_only_its_new_texts(tmp_path, guide, config, texts, 
 def test_an_interrupted_build_goes_on(tmp_path, monkeypatch, guide, config, texts, seen, how):
     """What is written stays written: after an hour of embedding, Ctrl-C costs one part. Between the two writes of a part
     its embeddings have no hash yet, and must not be counted with the next."""
-    monkeypatch.setattr(guide_module, "TEXTS_PER_WRITE", PART)
+    monkeypatch.setattr(filling_module, "TEXTS_PER_WRITE", PART)
     build = filling(tmp_path / "s", guide, config, texts)
     if how == "stopped":
         assert next(count for count in build if count > 2 * PART) == 3 * PART
         build.close()
     else:
-        real, calls = guide_module._append if how == "after the embeddings" else Pretrained.tokens, itertools.count(1)
+        real, calls = filling_module._append if how == "after the embeddings" else Pretrained.tokens, itertools.count(1)
 
         def fail(*arguments: Any) -> Any:
             if next(calls) == (9 if how == "after the embeddings" else 3):
                 raise KeyboardInterrupt
             return real(*arguments)
 
-        target = (guide_module, "_append") if how == "after the embeddings" else (Pretrained, "tokens")
+        target = (filling_module, "_append") if how == "after the embeddings" else (Pretrained, "tokens")
         with monkeypatch.context() as patch:
             patch.setattr(*target, fail)
             with pytest.raises(KeyboardInterrupt):

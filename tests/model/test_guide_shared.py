@@ -22,6 +22,7 @@ from gist_train.config.loading import load_config
 from gist_train.config.models import GuideConfig
 from gist_train.config.schema import cache_folder
 from gist_train.data.corpus import text_hash
+from gist_train.model import filling as filling_module
 from gist_train.model import guide as guide_module
 from gist_train.model.checksums import HEADER
 from gist_train.model.device import this_device
@@ -55,8 +56,8 @@ def watched(patch: pytest.MonkeyPatch, on_call: Callable[[int], object] = lambda
 
 
 def in_parts(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(guide_module, "TEXTS_PER_WRITE", PART)
-    patch.setattr(guide_module, "FEWEST_TEXTS", PART)
+    patch.setattr(filling_module, "TEXTS_PER_WRITE", PART)
+    patch.setattr(filling_module, "FEWEST_TEXTS", PART)
     patch.setattr(guide_module, "POLL_SECONDS", 0.01)
 
 
@@ -139,7 +140,7 @@ def killed(path: Path, when: str) -> None:
     def die(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    appended, real = itertools.count(1), guide_module._append
+    appended, real = itertools.count(1), filling_module._append
 
     def append(descriptor: int, data: bytes) -> None:
         number = next(appended)
@@ -151,7 +152,7 @@ def killed(path: Path, when: str) -> None:
         if number == 8 and when == "between the writes":
             die()
 
-    guide_module._append = append
+    filling_module._append = append
     prepared(path, lambda number: die() if number == 3 and when == "while it embeds" else None)
 
 
@@ -253,7 +254,7 @@ def test_each_counts_what_all_have_done(tmp_path, monkeypatch, config, texts):
 def test_the_last_texts_are_shared_out(tmp_path, monkeypatch, config, texts, turns):
     """Parts of 2,048 would leave all but one of eight ranks without any of a small corpus. Who is faster must not change what is
     embedded together: the store's bits, and with them a training's, would hang on it."""
-    monkeypatch.setattr(guide_module, "FEWEST_TEXTS", 2)
+    monkeypatch.setattr(filling_module, "FEWEST_TEXTS", 2)
     read = watched(monkeypatch)
     guide = load_guide(config)
     builds = [filling(tmp_path / "s", guide, config, texts, processes=3) for _ in range(3)]
@@ -277,7 +278,7 @@ def opened(path: Path) -> tuple[int, str]:
     accelerator, _ = make_accelerator("float32")
     console = Console(file=io.StringIO(), quiet=not accelerator.is_main_process, width=200)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(guide_module, "FEWEST_TEXTS", PART)
+        patch.setattr(filling_module, "FEWEST_TEXTS", PART)
         read = watched(patch, lambda _: time.sleep(0.1))
         training_run.open_job(load_config(path), accelerator, console)
     return len(flat(read)), console.file.getvalue()

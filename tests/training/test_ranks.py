@@ -11,8 +11,7 @@ import pytest
 from support.running import launched
 
 from gist_train.run_folder import Run
-from gist_train.training import rank_words
-from gist_train.training import ranks as watching
+from gist_train.training import rank_reports
 from gist_train.training.runlog import RunLog
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -221,12 +220,11 @@ def test_a_second_signal_ends_a_rank_that_waits(write, tmp_path, number):
 
 def test_a_long_evaluation_is_no_hang():
     """Ranks wait for the first one as long as it gets on, however long that takes."""
-    heard = rank_words.Heard()
+    heard = rank_reports.LastReport()
     began = time.monotonic()
-    patient = watching.Ranks(timeout=10)
     for minute in range(3):
-        word = rank_words.Word("a", "m", 1, "1", "evaluating", 3, count=minute, waits=False, over=False, beat=minute)
+        report = rank_reports.Report("a", "m", 1, "1", "evaluating", 3, count=minute, waits=False, over=False, beat=minute)
         with mock.patch("time.monotonic", return_value=began + 9 * minute):
-            heard.hear(word)
-        assert not patient._is_silent(heard, began + 9 * minute + 9)
-    assert patient._is_silent(heard, began + 9 * minute + 11)
+            heard.hear(report)
+        assert not heard.silent(began + 9 * minute + 9, 10)
+    assert heard.silent(began + 9 * minute + 11, 10)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from support.running import PATIENCE, assert_same_run, gist, metrics
 
-from gist_train.model.guide import HASH_BYTES, GuideStore
+from gist_train.model.filling import HASH_BYTES
+from gist_train.model.guide import GuideStore
 from gist_train.run_folder import Run
 from gist_train.training.signals import SIGNALS, Stopped, StopSignal
 
@@ -126,8 +127,8 @@ def test_a_process_whose_launcher_has_gone_stops(config_of, tmp_path):
 
 SLOW_GUIDE = """
 import sys, time
-from gist_train.model import guide, pretrained
-guide.TEXTS_PER_WRITE = 32
+from gist_train.model import filling, pretrained
+filling.TEXTS_PER_WRITE = 32
 real = pretrained.Pretrained.embed
 def embed(self, texts, tokens):
     for batch in real(self, texts, 512):
