@@ -7,6 +7,7 @@ by a lease that is no longer renewed.
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import socket
@@ -30,7 +31,6 @@ STALE = 35.0
 """Seconds without a renewal after which a lease of another machine counts as that of a dead process."""
 UNREAD = 10.0
 """Seconds in which who makes a lease writes its name into it, over a network too; else it was killed meanwhile."""
-RELEASED = "released"
 PAUSE = 5.0
 """Seconds between two looks at a lease after which this process stood still itself."""
 HEADER = 512
@@ -95,13 +95,16 @@ class Lease:
             self._write_header()
             os.fsync(self._file)
 
+    def move(self, path: Path) -> None:
+        """Has the file at `path`, in place of what is there."""
+        with self._lock:
+            os.rename(self.path, path)
+            self.path = path
+
     def release(self) -> None:
         """Lets go; the file is removed, unless another process took it over."""
         _RENEWER.remove(self)
         with self._lock:
-            with contextlib.suppress(OSError):
-                self._holder = replace(self._holder, born=RELEASED)  # whoever moved it, and puts it back, finds it free
-                self._write_header()
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(self.path, follow_symlinks=False).st_ino == os.fstat(self._file).st_ino:
                     os.unlink(self.path)
@@ -169,8 +172,6 @@ class _Watch:
     def is_dead(self, path: Path, look: "_Look") -> bool:
         """Whether who made the lease that `look` saw is gone."""
         holder, since = look.holder, self._seen[path][1]
-        if holder is not None and holder.born == RELEASED:
-            return True
         if holder is not None and holder.machine == machine():
             return not lives(holder.process, holder.born)
         return time.monotonic() - since > (UNREAD if holder is None else STALE)
@@ -192,6 +193,11 @@ class _Look:
     """None as long as it is being made."""
     content: bytes
 
+    @property
+    def name(self) -> str:
+        """What no other lease is called."""
+        return hashlib.blake2b(repr((self.inode, self.holder)).encode(), digest_size=4).hexdigest()
+
     def is_of(self, other: "_Look") -> bool:
         """Whether it is the same lease, not renewed in between."""
         return (self.inode, self.holder) == (other.inode, other.holder)
@@ -209,17 +215,16 @@ def _taken(path: Path, watch: _Watch) -> Lease | Holder | None:
         return None
     if not watch.is_dead(path, look):
         return look.holder
-    # Its process died. Of several that see this one moves it away; one that moved another's new lease puts it back.
-    aside = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        os.rename(path, aside)
-    except FileNotFoundError:
+    # Its process died, and an heir puts its own lease in this one's place: at no time is there none. To be the heir is a lease
+    # too, and whoever has it knows that nobody else touches the dead one.
+    heir = _taken(path.with_name(f".{path.name}.{look.name}"), watch)
+    if not isinstance(heir, Lease):
         return None
-    moved = _Watch().look(aside)
-    if moved is not None and not moved.is_of(look):
-        with contextlib.suppress(OSError):
-            os.link(aside, path)
-    aside.unlink(missing_ok=True)
+    still = watch.look(path)
+    if still is not None and still.is_of(look):
+        heir.move(path)
+        return heir
+    heir.release()  # an heir of before has been here
     return None
 
 

@@ -76,6 +76,56 @@ def test_the_lease_of_the_dead_is_taken_over_at_once(tmp_path):
     assert not path.exists()
 
 
+def test_a_living_lease_is_never_away(tmp_path, monkeypatch):
+    """Two see that a process died, and the slower one still thinks so when the other has taken its place. Were the new lease
+    moved away, if only for a moment, a third process would find none there, and two would work."""
+    path = tmp_path / "lock"
+    assert exit_code_of(take_and_die, path) == -signal.SIGKILL
+    is_dead, faster, there = leases._Watch.is_dead, [], []
+
+    def is_dead_but_taken_over(watch, seen, look):
+        dead = is_dead(watch, seen, look)
+        if not faster:
+            faster.append(None)
+            faster[0] = leases._taken(path, leases._Watch())
+        return dead
+
+    def watched(call):
+        def called(*args):
+            done = call(*args)
+            there.append(path.exists())
+            return done
+
+        return called
+
+    monkeypatch.setattr(leases._Watch, "is_dead", is_dead_but_taken_over)
+    for name in ("rename", "unlink", "link"):
+        monkeypatch.setattr(os, name, watched(getattr(os, name)))
+    assert not isinstance(leases._taken(path, leases._Watch()), Lease)
+    assert isinstance(faster[0], Lease)
+    assert there
+    assert all(there)
+    faster[0].release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def take_over_and_die(path):
+    """Dies as the heir of a dead process, before its lease is in that one's place."""
+    Lease.move = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    leases._taken(path, leases._Watch())
+
+
+def test_an_heir_may_die_too(tmp_path):
+    """The machine's power fails again while the job starts anew."""
+    path = tmp_path / "lock"
+    for death in (take_and_die, take_over_and_die, take_over_and_die):
+        assert exit_code_of(death, path) == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 3
+    with held(path) as other:
+        assert other is None
+    assert list(tmp_path.iterdir()) == []
+
+
 def elsewhere(path, renewals=0):
     """A lease as a process of another machine writes it; here a process of that number may well live."""
     holder = Holder("host-b", "another machine", os.getpid(), leases.born(os.getpid()), 1.8e9, renewals)
@@ -139,17 +189,6 @@ def test_a_file_that_says_nothing_is_taken_over(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "UNREAD", 0.5)
     (tmp_path / "lock").touch()
     with held(tmp_path / "lock") as other:
-        assert other is None
-
-
-def test_a_lease_that_was_let_go_is_nobodys(tmp_path):
-    """One process saw a dead one's lease, and moved away what another had made since; it puts back what is free by then."""
-    path, aside = tmp_path / "lock", tmp_path / "aside"
-    lease = Lease(path)
-    path.rename(aside)
-    lease.release()
-    os.link(aside, path)
-    with held(path) as other:
         assert other is None
 
 
