@@ -1,7 +1,8 @@
 """A config -> student, corpus, batch plan, tokens and guide: what every command needs of this, each part made once.
 
-Any number of processes may call these functions at the same time. They share what a guide embeds; of all else one holds the lock
-and works, the others wait for it and find the work done. None waits in a collective operation, however long the guide takes.
+Any number of processes may call these functions at the same time. They share what a guide embeds and what is tokenised; of all
+else one holds the lock and works, the others wait for it and find the work done. None waits in a collective operation, however
+long the guide takes.
 """
 
 import shutil
@@ -29,6 +30,7 @@ from gist_train.data.held_out import held_out_texts
 from gist_train.data.leases import locked
 from gist_train.data.manifests import damage_in
 from gist_train.data.overlap import Exclusion, normalized_hash
+from gist_train.data.tokenising import tokenise_together
 from gist_train.memory import lowered, naming_work
 from gist_train.model.encoder import tokens_at_a_time
 from gist_train.model.guide import GuideStore, seconds_to_embed, store_folder
@@ -97,7 +99,7 @@ def prepare(
             say(console, f"data.train[{index}]: columns that are not read: {listed(source.unread_columns)}")
     check_candidates(config, corpus)
     plan = batch_plan(config, corpus)  # refuses too few rows, before the guide is put to work
-    tokens = prepare_tokens(corpus, student, console)
+    tokens = prepare_tokens(corpus, student, console, processes)
     guide = prepare_guide(config, corpus, device, console, processes) if fill_store else guide_as_stored(config, corpus)
     return Prepared(student, corpus, plan, tokens, guide)
 
@@ -345,18 +347,20 @@ def _embed_labelled(
         store.embed(text_hashes(of_store), lengths, of_store.__getitem__, device, console, processes)
 
 
-def prepare_tokens(corpus: Corpus, student: Pretrained, console: Console) -> TokenTable:
-    """The student's token ids of every view of the corpus, made if no other run has."""
+def prepare_tokens(corpus: Corpus, student: Pretrained, console: Console, processes: Processes = ALONE) -> TokenTable:
+    """The student's token ids of every view of the corpus, made if no other run has.
+
+    Args:
+        processes: of this run. All of them call this, and each tokenises its share.
+    """
     fingerprint = student.tokenizer_fingerprint()
     with locked(corpus.folder):
         if (damage := corpus.damage_in_tokens(fingerprint)) is not None:
             say(console, f"made anew: tokens {damage}")
             corpus.drop_tokens(fingerprint)
     if not corpus.has_tokens(fingerprint):
-        with locked(corpus.folder):
-            if not corpus.has_tokens(fingerprint):
-                counts = corpus.add_tokens(student.tokens, student.vocabulary_size(), fingerprint)
-                follow(counts, "tokenising texts", corpus.view_count, console)
+        counts = tokenise_together(corpus, student.tokens, student.vocabulary_size(), fingerprint)
+        follow(counts, "tokenising texts", corpus.view_count, console, shown=processes.shown)
     return corpus.tokens(fingerprint)
 
 

@@ -6,7 +6,7 @@ its own. Everything downstream is a look-up by text id or by view.
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -16,14 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gist_train.data.files import read_json, whole_folder, write_json
-from gist_train.data.manifests import damage_in, seal
+from gist_train.data.files import read_json
+from gist_train.data.manifests import damage_in
 
 FORMAT = 2
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
-Tokenize = Callable[[Sequence[str]], Sequence[NDArray[np.integer[Any]]]]
-"""Texts -> token ids of each, special tokens included."""
 
 
 def text_hash(text: str) -> bytes:
@@ -184,47 +182,27 @@ class Corpus:
         return [self.prompts[key >> 32] + self.text(key & 0xFFFFFFFF) for key in keys]
 
     def tokens(self, tokenizer_fingerprint: str) -> TokenTable:
-        """The token ids that `add_tokens` stored for this tokenizer."""
-        folder = self._tokens_folder(tokenizer_fingerprint)
+        """The token ids that `tokenise_together` stored for this tokenizer."""
+        folder = self.tokens_folder(tokenizer_fingerprint)
         meta = read_json(folder / "meta.json")
         ids = np.memmap(folder / "ids.bin", dtype=meta["dtype"], mode="r")
         return TokenTable(ids, np.load(folder / "offsets.npy", mmap_mode="r", allow_pickle=False))
 
     def has_tokens(self, tokenizer_fingerprint: str) -> bool:
         """Whether `tokens` would find this tokenizer's."""
-        return self._tokens_folder(tokenizer_fingerprint).is_dir()
+        return self.tokens_folder(tokenizer_fingerprint).is_dir()
 
     def damage_in_tokens(self, tokenizer_fingerprint: str) -> str | None:
         """What is wrong with this tokenizer's, in words; None where they are whole or not there."""
-        return damage_in(self._tokens_folder(tokenizer_fingerprint))
+        return damage_in(self.tokens_folder(tokenizer_fingerprint))
 
     def drop_tokens(self, tokenizer_fingerprint: str) -> None:
         """Deletes this tokenizer's."""
-        shutil.rmtree(self._tokens_folder(tokenizer_fingerprint))
+        shutil.rmtree(self.tokens_folder(tokenizer_fingerprint))
 
-    def _tokens_folder(self, tokenizer_fingerprint: str) -> Path:
+    def tokens_folder(self, tokenizer_fingerprint: str) -> Path:
+        """Where this tokenizer's are."""
         return self.folder / "tokens" / tokenizer_fingerprint
-
-    def add_tokens(
-        self, tokenize: Tokenize, vocabulary_size: int, tokenizer_fingerprint: str, chunk: int = 16_384
-    ) -> Iterator[int]:
-        """Stores the token ids of every view, reading no source again; yields the number of views done so far.
-
-        Memory is bounded by `chunk` views. Nothing is left behind when it is interrupted.
-        """
-        with whole_folder(self._tokens_folder(tokenizer_fingerprint)) as folder:
-            dtype = np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.int32)
-            offsets = np.zeros(self.view_count + 1, np.int64)
-            with (folder / "ids.bin").open("wb") as stream:
-                for first in range(0, self.view_count, chunk):
-                    last = min(first + chunk, self.view_count)
-                    tokens = tokenize(self.view_texts(first, last))
-                    stream.write(np.concatenate(tokens).astype(dtype).tobytes())
-                    offsets[first + 1 : last + 1] = [len(ids) for ids in tokens]
-                    yield last
-            np.save(folder / "offsets.npy", np.cumsum(offsets))
-            write_json(folder / "meta.json", {"dtype": dtype.name, "tokens": int(offsets.sum())})
-            seal(folder, {})
 
 
 def view_key(prompts: NDArray[Any], texts: NDArray[Any]) -> Int64:

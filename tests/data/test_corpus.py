@@ -5,6 +5,8 @@ Legend: N unique texts, R rows, V views.
 
 import itertools
 import json
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from support.corpora import PROMPTS, ROWS, built, data_of, expected_rows, read_b
 from gist_train.config.schema import DataConfig
 from gist_train.config.sources import JsonlSource, MediSource
 from gist_train.data.corpus import Corpus, text_hash
+from gist_train.data.tokenising import tokenise_together
 
 
 def code_points(texts: list[str]) -> list[np.ndarray]:
@@ -117,7 +120,7 @@ def test_tokens_of_a_view_are_those_of_prompt_and_text(tmp_path, write_rows, chu
     """The prompt is tokenised with its text. Ids from 32,768 up are no negative numbers, and a vocabulary above 65,536 does
     not wrap around."""
     corpus = built(tmp_path / "corpus", data_of(write_rows("a.jsonl", ROWS), write_rows("b.jsonl", ROWS), prompts=PROMPTS))
-    done = list(corpus.add_tokens(code_points, vocabulary, "t", chunk))
+    done = list(tokenise_together(corpus, code_points, vocabulary, "t", chunk))
     assert done[-1] == corpus.view_count
     assert done == sorted(done)
     table = Corpus(corpus.folder).tokens("t")
@@ -136,8 +139,8 @@ def test_another_tokenizer_reads_no_source_again(tmp_path, write_rows):
     corpus = built(tmp_path / "corpus", data_of(source))
     source.unlink()
     assert not corpus.has_tokens("one")
-    list(corpus.add_tokens(code_points, 70_000, "one"))
-    list(corpus.add_tokens(lambda texts: [np.array([len(text)]) for text in texts], 100, "two"))
+    list(tokenise_together(corpus, code_points, 70_000, "one"))
+    list(tokenise_together(corpus, lambda texts: [np.array([len(text)]) for text in texts], 100, "two"))
     assert corpus.has_tokens("one")
     assert corpus.has_tokens("two")
     every = np.arange(corpus.view_count)
@@ -145,22 +148,69 @@ def test_another_tokenizer_reads_no_source_again(tmp_path, write_rows):
     assert corpus.tokens("one").lengths(every).tolist() == [len(text) + 2 for text in view_strings(corpus)]
 
 
-def test_interrupted_tokens_leave_nothing(tmp_path, write_rows):
-    """Half of the views' tokens, taken for all of them, would end in an index error at some step, or in wrong texts."""
+def test_interrupted_tokens_go_on(tmp_path, write_rows):
+    """Half of the views' tokens, taken for all of them, would end in an index error at some step, or in wrong texts. What was
+    done is kept: a million texts take minutes."""
     corpus = built(tmp_path / "corpus", data_of(write_rows("a.jsonl", ROWS)))
-    counts = corpus.add_tokens(code_points, 70_000, "t", chunk=2)
-    assert next(counts) == 2
-    assert not corpus.has_tokens("t")
+    counts = tokenise_together(corpus, code_points, 70_000, "t", part_views=2)
+    assert [next(counts), next(counts)] == [0, 2]
     counts.close()
-    assert list((corpus.folder / "tokens").iterdir()) == []
-    list(corpus.add_tokens(code_points, 70_000, "t", chunk=2))
-    assert corpus.has_tokens("t")
+    assert not corpus.has_tokens("t")
+    read = []
+
+    def watched(texts):
+        read.extend(texts)
+        return code_points(texts)
+
+    list(tokenise_together(corpus, watched, 70_000, "t", part_views=2))
+    assert read == view_strings(corpus)[2:]
+    assert [ids.tolist() for ids in corpus.tokens("t").of(np.arange(corpus.view_count))] == [
+        ids.tolist() for ids in code_points(view_strings(corpus))
+    ]
+    assert [path.name for path in (corpus.folder / "tokens").iterdir()] == ["t"]
+
+
+def test_a_damaged_part_is_made_anew(tmp_path, write_rows):
+    """A part that lay on the disk while nobody trained may have rotted there: other ids would be other texts."""
+    corpus = built(tmp_path / "corpus", data_of(write_rows("a.jsonl", ROWS)))
+    counts = tokenise_together(corpus, code_points, 70_000, "t", part_views=2)
+    assert [next(counts), next(counts), next(counts)] == [0, 2, 4]
+    counts.close()
+    part = corpus.folder / "tokens" / ".t-2.parts" / "0"
+    content = bytearray(part.read_bytes())
+    content[-1] ^= 1
+    part.write_bytes(content)
+    list(tokenise_together(corpus, code_points, 70_000, "t", part_views=2))
+    expected = [ids.tolist() for ids in code_points(view_strings(corpus))]
+    assert [ids.tolist() for ids in corpus.tokens("t").of(np.arange(corpus.view_count))] == expected
+
+
+def test_tokens_are_made_together(tmp_path, write_rows):
+    """Three that tokenise at the same time do each part once, and end with the same table as one alone."""
+    corpus = built(tmp_path / "corpus", data_of(write_rows("a.jsonl", ROWS)))
+    read, both = [], Barrier(3)
+
+    def slow(texts):
+        read.extend(texts)
+        if len(read) <= 3:
+            both.wait(timeout=30)  # all have begun before anyone goes on
+        return code_points(texts)
+
+    with ThreadPoolExecutor(3) as pool:
+        runs = [
+            pool.submit(lambda: list(tokenise_together(Corpus(corpus.folder), slow, 70_000, "t", part_views=1))) for _ in "abc"
+        ]
+        assert {run.result(timeout=60)[-1] for run in runs} == {corpus.view_count}
+    list(tokenise_together(corpus, code_points, 70_000, "alone"))
+    assert sorted(read) == sorted(view_strings(corpus))
+    for name in ("ids.bin", "offsets.npy", "meta.json"):
+        assert len({(corpus.folder / "tokens" / of_one / name).read_bytes() for of_one in ("t", "alone")}) == 1
 
 
 def test_arrays_are_memory_mapped(tmp_path, write_rows):
     """Two million rows that every process reads into memory of its own are gigabytes times processes."""
     corpus = built(tmp_path / "corpus", data_of(write_rows("a.jsonl", ROWS)))
-    list(corpus.add_tokens(code_points, 70_000, "t"))
+    list(tokenise_together(corpus, code_points, 70_000, "t"))
     table = corpus.tokens("t")
     names = "anchor task positive positive_offsets negative negative_offsets row_prompts hashes"
     for array in [*(getattr(corpus, name) for name in names.split()), table.ids, table.offsets]:

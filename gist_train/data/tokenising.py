@@ -1,0 +1,141 @@
+"""Token ids of a corpus' views, made by all processes that ask for them: each takes parts, one puts them together.
+
+Legend: V views.
+"""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gist_train.data.corpus import Corpus
+from gist_train.data.files import whole_folder, write_bytes, write_json
+from gist_train.data.leases import Claims, locked
+from gist_train.data.manifests import seal
+from gist_train.pulse import PULSE
+
+FEWEST_VIEWS = 8192
+"""In a part: what a process has in memory, and loses when it is interrupted."""
+MOST_PARTS = 4096
+DIGEST_BYTES = 16
+POLL_SECONDS = 0.1
+"""Between two looks at what the others have done."""
+
+Tokenize = Callable[[Sequence[str]], Sequence[NDArray[np.integer[Any]]]]
+"""Texts -> token ids of each, special tokens included."""
+
+
+def tokenise_together(
+    corpus: Corpus, tokenize: Tokenize, vocabulary_size: int, fingerprint: str, part_views: int | None = None
+) -> Iterator[int]:
+    """Stores the token ids of every view, reading no source again, together with all processes that call this too.
+
+    Yields how many views are done, by whomever; ends when `corpus.tokens(fingerprint)` finds them. What is done when all of the
+    processes are interrupted is kept for the next call. Memory is bounded by the views of a part.
+
+    Args:
+        tokenize: the tokenizer of `fingerprint`.
+        part_views: in a part; None for what suits V.
+    """
+    size = part_views or max(FEWEST_VIEWS, -(-corpus.view_count // MOST_PARTS))
+    dtype = np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.int32)
+    parts = _Parts(corpus.tokens_folder(fingerprint).with_name(f".{fingerprint}-{size}.parts"), size, corpus.view_count, dtype)
+    with locked(corpus.folder):
+        claims = Claims(corpus.folder)
+    with claims:
+        while True:
+            with locked(corpus.folder):
+                if corpus.has_tokens(fingerprint):
+                    break
+                missing = parts.missing()
+                if not missing:
+                    parts.put_together(corpus.tokens_folder(fingerprint))
+                    continue  # unless one was damaged, this was the end
+                taken = claims.others()
+                mine = next((number for number in missing if parts.claim(number) not in taken), None)
+                claims.hold(b"" if mine is None else parts.claim(mine))
+            yield corpus.view_count - sum(map(parts.views_of, missing))
+            if mine is None:  # the others have the rest; whether they get on with it, their own run watches
+                PULSE.beat()
+                time.sleep(POLL_SECONDS)
+            else:
+                parts.write(mine, tokenize(corpus.view_texts(*parts.bounds(mine))))
+    yield corpus.view_count
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Files of token ids: a digest of all that follows, (n,) int32 lengths of the part's n views, their flat ids."""
+
+    folder: Path
+    size: int
+    """Views in a part; the last one may have fewer."""
+    views: int
+    """V."""
+    dtype: np.dtype[Any]
+    """Of an id."""
+
+    @property
+    def _numbers(self) -> range:
+        return range(-(-self.views // self.size))
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """The part's first view, and the one after its last."""
+        return number * self.size, min((number + 1) * self.size, self.views)
+
+    def views_of(self, number: int) -> int:
+        """n."""
+        first, last = self.bounds(number)
+        return last - first
+
+    def claim(self, number: int) -> bytes:
+        """What a process writes down that has taken the part on."""
+        return f"{self.folder.name} {number}".encode()
+
+    def missing(self) -> list[int]:
+        """Parts that nobody has written yet."""
+        there = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+        return [number for number in self._numbers if str(number) not in there]
+
+    def write(self, number: int, tokens: Sequence[NDArray[np.integer[Any]]]) -> None:
+        """The token ids of each of the part's views."""
+        lengths, ids = np.array([len(ids) for ids in tokens], np.int32), np.concatenate(tokens).astype(self.dtype)
+        content = lengths.tobytes() + ids.tobytes()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(self.folder / str(number), _digest(content) + content)
+
+    def put_together(self, target: Path) -> None:
+        """Writes all ids to the new folder `target`, and removes the parts; removes the damaged ones alone, if there are any."""
+        damaged = [number for number in self._numbers if self._content(number) is None]
+        for number in damaged:
+            (self.folder / str(number)).unlink()
+        if damaged:
+            return
+        with whole_folder(target) as beside:
+            offsets = np.zeros(self.views + 1, np.int64)
+            with (beside / "ids.bin").open("wb") as stream:
+                for number in self._numbers:
+                    content, (first, last) = self._content(number) or b"", self.bounds(number)
+                    lengths = np.frombuffer(content, np.int32, last - first)
+                    offsets[first + 1 : last + 1] = lengths
+                    stream.write(content[lengths.nbytes :])
+            np.save(beside / "offsets.npy", np.cumsum(offsets))
+            write_json(beside / "meta.json", {"dtype": self.dtype.name, "tokens": int(offsets.sum())})
+            seal(beside, {})
+        shutil.rmtree(self.folder)
+
+    def _content(self, number: int) -> bytes | None:
+        """Lengths and ids; None where the file is damaged."""
+        whole = (self.folder / str(number)).read_bytes()
+        content = whole[DIGEST_BYTES:]
+        return content if whole[:DIGEST_BYTES] == _digest(content) else None
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
