@@ -23,7 +23,7 @@ from gist_train.config.models import GuideConfig, GuideVectorsConfig, StoredMode
 from gist_train.config.schema import Config, DataConfig, cache_folder, training_prompts
 from gist_train.config.sources import ClassificationSource
 from gist_train.data.batches import BatchPlan
-from gist_train.data.building import SHOWN_FAULTS, build_corpus, labelled_texts, refuse_bad
+from gist_train.data.building import SHOWN_FAULTS, build_corpus, labelled_texts, read_together, refuse_bad
 from gist_train.data.corpus import Corpus, TokenTable, text_hashes
 from gist_train.data.fingerprints import ContentHashes, corpus_fingerprint
 from gist_train.data.held_out import held_out_texts
@@ -192,10 +192,15 @@ def prepare_corpus(config: Config, device: torch.device, console: Console, proce
             shutil.rmtree(folder)
     if not folder.exists():
         _embed_labelled(config.data, stores, excluded, device, console, processes)
+        parts = corpora / f".{fingerprint}.parts"
+        if processes.count > 1 and len(config.data.train) > 1:
+            counts = read_together(folder, config.data, embeddings, excluded, parts)
+            follow(counts, "reading sources", None, console, shown=processes.shown)
         with locked(corpora, f".{fingerprint}.lock"):
             if not folder.exists():
-                counts = build_corpus(folder, config.data, fingerprint, embeddings, settled, excluded)
+                counts = build_corpus(folder, config.data, fingerprint, embeddings, settled, excluded, parts)
                 follow(counts, "reading rows", None, console)
+                shutil.rmtree(parts, ignore_errors=True)
     corpus = Corpus(folder)
     if skipped := corpus.meta["skipped_rows"]:
         console.print(f"{skipped:,} rows were skipped: {folder / 'skipped.jsonl'} says which and why")

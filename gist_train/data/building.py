@@ -3,15 +3,13 @@
 Legend: R rows, N unique texts, S sources.
 """
 
-import hashlib
 import json
-from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,19 +17,21 @@ from numpy.typing import NDArray
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.schema import DataConfig
 from gist_train.config.secrets import hidden
-from gist_train.config.sources import AnySource, ClassificationSource, Source
-from gist_train.data.corpus import FORMAT, Int64, text_hash, view_key
-from gist_train.data.drawing import drawn_rows, leave_out_unused_tasks, leave_out_unused_texts, of_rows, offsets
-from gist_train.data.files import naming, whole_folder, write_json
-from gist_train.data.manifests import seal
+from gist_train.config.sources import ClassificationSource, Source
+from gist_train.data.collecting import TEXTS, Collector
+from gist_train.data.corpus import FORMAT
+from gist_train.data.files import naming, read_json, whole_folder, write_text
+from gist_train.data.manifests import damage_in, seal
 from gist_train.data.mining import mine_triplets
 from gist_train.data.overlap import Exclusion
+from gist_train.data.sharing import shared_out
 from gist_train.data.sources import Labelled, Row, origin_of, prompts_of, read_labelled, read_rows
 
 SHOWN_FAULTS = 10
 """Bad rows that an error message names; the others are counted."""
-DRAW_SEED = 42
-"""Of the draws of max_rows, with the source's place in the list. No setting, so that trainings of all seeds share a corpus."""
+
+SKIPPED, FOUND = "skipped.jsonl", "found.json"
+"""Files of a corpus and of a part of one: bad rows that were skipped, and what reading a source came to."""
 
 Embeddings = Callable[[int, Sequence[str]], NDArray[np.float32]]
 """(source, its N texts) -> (N, G), what triplets of a source of labelled texts are mined with."""
@@ -66,6 +66,7 @@ def build_corpus(
     embeddings: Embeddings,
     settled: Callable[[], None],
     excluded: Collection[bytes] = (),
+    parts: Path | None = None,
 ) -> Iterator[int]:
     """Reads all sources into a new corpus at `folder`; yields the number of rows read so far, now and then.
 
@@ -76,50 +77,117 @@ def build_corpus(
         embeddings: asked once for each source of labelled texts.
         settled: called when all is read: it raises where a source is not what `fingerprint` was made of any more.
         excluded: `overlap.normalized_hash` of each text that no row may hold. Left out before triplets are mined and rows drawn.
+        parts: where `read_together` has put sources; those that are not there, or damaged, are read here. Same corpus either way.
 
     Raises:
         UserError: a file can't be read, no row is left, or a row is bad and data.on_bad_row is "fail"; nothing is left behind.
     """
     with naming(folder), whole_folder(folder) as beside:
-        with (beside / "texts.utf8").open("wb") as texts, (beside / "skipped.jsonl").open("w", encoding="utf-8") as skipped:
-            builder = _Builder(texts)
-            faults: list[Fault] = []
-            counts = [SourceCounts() for _ in data.train]
+        with (beside / TEXTS).open("wb") as texts, (beside / SKIPPED).open("w", encoding="utf-8") as skipped:
+            collector = Collector(texts)
             exclusion = Exclusion(excluded)
+            faults: list[Fault] = []
+            counts: list[SourceCounts] = []
             read = 0
-            for index, (source, count) in enumerate(zip(data.train, counts, strict=True)):
-                where, unread = f"data.train[{index}]", dict[str, None]()
-                if isinstance(source, ClassificationSource):
-                    rows = _mined_rows(source, where, partial(embeddings, index), count, exclusion)
+            for index, source in enumerate(data.train):
+                part = None if parts is None else parts / str(index)
+                if part is not None and part.is_dir() and damage_in(part) is None:
+                    collector.absorb(part)
+                    found = _absorbed(part, exclusion, skipped)
                 else:
-                    table_rows = read_rows(source, where, keep_instructions=data.keep_instructions, unread=unread)
-                    rows = _rest(table_rows, source, count, exclusion)
-                for row in rows:
-                    read += 1
-                    if isinstance(row, Fault):
-                        count.bad += 1
-                        if len(faults) < SHOWN_FAULTS:
-                            faults.append(row)
-                        skipped.write(json.dumps({"where": hidden(row.where), "found": row.found}, ensure_ascii=False) + "\n")
-                    else:
-                        builder.add(row)
-                    if read % 4096 == 0:
-                        yield read
-                count.read += builder.rows_of_source + count.bad + count.excluded + count.filtered
-                count.not_drawn = builder.end_source(source)
-                count.unread = list(unread)
+                    found = yield from _read_source(data, index, embeddings, exclusion, collector, skipped, read)
+                read += found.counts.read
+                yield read
+                faults += found.faults[: SHOWN_FAULTS - len(faults)]
+                counts.append(replace(found.counts, not_drawn=collector.end_source(source)))
         settled()
-        read, bad = sum(count.read for count in counts), sum(count.bad for count in counts)
-        left_out = sum(count.excluded for count in counts)
-        refuse_bad(data, faults, read, bad, len(builder.anchor), left_out)
+        bad, left_out = sum(count.bad for count in counts), sum(count.excluded for count in counts)
+        refuse_bad(data, faults, read, bad, len(collector.anchor), left_out)
         if not bad:
-            (beside / "skipped.jsonl").unlink()
+            (beside / SKIPPED).unlink()
         meta = {"format": FORMAT, "fingerprint": fingerprint, "skipped_rows": bad, "data": data.model_dump(mode="json")}
         meta |= {"excluded_rows": left_out, "excluded_texts": len(exclusion.met)}
         origins = [origin_of(source, f"data.train[{index}]") for index, source in enumerate(data.train)]
-        builder.save(beside, {**meta, "sources": [asdict(count) for count in counts], "origins": origins})
+        collector.save(beside, {**meta, "sources": [asdict(count) for count in counts], "origins": origins})
         seal(beside, {})
         yield read
+
+
+def read_together(
+    folder: Path, data: DataConfig, embeddings: Embeddings, excluded: Collection[bytes], parts: Path
+) -> Iterator[int]:
+    """Reads all sources, together with all processes that call this too, each source into a folder of its own in `parts`.
+
+    Yields how many rows this process has read so far, now and then. Arguments and what is raised are those of `build_corpus`.
+    """
+
+    def missing() -> list[int]:  # once there is a corpus the parts are gone
+        return [] if folder.exists() else [n for n in range(len(data.train)) if not (parts / str(n)).is_dir()]
+
+    read = 0
+    for index in shared_out(folder.parent, parts.name, missing, lambda: True):
+        yield read
+        if index is None:
+            continue
+        with naming(parts), whole_folder(parts / str(index)) as beside:
+            exclusion = Exclusion(excluded)
+            with (beside / TEXTS).open("wb") as texts, (beside / SKIPPED).open("w", encoding="utf-8") as skipped:
+                collector = Collector(texts)
+                found = yield from _read_source(data, index, embeddings, exclusion, collector, skipped, read)
+            collector.dump(beside)
+            write_text(beside / FOUND, json.dumps({**asdict(found), "met": sorted(exclusion.met)}))
+            seal(beside, {})
+        read += found.counts.read
+    yield read
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What reading a source came to."""
+
+    counts: SourceCounts
+    faults: list[Fault]
+    """The first of the bad rows."""
+
+
+def _read_source(
+    data: DataConfig,
+    index: int,
+    embeddings: Embeddings,
+    exclusion: Exclusion,
+    collector: Collector,
+    skipped: IO[str],
+    before: int,
+) -> Generator[int, None, _Read]:
+    """Collects the rows of a source; yields `before` and how many rows of it are read, now and then."""
+    source, where, unread = data.train[index], f"data.train[{index}]", dict[str, None]()
+    count, faults = SourceCounts(), list[Fault]()
+    if isinstance(source, ClassificationSource):
+        rows = _mined_rows(source, where, partial(embeddings, index), count, exclusion)
+    else:
+        table_rows = read_rows(source, where, keep_instructions=data.keep_instructions, unread=unread)
+        rows = _rest(table_rows, source, count, exclusion)
+    for read, row in enumerate(rows, start=1):
+        if isinstance(row, Fault):
+            count.bad += 1
+            if len(faults) < SHOWN_FAULTS:
+                faults.append(row)
+            skipped.write(json.dumps({"where": hidden(row.where), "found": row.found}, ensure_ascii=False) + "\n")
+        else:
+            collector.add(row)
+        if read % 4096 == 0:
+            yield before + read
+    count.read += collector.rows_of_source + count.bad + count.excluded + count.filtered
+    count.unread = list(unread)
+    return _Read(count, faults)
+
+
+def _absorbed(part: Path, exclusion: Exclusion, skipped: IO[str]) -> _Read:
+    """What reading a source came to that another process has read, as if it had been read here."""
+    found = read_json(part / FOUND)
+    exclusion.met.update(found["met"])
+    skipped.write((part / SKIPPED).read_text(encoding="utf-8"))
+    return _Read(SourceCounts(**found["counts"]), [Fault(**fault) for fault in found["faults"]])
 
 
 def refuse_bad(data: DataConfig, faults: Sequence[Fault], read: int, bad: int, usable: int, excluded: int) -> None:
@@ -214,125 +282,3 @@ def _mined_rows(
     for a, p, n in zip(mined.anchor.tolist(), mined.positive.tolist(), mined.negative.tolist(), strict=True):
         anchor, negative = rows[a], rows[n]
         yield Row(anchor.text, (rows[p].text,), (negative.text,), anchor.task, prompts, anchor.label, (negative.label,))
-
-
-class _Builder:
-    """Rows -> ids."""
-
-    def __init__(self, texts: IO[bytes]):
-        self._texts = texts
-        self._ids: dict[bytes, int] = {}
-        self._tasks: dict[str, int] = {}
-        self._prompts: dict[str, int] = {"": 0}
-        self._labels: dict[tuple[int, str], int] = {}
-        self._hashes = bytearray()
-        self._text_offsets = array("q", [0])
-        self.anchor, self._task, self._row_prompts = array("i"), array("i"), array("i")
-        self._positive, self._positive_offsets = array("i"), array("q", [0])
-        self._negative, self._negative_offsets = array("i"), array("q", [0])
-        self._label, self._negative_label = array("i"), array("i")
-        self._ends: list[int] = []
-        """Rows in all at the end of each source, before any draw."""
-        self._kept: list[Int64] = []
-        """By source, the rows that were drawn, numbered from its first."""
-
-    @property
-    def rows_of_source(self) -> int:
-        """Rows of the present source so far."""
-        return len(self.anchor) - (self._ends[-1] if self._ends else 0)
-
-    def add(self, row: Row) -> None:
-        self.anchor.append(self._text_id(row.anchor))
-        self._positive.extend(self._text_id(text) for text in row.positives)
-        self._positive_offsets.append(len(self._positive))
-        self._negative.extend(self._text_id(text) for text in row.negatives)
-        self._negative_offsets.append(len(self._negative))
-        self._task.append(self._tasks.setdefault(row.task, len(self._tasks)))
-        self._row_prompts.extend(self._prompts.setdefault(prompt, len(self._prompts)) for prompt in row.prompts)
-        self._label.append(-1 if row.label is None else self._label_id(row.label))
-        self._negative_label.extend(self._label_id(label) for label in row.negative_labels)
-        self._negative_label.extend([-1] * (len(self._negative) - len(self._negative_label)))
-
-    def end_source(self, source: AnySource) -> int:
-        """Draws what max_rows and max_rows_per_task say, and returns how many rows were left out."""
-        rows = self.rows_of_source
-        task = np.asarray(self._task[len(self._task) - rows :], np.int32)
-        drawn = source.max_rows is not None or source.max_rows_per_task is not None
-        seed = [DRAW_SEED, len(self._ends)]
-        kept = drawn_rows(task, source.max_rows, source.max_rows_per_task, seed) if drawn else np.arange(rows)
-        self._ends.append(len(self.anchor))
-        self._kept.append(kept)
-        return rows - len(kept)
-
-    def _label_id(self, label: str) -> int:
-        """A number that no label of another source has."""
-        return self._labels.setdefault((len(self._ends), label), len(self._labels))
-
-    def _text_id(self, text: str) -> int:
-        key = text_hash(text)
-        known = self._ids.get(key)
-        if known is not None:
-            return known
-        self._ids[key] = new = len(self._ids)
-        encoded = text.encode()
-        self._texts.write(encoded)
-        self._text_offsets.append(self._text_offsets[-1] + len(encoded))
-        self._hashes += key
-        return new
-
-    def save(self, folder: Path, meta: dict[str, Any]) -> None:
-        """Writes the arrays of the rows that were drawn, and leaves the texts of the others out of texts.utf8."""
-        self._ids.clear()  # the largest thing in memory, and done with
-        rows = np.concatenate([kept + start for kept, start in zip(self._kept, [0, *self._ends], strict=False)])
-        positive_offsets, negative_offsets = (np.asarray(x, np.int64) for x in (self._positive_offsets, self._negative_offsets))
-        arrays: dict[str, NDArray[Any]] = {
-            "anchor": np.asarray(self.anchor, np.int32)[rows],
-            "task": np.asarray(self._task, np.int32)[rows],
-            "source": np.repeat(np.arange(len(self._kept), dtype=np.int32), [len(kept) for kept in self._kept]),
-            "label": np.asarray(self._label, np.int32)[rows],
-            "row_prompts": np.asarray(self._row_prompts, np.int32).reshape(-1, 3)[rows],
-            "positive": of_rows(np.asarray(self._positive, np.int32), positive_offsets, rows),
-            "positive_offsets": offsets(np.diff(positive_offsets)[rows]),
-            "negative": of_rows(np.asarray(self._negative, np.int32), negative_offsets, rows),
-            "negative_label": of_rows(np.asarray(self._negative_label, np.int32), negative_offsets, rows),
-            "negative_offsets": offsets(np.diff(negative_offsets)[rows]),
-            "text_offsets": np.asarray(self._text_offsets, np.int64),
-            "text_hashes": np.frombuffer(bytes(self._hashes), np.uint8).reshape(-1, 16),
-        }
-        tasks = list(self._tasks)
-        if len(rows) < len(self.anchor):
-            leave_out_unused_texts(folder / "texts.utf8", arrays)
-            tasks = leave_out_unused_tasks(tasks, arrays)
-        prompts, counts = arrays["row_prompts"], (np.diff(arrays["positive_offsets"]), np.diff(arrays["negative_offsets"]))
-        arrays["views"] = np.unique(
-            np.concatenate(
-                [
-                    view_key(prompts[:, 0], arrays["anchor"]),
-                    view_key(np.repeat(prompts[:, 1], counts[0]), arrays["positive"]),
-                    view_key(np.repeat(prompts[:, 2], counts[1]), arrays["negative"]),
-                ]
-            )
-        )
-        for name, values in arrays.items():
-            np.save(folder / f"{name}.npy", values)
-        sizes = {name: values.size for name, values in arrays.items()}
-        lengths = {"rows": len(rows), "texts": len(arrays["text_hashes"]), "views": len(arrays["views"])}
-        write_json(
-            folder / "meta.json",
-            {
-                **meta,
-                "content": _content_hash(arrays, [tasks, list(self._prompts)]),
-                **lengths,
-                "tasks": tasks,
-                "prompts": list(self._prompts),
-                "sizes": sizes,
-            },
-        )
-
-
-def _content_hash(arrays: dict[str, NDArray[Any]], names: list[list[str]]) -> str:
-    """32 hex digits over rows and texts as they are; the texts count by their hashes."""
-    content = hashlib.blake2b(json.dumps(names).encode(), digest_size=16)
-    for values in arrays.values():
-        content.update(values.tobytes())
-    return content.hexdigest()

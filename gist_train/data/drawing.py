@@ -1,7 +1,7 @@
 """Draws of rows, and what they leave out of a corpus: rows, texts and tasks that no drawn row has."""
 
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,17 @@ def of_rows(flat: NDArray[np.int32], bounds: Int64, rows: Int64) -> NDArray[np.i
     return gathered
 
 
+def copy_texts(path: Path, bounds: Int64, chosen: NDArray[np.bool_], to: IO[bytes]) -> None:
+    """Appends the chosen texts (n,) of a file, text i being the bytes bounds[i] to bounds[i + 1], to another one."""
+    # Runs of texts that are next to each other, copied whole.
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]]).astype(np.int8)))
+    with path.open("rb") as texts:
+        for first, last in zip(bounds[edges[::2]].tolist(), bounds[edges[1::2]].tolist(), strict=True):
+            texts.seek(first)
+            for begin in range(first, last, COPIED_BYTES):
+                to.write(texts.read(min(COPIED_BYTES, last - begin)))
+
+
 def leave_out_unused_texts(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
     """Numbers anew the texts that a row has, in their order, and rewrites the file without the others."""
     columns = ("anchor", "positive", "negative")
@@ -49,14 +60,9 @@ def leave_out_unused_texts(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
     number = (np.cumsum(used) - 1).astype(np.int32)
     for name in columns:
         arrays[name] = number[arrays[name]]
-    # Runs of used texts that are next to each other, copied whole.
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], used, [False]]).astype(np.int8)))
     beside = path.with_suffix(".kept")
-    with path.open("rb") as old, beside.open("wb") as new:
-        for first, last in zip(bounds[edges[::2]].tolist(), bounds[edges[1::2]].tolist(), strict=True):
-            old.seek(first)
-            for begin in range(first, last, COPIED_BYTES):
-                new.write(old.read(min(COPIED_BYTES, last - begin)))
+    with beside.open("wb") as new:
+        copy_texts(path, bounds, used, new)
     beside.replace(path)
     arrays["text_offsets"] = offsets(np.diff(bounds)[used])
     arrays["text_hashes"] = arrays["text_hashes"][used]

@@ -5,7 +5,6 @@ Legend: V views.
 
 import hashlib
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +15,13 @@ from numpy.typing import NDArray
 
 from gist_train.data.corpus import Corpus
 from gist_train.data.files import whole_folder, write_bytes, write_json
-from gist_train.data.leases import Claims, locked
 from gist_train.data.manifests import seal
-from gist_train.pulse import PULSE
+from gist_train.data.sharing import shared_out
 
 FEWEST_VIEWS = 8192
 """In a part: what a process has in memory, and loses when it is interrupted."""
 MOST_PARTS = 4096
 DIGEST_BYTES = 16
-POLL_SECONDS = 0.1
-"""Between two looks at what the others have done."""
 
 Tokenize = Callable[[Sequence[str]], Sequence[NDArray[np.integer[Any]]]]
 """Texts -> token ids of each, special tokens included."""
@@ -46,26 +42,20 @@ def tokenise_together(
     size = part_views or max(FEWEST_VIEWS, -(-corpus.view_count // MOST_PARTS))
     dtype = np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.int32)
     parts = _Parts(corpus.tokens_folder(fingerprint).with_name(f".{fingerprint}-{size}.parts"), size, corpus.view_count, dtype)
-    with locked(corpus.folder):
-        claims = Claims(corpus.folder)
-    with claims:
-        while True:
-            with locked(corpus.folder):
-                if corpus.has_tokens(fingerprint):
-                    break
-                missing = parts.missing()
-                if not missing:
-                    parts.put_together(corpus.tokens_folder(fingerprint))
-                    continue  # unless one was damaged, this was the end
-                taken = claims.others()
-                mine = next((number for number in missing if parts.claim(number) not in taken), None)
-                claims.hold(b"" if mine is None else parts.claim(mine))
-            yield corpus.view_count - sum(map(parts.views_of, missing))
-            if mine is None:  # the others have the rest; whether they get on with it, their own run watches
-                PULSE.beat()
-                time.sleep(POLL_SECONDS)
-            else:
-                parts.write(mine, tokenize(corpus.view_texts(*parts.bounds(mine))))
+    target = corpus.tokens_folder(fingerprint)
+
+    def missing() -> list[int]:
+        return [] if target.is_dir() else parts.missing()
+
+    def finish() -> bool:
+        return target.is_dir() or parts.put_together(target)
+
+    done = 0
+    for number in shared_out(corpus.folder, parts.folder.name, missing, finish):
+        done = max(done, corpus.view_count - sum(map(parts.views_of, missing())))
+        yield done
+        if number is not None:
+            parts.write(number, tokenize(corpus.view_texts(*parts.bounds(number))))
     yield corpus.view_count
 
 
@@ -94,10 +84,6 @@ class _Parts:
         first, last = self.bounds(number)
         return last - first
 
-    def claim(self, number: int) -> bytes:
-        """What a process writes down that has taken the part on."""
-        return f"{self.folder.name} {number}".encode()
-
     def missing(self) -> list[int]:
         """Parts that nobody has written yet."""
         there = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
@@ -110,13 +96,13 @@ class _Parts:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_bytes(self.folder / str(number), _digest(content) + content)
 
-    def put_together(self, target: Path) -> None:
-        """Writes all ids to the new folder `target`, and removes the parts; removes the damaged ones alone, if there are any."""
+    def put_together(self, target: Path) -> bool:
+        """Writes all ids to the new folder `target`, and removes the parts; if some are damaged, only removes these: False."""
         damaged = [number for number in self._numbers if self._content(number) is None]
         for number in damaged:
             (self.folder / str(number)).unlink()
         if damaged:
-            return
+            return False
         with whole_folder(target) as beside:
             offsets = np.zeros(self.views + 1, np.int64)
             with (beside / "ids.bin").open("wb") as stream:
@@ -129,6 +115,7 @@ class _Parts:
             write_json(beside / "meta.json", {"dtype": self.dtype.name, "tokens": int(offsets.sum())})
             seal(beside, {})
         shutil.rmtree(self.folder)
+        return True
 
     def _content(self, number: int) -> bytes | None:
         """Lengths and ids; None where the file is damaged."""

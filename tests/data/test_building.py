@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from gist_train.config.errors import UserError
 from gist_train.config.models import GuideConfig
 from gist_train.config.schema import DataConfig
 from gist_train.config.sources import ClassificationSource, JsonlSource, MiningConfig
-from gist_train.data.building import build_corpus
+from gist_train.data.building import build_corpus, read_together
 from gist_train.data.corpus import Corpus, text_hash
 from gist_train.data.drawing import drawn_rows
 from gist_train.data.overlap import normalized, normalized_hash
@@ -345,3 +346,51 @@ def test_nothing_left_is_told_with_the_key(tmp_path, write_rows):
         mined(tmp_path / "corpus", labelled, ["y1"])
     assert "1 more left out with the texts that evaluation judges on" in str(caught.value)
     assert not (tmp_path / "corpus").exists()
+
+
+SOURCES_APART = {
+    "plain": {},
+    "prompts": {"prompts": PROMPTS},
+    "drawn": {"max_rows": 3, "max_rows_per_task": 2},
+}
+
+
+def of_several_sources(write_rows) -> tuple[DataConfig, list[str]]:
+    """Sources that share texts, tasks and labels, with prompts, draws, bad rows and mined triplets; and texts to leave out."""
+    rows = {name: write_rows(f"{name}.jsonl", some) for name, some in (("one", ROWS), ("two", BAD), ("three", ROWS[::-1]))}
+    labelled = [{"text": text, "label": label} for text, label in zip("abcdefpn", "xyxyzzxy", strict=True)]
+    train = [JsonlSource(path=str(path), **SOURCES_APART[kind]) for path, kind in zip(rows.values(), SOURCES_APART, strict=True)]
+    for name, some in (("labels", labelled), ("more", labelled[::-1])):
+        mining = MiningConfig(model=GuideConfig(name="m"))
+        train.insert(1, ClassificationSource(path=str(write_rows(f"{name}.jsonl", some)), mining=mining))
+    return DataConfig(train=train, on_bad_row="skip"), ["A", "f"]
+
+
+def embedded(_: int, texts: Sequence[str]) -> np.ndarray:
+    """A vector for each text, whichever process asks."""
+    return np.stack([np.random.default_rng(ord(text)).normal(size=4) for text in texts]).astype(np.float32)
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_sources_that_others_have_read_give_the_same_corpus(tmp_path, write_rows):
+    """Numbers of texts, tasks, prompts and labels go by who comes first in the data, whoever was read first."""
+    data, excluded = of_several_sources(write_rows)
+    without = {normalized_hash(text) for text in excluded}
+    given = (data, "f" * 32, embedded, settled, without)
+    assert list(build_corpus(tmp_path / "alone", *given))[-1] == 2 * len(ROWS) + len(BAD) + 2 * 8
+    parts = tmp_path / "parts"
+    with ThreadPoolExecutor(3) as pool:
+        read = (read_together(tmp_path / "together", data, embedded, without, parts) for _ in range(3))
+        done = [run.result(timeout=60)[-1] for run in [pool.submit(list, one) for one in read]]
+    assert sum(done) == 2 * len(ROWS) + len(BAD) + 2 * 8
+    assert sorted(path.name for path in parts.iterdir()) == ["0", "1", "2", "3", "4"]
+    shutil.rmtree(parts / "2")  # a part may be missing, or damaged
+    (parts / "3" / "ids.npz").write_bytes(b"rotten")
+    list(build_corpus(tmp_path / "together", *given, parts))
+    alone, together = (bytes_of(tmp_path / name) for name in ("alone", "together"))
+    assert len(json.loads(alone["meta.json"])["sources"]) == 5
+    assert alone == together
+    assert list(read_together(tmp_path / "together", data, embedded, without, parts)) == [0]
