@@ -35,7 +35,7 @@ from transformers import (
 
 from benchmarks.options import Shape
 from gist_train.config.models import GuideConfig, ModelConfig
-from gist_train.config.schema import LossConfig
+from gist_train.config.schema import DistillationConfig, LossConfig
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Batch, Corpus, TokenTable
 from gist_train.model.encoder import Pack
@@ -224,6 +224,7 @@ def run_ours(
         tokens=bench.tokens,
         guide=bench.guide,
         loss=loss,
+        distillation=DistillationConfig(),
         state=UpdateState(),
         sources=SourceRules(np.zeros(1, bool), np.zeros(1, bool)),
         grad_clip=GRAD_CLIP,

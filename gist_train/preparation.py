@@ -24,6 +24,7 @@ from gist_train.config.schema import Config, DataConfig, cache_folder, training_
 from gist_train.config.sources import ClassificationSource
 from gist_train.data.batches import BatchPlan
 from gist_train.data.building import SHOWN_FAULTS, build_corpus, labelled_texts, read_together, refuse_bad
+from gist_train.data.cells import Likeness
 from gist_train.data.corpus import Corpus, TokenTable, text_hashes
 from gist_train.data.fingerprints import ContentHashes, corpus_fingerprint
 from gist_train.data.held_out import held_out_texts
@@ -101,6 +102,8 @@ def prepare(
     plan = batch_plan(config, corpus)  # refuses too few rows, before the guide is put to work
     tokens = prepare_tokens(corpus, student, console, processes)
     guide = prepare_guide(config, corpus, device, console, processes) if fill_store else guide_as_stored(config, corpus)
+    if config.data.batching == "similar":
+        plan = batch_plan(config, corpus, guide)
     return Prepared(student, corpus, plan, tokens, guide)
 
 
@@ -429,8 +432,11 @@ def _guide_without_model(config: Config, corpus: Corpus) -> Guide:
     return StoredGuide.alike(store, positions)
 
 
-def batch_plan(config: Config, corpus: Corpus) -> BatchPlan:
+def batch_plan(config: Config, corpus: Corpus, guide: Guide = None) -> BatchPlan:
     """The batch plan of `config` over `corpus`.
+
+    Args:
+        guide: what similar rows are found by; without one they are not, and counts are right all the same.
 
     Raises:
         UserError: the rows give no whole batch.
@@ -447,6 +453,7 @@ def batch_plan(config: Config, corpus: Corpus) -> BatchPlan:
             seed=config.training.seed,
             source=corpus.source,
             weights=[source.weight for source in config.data.train],
+            likeness=_likeness(config, corpus, guide),
         )
     except ValueError as error:
         if config.data.batching == "reference" and corpus.row_count >= config.training.batch_size:
@@ -461,6 +468,14 @@ def batch_plan(config: Config, corpus: Corpus) -> BatchPlan:
                 "lower training.batch_size or add rows",
             )
         ) from None
+
+
+def _likeness(config: Config, corpus: Corpus, guide: Guide) -> Likeness | None:
+    """What tells how alike rows are; None where batches don't go by it."""
+    if config.data.batching != "similar" or not isinstance(guide, StoredGuide):
+        return None
+    anchors = guide.anchor
+    return Likeness(config.data.similarity_depth, lambda rows: anchors.store.read(anchors.positions[corpus.anchor[rows]]))
 
 
 def _refuse_rows_without_candidates(config: Config, corpus: Corpus) -> None:

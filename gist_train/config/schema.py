@@ -38,8 +38,10 @@ class DataConfig(Section):
 
     train: Annotated[list[Source], Field(min_length=1), "a list of sources, at least one"]
     """Sources of the training rows, in order."""
-    batching: Literal["reference", "task", "mixed"] = "task"
+    batching: Literal["reference", "task", "mixed", "similar"] = "task"
     """How rows are grouped into batches."""
+    similarity_depth: Annotated[int, Field(ge=0, le=20), "a whole number from 0 to 20"] = 3
+    """With batching: similar, how often the rows of a task are halved by what the guide finds alike; 0 = task."""
     keep_instructions: bool = False
     """Whether MEDI's instructions become the rows' prompts (else they are dropped)."""
     on_bad_row: Literal["fail", "skip"] = "fail"
@@ -64,12 +66,20 @@ LARGEST_MARGIN = 2.0
 class LossConfig(Section):
     """The guided contrastive loss."""
 
+    weight: PositiveOrZero = 1.0
+    """What the loss is multiplied by; 0 = not taken: then distillation is all that is learned."""
     temperature: Positive = 0.01
     """Similarities are divided by this; no unit."""
     margin: float = 0.0
     """Lowers the guide's threshold: cosine when absolute, share of the threshold when relative; may be negative."""
     margin_strategy: Literal["absolute", "relative"] = "absolute"
     """How the margin is taken off the threshold."""
+    mask: Literal["hard", "soft"] = "hard"
+    """Whether the guide leaves a candidate out, or lowers its weight by how far it is above or below the threshold."""
+    softness: Positive = 0.05
+    """Cosine from the threshold over which a soft mask falls; of no account where `mask` is hard."""
+    hardness: PositiveOrZero = 0.0
+    """A candidate's logit gains this times its similarity, without gradient; 0 = off."""
     contrast_anchors: bool = True
     """Whether other anchors are candidates against an anchor."""
     contrast_positives: bool = True
@@ -105,6 +115,17 @@ class LossConfig(Section):
         if len(weights) != len(dimensions):
             raise ValueError(f"give one for each of the {len(dimensions)} numbers of loss.dimensions, in their order")
         return weights
+
+
+class DistillationConfig(Section):
+    """What the student learns of the guide's own similarities, beside the contrastive loss."""
+
+    weight: PositiveOrZero = 0.0
+    """The divergence of the student's distribution over a batch from the guide's, times this, is added to the loss; 0 = off."""
+    temperature: Positive = 0.05
+    """The student's similarities are divided by this before the softmax; no unit."""
+    guide_temperature: Positive | None = None
+    """The guide's similarities are divided by this; null = as `temperature`."""
 
 
 class OptimizerConfig(Section):
@@ -225,8 +246,44 @@ class Config(Section):
                 )
         return data
 
+    @field_validator("data")
+    @classmethod
+    def _likeness_has_a_guide(cls, data: DataConfig, info: ValidationInfo) -> DataConfig:
+        guide = info.data.get("guide")
+        if data.batching == "similar" and "guide" in info.data and not isinstance(guide, GuideConfig | GuideVectorsConfig):
+            raise MisplacedError(
+                "name a guide, or set it to task",
+                path=("batching",),
+                found=f"similar, and guide: {guide or 'null'}",
+                expected="task, mixed or reference where no guide's embeddings tell which rows are alike",
+            )
+        return data
+
     loss: LossConfig = LossConfig()
     """The loss."""
+    distillation: Annotated[DistillationConfig, Field(validate_default=True)] = DistillationConfig()
+    """What is learned of the guide's own similarities."""
+
+    @field_validator("distillation")
+    @classmethod
+    def _something_is_learned(cls, distillation: DistillationConfig, info: ValidationInfo) -> DistillationConfig:
+        guide, loss = info.data.get("guide"), info.data.get("loss")  # absent where they are at fault themselves
+        if distillation.weight and "guide" in info.data and not isinstance(guide, GuideConfig | GuideVectorsConfig):
+            raise MisplacedError(
+                "name a guide, or leave distillation out",
+                path=("weight",),
+                found=f"{distillation.weight:g}, and guide: {guide or 'null'}",
+                expected="0 where there is no guide to learn from: the student itself is none",
+            )
+        if loss is not None and not loss.weight and not distillation.weight:
+            raise MisplacedError(
+                "raise one of the two",
+                path=("weight",),
+                found="0, and loss.weight: 0",
+                expected="a number above 0 where loss.weight is 0: else nothing is learned",
+            )
+        return distillation
+
     training: TrainingConfig = TrainingConfig()
     """Length, size and precision of the training."""
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gist_train.data.cells import Likeness, cells_of
+
 Ints = NDArray[np.int64]
 SWAP_TRIES = 16
 """Partners that are tried for a row that shares a text with another row of its batch. Measured: 16 parts what can be parted."""
@@ -43,10 +45,12 @@ class BatchPlan:
         positive: (P,) flat text ids of positives, those of row r at positive_offsets[r] : positive_offsets[r + 1].
         positive_offsets: (R + 1,).
         batching: "reference" (windows in file order, whole and of one task, shuffled once, the authors' procedure),
-            "task" (shuffled within tasks, remainders pooled) or "mixed" (shuffled over all tasks).
+            "task" (shuffled within tasks, remainders pooled), "similar" (the same, rows of a task in the order of their cells)
+            or "mixed" (shuffled over all tasks).
         batch_size: rows per step over all processes.
         seed: of every draw.
         source: (R,) source of each row, ascending; None for one source.
+        likeness: for "similar"; None: cells are left aside, which changes who is with whom, and no count.
         weights: of each source, times that a row of it is in an epoch; what is left of a whole number is a share of the
             rows, others each epoch, until all have had their turn. Not for "reference". None for 1 each.
 
@@ -61,14 +65,15 @@ class BatchPlan:
         anchor: NDArray[np.int32],
         positive: NDArray[np.int32],
         positive_offsets: Ints,
-        batching: Literal["reference", "task", "mixed"],
+        batching: Literal["reference", "task", "mixed", "similar"],
         batch_size: int,
         seed: int,
         source: NDArray[np.int32] | None = None,
         weights: Sequence[float] | None = None,
+        likeness: Likeness | None = None,
     ):
         self._task, self._anchor, self._positive, self._offsets = task, anchor, positive, positive_offsets
-        self._batching, self._size, self._seed = batching, batch_size, seed
+        self._batching, self._size, self._seed, self._likeness = batching, batch_size, seed, likeness
         rows_of_source = [len(task)] if source is None else np.bincount(source, minlength=len(weights or [])).tolist()
         self._shares = [_share(rows, weight) for rows, weight in zip(rows_of_source, weights or [1.0], strict=True)]
         self._weighted = any(share != (rows, 1, 0) for share, rows in zip(self._shares, rows_of_source, strict=True))
@@ -144,6 +149,8 @@ class BatchPlan:
         rows = rng.permutation(self._rows_of(epoch))
         if self._batching == "mixed":
             return rows[: self.steps_per_epoch * self._size].reshape(-1, self._size)
+        if self._likeness is not None and self._likeness.depth:
+            rows = rows[np.argsort(cells_of(self._likeness, self._task, rows, self._rng(epoch, 3)), kind="stable")]
         by_task = rows[np.argsort(self._task[rows], kind="stable")]
         sizes = np.bincount(self._task[rows])
         starts = np.cumsum(sizes) - sizes

@@ -7,6 +7,7 @@ computed again, and the guide's embeddings are not needed any more.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ class _Blockwise(torch.autograd.Function):
         masked, candidates = torch.zeros(2, len(BLOCKS), dtype=torch.int64, device=own.device)
         lengths = [len(side) for side in sides]
         bits = _Bits(own.new_empty(_bytes_of_bits(start, stop, size, lengths, options), dtype=torch.uint8))
-        for first, last in _parts(start, stop, size):
+        for first, last in parts_of(start, stop, size):
             rows = rows_between(sides, first, last, options)
             here = slice(first - start, last - start)
             for d, (anchors, positives) in enumerate(zip(rows.anchors.students, rows.positives.students, strict=True)):
@@ -54,7 +55,7 @@ class _Blockwise(torch.autograd.Function):
                 own[d, here] = (anchors * positives).sum(dim=1) / options.temperature
             peak[:, here], total[:, here] = own[:, here], 1.0
             for block, left, right in _columns(lengths, size, options):
-                tile = tile_of(block, sides, rows, left, right)
+                tile = tile_of(block, sides, rows, left, right, options)
                 if block == "ap":
                     tile.mask.diagonal(first - left).fill_(True)
                 index = BLOCKS.index(block)
@@ -67,12 +68,17 @@ class _Blockwise(torch.autograd.Function):
                         border = own[d, here] - similarity_tolerance(own) / options.temperature
                         mask = mask | (logits < border[:, None])
                     if d == 0:
-                        masked[index] -= mask.numel() - mask.count_nonzero()
+                        left_out = mask if tile.soft is None else mask | tile.left_out
+                        masked[index] -= mask.numel() - left_out.count_nonzero()
                     if d == 0 or options.hard_only:
                         bits.write(mask)
+                    logits = _weighed(logits, tile.soft, options)
                     _add(logits.masked_fill_(mask, -torch.inf), peak[d, here], total[d, here])
         ctx.save_for_backward(*students, own, peak, total, bits.packed)
         ctx.span, ctx.options = span, options
+        # Under a soft mask the guide's similarities are computed again; a hard one is in the bits.
+        soft = options.softness is not None and sides[0].guide is not None
+        ctx.guided = [replace(side, students=tuple(x.detach() for x in side.students)) for side in sides] if soft else None
         ctx.mark_non_differentiable(masked, candidates)
         return (_weights(options, own) * (peak - own + total.log())).sum(dim=0), masked, candidates
 
@@ -91,15 +97,17 @@ class _Blockwise(torch.autograd.Function):
         # Of a candidate's logit: its share of the row's sum, times the row's gradient and the loss's weight.
         scale = _weights(options, own) * gradient / total / options.temperature
         with torch.autocast(own.device.type, enabled=False):
-            for first, last in _parts(start, stop, size):
+            for first, last in parts_of(start, stop, size):
                 here = slice(first - start, last - start)
+                rows = None if ctx.guided is None else rows_between(ctx.guided, first, last, options)
                 for block, left, right in _columns([len(side[0]) for side in sides], size, options):
                     query, candidate = SIDES[block]
+                    soft = None if rows is None else tile_of(block, ctx.guided, rows, left, right, options).soft
                     for d in range(dimensions):
                         if d == 0 or options.hard_only:
                             mask = bits.read(last - first, right - left)
                         x, y = sides[query][d][first:last], sides[candidate][d][left:right]
-                        slopes = _logits(x, y, options.temperature).sub_(peak[d, here, None]).exp_()
+                        slopes = _weighed(_logits(x, y, options.temperature), soft, options).sub_(peak[d, here, None]).exp_()
                         slopes.masked_fill_(mask, 0.0).mul_(scale[d, here, None])
                         gradients[query][d][first:last].addmm_(slopes, y)
                         gradients[candidate][d][left:right].addmm_(slopes.T, x)
@@ -115,7 +123,8 @@ def _weights(options: Options, like: Tensor) -> Tensor:
     return torch.cat([like.new_full((1, 1), weight) for weight in options.weights])
 
 
-def _parts(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+def parts_of(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    """(first, the one after the last) of parts of at most `size`, from start to stop."""
     for first in range(start, stop, size):
         yield first, min(first + size, stop)
 
@@ -123,7 +132,7 @@ def _parts(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
 def _columns(lengths: Sequence[int], size: int, options: Options) -> Iterator[tuple[str, int, int]]:
     """The tiles of one part of the rows: block, first column and the one after the last."""
     for block in options.blocks:
-        for left, right in _parts(0, lengths[SIDES[block][1]], size):
+        for left, right in parts_of(0, lengths[SIDES[block][1]], size):
             yield block, left, right
 
 
@@ -153,7 +162,7 @@ def _bytes_of_bits(start: int, stop: int, size: int, lengths: Sequence[int], opt
     """What `_Bits` of all tiles need."""
     one = sum(
         _bytes((last - first) * (right - left))
-        for first, last in _parts(start, stop, size)
+        for first, last in parts_of(start, stop, size)
         for _, left, right in _columns(lengths, size, options)
     )
     return one * (len(options.weights) if options.hard_only else 1)
@@ -162,6 +171,13 @@ def _bytes_of_bits(start: int, stop: int, size: int, lengths: Sequence[int], opt
 def _logits(x: Tensor, y: Tensor, temperature: float) -> Tensor:
     """(R, N): the matrix product divides by the temperature on its way."""
     return torch.addmm(x.new_zeros(1), x, y.T, beta=0.0, alpha=1 / temperature)
+
+
+def _weighed(logits: Tensor, soft: Tensor | None, options: Options) -> Tensor:
+    """The logits with what hardness and a soft mask add to them, in place."""
+    if options.hardness:
+        logits.mul_(1 + options.hardness * options.temperature)
+    return logits if soft is None else logits.add_(soft)
 
 
 def _add(logits: Tensor, peak: Tensor, total: Tensor) -> None:

@@ -52,6 +52,9 @@ def guided_contrastive_loss(
     margin_strategy: Literal["absolute", "relative"] = "absolute",
     contrast_anchors: bool = True,
     contrast_positives: bool = True,
+    mask: Literal["hard", "soft"] = "hard",
+    softness: float = 0.05,
+    hardness: float = 0.0,
     negatives: Literal["all", "hard"] = "all",
     block_size: int | None = None,
     dimensions: Sequence[int] | None = None,
@@ -74,6 +77,11 @@ def guided_contrastive_loss(
         temperature: divides the similarities (the inverse of sentence-transformers' `scale`).
         margin, margin_strategy: a candidate of row i is masked where the guide's similarity is greater than
             g_i - margin ("absolute") or g_i - |g_i| margin ("relative"), g_i the guide's similarity of the row's own pair.
+        mask, softness: "hard" leaves candidates above that threshold out; "soft" adds to every candidate's logit
+            log sigmoid((threshold - guide's similarity) / softness): far above it nothing is left of a candidate, far below all,
+            and the hard mask is its limit.
+        hardness: a candidate's logit gains this times its similarity, without gradient, so that candidates which the student
+            finds similar count more (Lan et al. 2025, arXiv 2503.04812; Schechter Vera et al. 2025, arXiv 2509.20354).
         contrast_anchors, contrast_positives: whether the blocks aa and pp take part.
         negatives: "hard" also masks candidates that the student already finds less similar than the row's own positive.
             With dimensions each has negatives of its own: which are hard depends on the similarities at hand.
@@ -102,11 +110,11 @@ def guided_contrastive_loss(
     these diagonals are masked only because guide(x, x) is the largest similarity there is, which rounding or a negative margin
     undoes.
     """
-    _check_options(temperature, margin_strategy, negatives, block_size)
-    widths, weights = _weighted_dimensions(dimensions, dimension_weights, anchor.shape[-1])
+    _check_options(temperature, margin_strategy, mask, softness, hardness, negatives, block_size)
+    widths, weights = weighted_dimensions(dimensions, dimension_weights, anchor.shape[-1])
     batch = len(anchor)
     own = None if own_negatives_only is None else torch.arange(batch, device=anchor.device)
-    sides = _sides(
+    sides = sides_of(
         widths,
         student=(anchor, positive, negative),
         guide=(guide_anchor, guide_positive, guide_negative),
@@ -120,6 +128,8 @@ def guided_contrastive_loss(
         margin_strategy=margin_strategy,
         contrast_anchors=contrast_anchors,
         contrast_positives=contrast_positives,
+        softness=softness if mask == "soft" else None,
+        hardness=hardness,
         hard_only=negatives == "hard",
         weights=weights,
         own_only=own_negatives_only,
@@ -136,18 +146,24 @@ def guided_contrastive_loss(
         return LossOutput(row_losses.sum() / batch, row_losses.detach(), masked, candidates)
 
 
-def _check_options(temperature: float, margin_strategy: str, negatives: str, block_size: int | None) -> None:
+def _check_options(
+    temperature: float, margin_strategy: str, mask: str, softness: float, hardness: float, negatives: str, block_size: int | None
+) -> None:
     if not temperature > 0:
         raise ValueError(f"temperature must be greater than 0, not {temperature}")
     if margin_strategy not in ("absolute", "relative"):
         raise ValueError(f'margin_strategy must be "absolute" or "relative", not "{margin_strategy}"')
+    if mask not in ("hard", "soft"):
+        raise ValueError(f'mask must be "hard" or "soft", not "{mask}"')
+    if not softness > 0 or not hardness >= 0:
+        raise ValueError(f"softness must be greater than 0 and hardness 0 or more, not {softness} and {hardness}")
     if negatives not in ("all", "hard"):
         raise ValueError(f'negatives must be "all" or "hard", not "{negatives}"')
     if block_size is not None and block_size < 1:
         raise ValueError(f"block_size must be 1 or more, or None, not {block_size}")
 
 
-def _weighted_dimensions(
+def weighted_dimensions(
     dimensions: Sequence[int] | None, weights: Sequence[float] | None, width: int
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Dimensions, the largest first, and the weight of each."""
@@ -164,7 +180,7 @@ def _weighted_dimensions(
     return tuple(d for d, _ in descending), tuple(weight for _, weight in descending)
 
 
-def _sides(dimensions: Sequence[int], **given: tuple[Tensor | None, Tensor | None, Tensor | None]) -> tuple[Side, Side, Side]:
+def sides_of(dimensions: Sequence[int], **given: tuple[Tensor | None, Tensor | None, Tensor | None]) -> tuple[Side, Side, Side]:
     """Anchors, positives and negatives, checked against one another; absent negatives become a pool of none.
 
     Args:
@@ -211,7 +227,7 @@ def _unit(vectors: Tensor) -> Tensor:
 def _whole_losses(sides: Sequence[Side], start: int, stop: int, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     """Losses (R,), masked (4,) and candidates (4,) of rows start to stop, all at once: the slow, obvious twin of the tiles."""
     rows = rows_between(sides, start, stop, options)
-    tiles = [tile_of(block, sides, rows, 0, len(sides[SIDES[block][1]])) for block in options.blocks]
+    tiles = [tile_of(block, sides, rows, 0, len(sides[SIDES[block][1]]), options) for block in options.blocks]
     losses, kept = _over_dimension(0, tiles, rows, options)
     for d in range(1, len(options.weights)):
         losses = losses + _over_dimension(d, tiles, rows, options)[0]
@@ -225,7 +241,7 @@ def _whole_losses(sides: Sequence[Side], start: int, stop: int, options: Options
 def _over_dimension(d: int, tiles: Sequence[Tile], rows: Rows, options: Options) -> tuple[Tensor, list[Tensor]]:
     """Over dimension number `d`: cross entropies (R,) times its weight, and how many candidates of each tile are not masked."""
     own_score = (rows.anchors.students[d] * rows.positives.students[d]).sum(dim=1).detach()
-    scores, kept = [], []
+    scores, kept, added = [], [], []
     for tile in tiles:
         score = tile.queries.students[d] @ tile.candidates.students[d].T
         mask = tile.mask
@@ -234,8 +250,19 @@ def _over_dimension(d: int, tiles: Sequence[Tile], rows: Rows, options: Options)
             if tile.block == "ap":
                 mask.diagonal(rows.first).fill_(False)
         # A row's own positive is in the sum, and is no candidate.
-        kept.append((~mask).sum() - (len(own_score) if tile.block == "ap" else 0))
+        kept.append((~(mask | tile.left_out)).sum() - (len(own_score) if tile.block == "ap" else 0))
         scores.append(score.masked_fill(mask, -torch.inf))
+        added.append(_added(score.detach(), tile, rows, options))
     logits = torch.cat(scores, dim=1) / options.temperature
+    if options.hardness or options.softness is not None:
+        logits = logits + torch.cat(added, dim=1)
     own = torch.arange(rows.first, rows.first + len(own_score), device=own_score.device)
     return options.weights[d] * cross_entropy(logits, own, reduction="none"), kept
+
+
+def _added(score: Tensor, tile: Tile, rows: Rows, options: Options) -> Tensor:
+    """(R, N) what hardness and a soft mask add to the logits of a tile; nothing to that of a row's own positive."""
+    added = options.hardness * score
+    if tile.block == "ap":
+        added.diagonal(rows.first).fill_(0.0)
+    return added if tile.soft is None else added + tile.soft

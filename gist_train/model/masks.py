@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 SIDES = {"ap": (0, 1), "an": (0, 2), "aa": (0, 0), "pp": (1, 1)}
 """By block, the sides of its queries and of its candidates: 0 for anchors, 1 for positives, 2 for negatives."""
@@ -23,6 +24,10 @@ class Options:
     margin_strategy: str
     contrast_anchors: bool
     contrast_positives: bool
+    softness: float | None
+    """Of the guide's mask; None where it is hard."""
+    hardness: float
+    """A candidate's similarity, without gradient, times this is added to its logit."""
     hard_only: bool
     weights: tuple[float, ...]
     """Of the loss over each dimension."""
@@ -86,6 +91,10 @@ class Tile:
     """N of them."""
     mask: Tensor
     """(R, N) bool: True where a pair is masked or never was a candidate."""
+    soft: Tensor | None
+    """(R, N) what is added to the logits under a soft mask; None under a hard one."""
+    left_out: Tensor
+    """(R, N) bool: what counts as masked; under a soft mask also what has less than half of its weight left."""
     count: Tensor
     """Scalar int64: pairs that are candidates, masked ones included."""
 
@@ -99,24 +108,34 @@ def rows_between(sides: Sequence[Side], first: int, last: int, options: Options)
     return Rows(first, a, p, limit, None if options.own_only is None else options.own_only[first:last])
 
 
-def tile_of(block: str, sides: Sequence[Side], rows: Rows, left: int, right: int) -> Tile:
+def tile_of(block: str, sides: Sequence[Side], rows: Rows, left: int, right: int, options: Options) -> Tile:
     """Columns left to right of a block. A row's own positive is not masked and not counted; the diagonals of aa and pp are no
     candidates."""
     query_side, candidate_side = SIDES[block]
     queries, candidates = (rows.anchors, rows.positives)[query_side], sides[candidate_side].between(left, right)
     own = rows.first - left  # the column of the first row's own positive, anchor or itself, here or not
-    mask = _masked(queries, candidates, rows)
-    eligible = _eligible(candidates, rows)
-    if eligible is None:
+    similarity = None if queries.guide is None or candidates.guide is None else queries.guide @ candidates.guide.T
+    similar = None if similarity is None or rows.threshold is None else similarity > rows.threshold
+    mask = _known(candidates, rows)
+    if similar is not None and options.softness is None:
+        mask |= similar
+    allowed = eligible(candidates, rows)
+    if allowed is None:
         count = torch.full((), mask.numel() - (0 if block == "an" else mask.diagonal(own).numel()), device=mask.device)
     else:  # what is no candidate at all counts neither as one nor as masked
         if block != "an":
-            eligible.diagonal(own).fill_(False)
-        count = eligible.sum()
-        mask |= ~eligible
+            allowed.diagonal(own).fill_(False)
+        count = allowed.sum()
+        mask |= ~allowed
     if block != "an":  # column i belongs to row i itself
         mask.diagonal(own).fill_(block != "ap")
-    return Tile(block, queries, candidates, mask, count)
+    if similarity is None or rows.threshold is None or similar is None or options.softness is None:
+        return Tile(block, queries, candidates, mask, None, mask, count)
+    soft = logsigmoid((rows.threshold - similarity) / options.softness)
+    if block == "ap":
+        soft.diagonal(own).fill_(0.0)
+        similar.diagonal(own).fill_(False)
+    return Tile(block, queries, candidates, mask, soft, mask | similar, count)
 
 
 def threshold(own: Tensor, margin: float, strategy: str) -> Tensor:
@@ -134,20 +153,17 @@ def similarity_tolerance(similarities: Tensor) -> float:
     return 8 * torch.finfo(similarities.dtype).eps
 
 
-def _eligible(candidates: Side, rows: Rows) -> Tensor | None:
+def eligible(candidates: Side, rows: Rows) -> Tensor | None:
     """(R, N) bool: what is a candidate at all, masked or not; None where everything is."""
     if rows.alone is None or rows.anchors.rows is None or candidates.rows is None:
         return None
     return ~rows.alone[:, None] | (candidates.rows[None, :] == rows.anchors.rows[:, None])
 
 
-def _masked(queries: Side, candidates: Side, rows: Rows) -> Tensor:
-    """(R, N) bool: candidates that the guide, their text id or their label masks."""
+def _known(candidates: Side, rows: Rows) -> Tensor:
+    """(R, N) bool: candidates that their text id or their label masks."""
     anchors, positives = rows.anchors, rows.positives
-    if rows.threshold is not None and queries.guide is not None and candidates.guide is not None:
-        masked = queries.guide @ candidates.guide.T > rows.threshold
-    else:
-        masked = torch.zeros(len(queries), len(candidates), dtype=torch.bool, device=candidates.students[0].device)
+    masked = torch.zeros(len(anchors), len(candidates), dtype=torch.bool, device=candidates.students[0].device)
     if candidates.ids is not None and anchors.ids is not None and positives.ids is not None:
         masked |= candidates.ids[None, :] == anchors.ids[:, None]
         masked |= candidates.ids[None, :] == positives.ids[:, None]

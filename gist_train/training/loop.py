@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ from torch import Tensor
 
 from gist_train.config.errors import listed
 from gist_train.data.corpus import Corpus
-from gist_train.model.loss import BLOCKS, LossOutput, guided_contrastive_loss
+from gist_train.model.distillation import distillation_loss
+from gist_train.model.loss import BLOCKS, guided_contrastive_loss
 from gist_train.pulse import PULSE, waiting
 from gist_train.training.distributed import gather_with_gradient, sum_over_ranks
 from gist_train.training.gradient_cache import encode, hand_on
@@ -37,6 +39,7 @@ METRICS = (
     "grad_norm",
     *(f"masked_{block}" for block in BLOCKS),
     *(f"candidates_{block}" for block in BLOCKS),
+    "distillation_loss",
     "loss_scale",
     "spike",
     "skipped_spikes",
@@ -92,6 +95,11 @@ class StepRecord:
         """Share of candidates that left the partition function, by block."""
         metrics = dict(zip(METRICS, self.metrics.tolist(), strict=True))
         return {block: metrics[f"masked_{block}"] / max(metrics[f"candidates_{block}"], 1.0) for block in BLOCKS}
+
+    @property
+    def distillation_loss(self) -> float:
+        """The divergence from the guide's distribution over the batch; 0 where it is not taken."""
+        return self.metric("distillation_loss")
 
     @property
     def loss_scale(self) -> float | None:
@@ -158,22 +166,21 @@ def _compute(training: Training, inputs: Inputs, seeds: Sequence[int], frozen: T
     own = embeddings[: sum(inputs.parts[accelerator.process_index])]
     gathered = gather_with_gradient(own, [sum(part) for part in inputs.parts])
     clock.ends("communication")
-    out = _loss(training, inputs, gathered)
+    out = _losses(training, inputs, gathered)
     clock.ends("loss")
 
     # Summed over ranks this is the batch's loss. DistributedDataParallel averages gradients, hence the factor.
     factor = accelerator.num_processes
     scaled = training.state.loss_scale
     with waiting():  # DistributedDataParallel sums gradients over ranks on the way
-        (out.loss * (factor if scaled is None else factor * scaled.value)).backward()
+        (out.total * (factor if scaled is None else factor * scaled.value)).backward()
     if texts.cached:  # backward has reached the embeddings, and from there no graph leads to the weights yet
         with waiting():
             hand_on(accelerator, training.model, texts, seeds, embeddings)
     clock.ends("backward")
 
-    totals = sum_over_ranks(
-        torch.cat([part.to(out.loss.dtype) for part in (out.loss.detach()[None], out.masked, out.candidates)])
-    )
+    figures = out.total.detach()[None], out.masked, out.candidates, out.distillation.detach()[None]
+    totals = sum_over_ranks(torch.cat([part.to(out.total.dtype) for part in figures]))
     clock.ends("communication")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm, spike = update(optimizer, parameters, totals[0], frozen, limit=training.grad_clip, state=training.state)
@@ -212,32 +219,42 @@ def _use(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
-def _loss(training: Training, inputs: Inputs, gathered: Sequence[Tensor]) -> LossOutput:
-    """The loss of this rank's rows against the pool of all ranks. Summed over ranks it is the mean over the batch."""
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Of this rank's rows against the pool of all ranks. Summed over ranks losses are the mean over the batch."""
+
+    total: Tensor
+    """Scalar: what is trained, weights included."""
+    distillation: Tensor
+    """Scalar: the divergence from the guide's distribution, without its weight; 0 where it is not taken."""
+    masked: Tensor
+    """(4,) as `LossOutput` has them; 0 where the contrastive loss is not taken."""
+    candidates: Tensor
+    """(4,)"""
+
+
+def _losses(training: Training, inputs: Inputs, gathered: Sequence[Tensor]) -> Losses:
     pieces = [torch.split(texts, part) for texts, part in zip(gathered, inputs.parts, strict=True)]
     anchor, positive, negative = (torch.cat(column) for column in zip(*pieces, strict=True))
     given = inputs.loss
     if isinstance(training.guide, SelfGuide):
         given = replace(given, guide_anchor=anchor.detach(), guide_positive=positive.detach(), guide_negative=negative.detach())
-    # The config's section has the options of the loss, under their names. That texts are compared by id the inputs know.
-    options = training.loss.model_dump(exclude={"mask_duplicates"})
-    return guided_contrastive_loss(
-        anchor,
-        positive,
-        negative,
-        guide_anchor=given.guide_anchor,
-        guide_positive=given.guide_positive,
-        guide_negative=given.guide_negative,
-        anchor_ids=given.anchor_ids,
-        positive_ids=given.positive_ids,
-        negative_ids=given.negative_ids,
-        labels=given.labels,
-        negative_labels=given.negative_labels,
-        own_negatives_only=given.own_negatives_only,
-        negative_rows=given.negative_rows,
-        rows=inputs.here,
-        **options,
-    )
+    texts: dict[str, Any] = {"anchor": anchor, "positive": positive, "negative": negative, "rows": inputs.here, **given.by_name()}
+    total = distillation = anchor.new_zeros((), dtype=torch.promote_types(anchor.dtype, torch.float32))
+    masked = candidates = torch.zeros(len(BLOCKS), dtype=torch.int64, device=anchor.device)
+    if training.loss.weight:
+        # The config's section has the options of the loss, under their names. That texts are compared by id the inputs know.
+        options = training.loss.model_dump(exclude={"mask_duplicates", "weight"})
+        out = guided_contrastive_loss(**texts, **options)
+        total = out.loss if training.loss.weight == 1 else training.loss.weight * out.loss
+        masked, candidates = out.masked, out.candidates
+    if training.distillation.weight:
+        options = training.distillation.model_dump(exclude={"weight"})
+        options |= training.loss.model_dump(include={"block_size", "dimensions", "dimension_weights"})
+        unlabelled = {name: value for name, value in texts.items() if name not in ("labels", "negative_labels")}
+        distillation = distillation_loss(**unlabelled, **options).loss
+        total = total + training.distillation.weight * distillation
+    return Losses(total, distillation, masked, candidates)
 
 
 def _tell_non_finite(record: StepRecord, loss: float, grad_norm: float, corpus: Corpus) -> str:

@@ -17,7 +17,18 @@ from gist_train.training.setup import Job
 
 CONTENT = {"corpus": "data.train", "guide": "guide", "precision": "training.precision", "student": "model.name"}
 """What a resume compares beside the config's fields, and the field that leads to it."""
-NEWER_FIELDS = {"training.cuda_graph": False, "training.skip_spikes": None}
+NEWER_FIELDS = {
+    "training.cuda_graph": False,
+    "training.skip_spikes": None,
+    "data.similarity_depth": 3,
+    "loss.weight": 1.0,
+    "loss.mask": "hard",
+    "loss.softness": 0.05,
+    "loss.hardness": 0.0,
+    "distillation.weight": 0.0,
+    "distillation.temperature": 0.05,
+    "distillation.guide_temperature": None,
+}
 """Fields that manifests from before they were there lack, and what runs did then."""
 FIX_CHANGE = "set it back, or give this training a name of its own"
 

@@ -43,6 +43,7 @@ class RunLog:
     ):
         self._corpus, self._last, self._traffic = corpus, last, traffic
         self._skipping = config.training.skip_spikes
+        self._distilling = config.distillation.weight > 0
         self.skipped_spikes = 0
         """Updates of the run that were left out, as far as steps were read."""
         self.teaching = Teaching(config)
@@ -129,6 +130,8 @@ class RunLog:
         }
         if self._traffic is not None:
             row |= self._traffic.row(record.gathered, row["communication_seconds"], row["step_seconds"])
+        if self._distilling:
+            row["distillation_loss"] = record.distillation_loss
         if record.loss_scale is not None:
             row["loss_scale"] = record.loss_scale
         if self._skipping is not None:

@@ -76,6 +76,7 @@ def open_training(config: Config, accelerator: Accelerator, prepared: Prepared) 
         tokens=prepared.tokens,
         guide=prepared.guide,
         loss=config.loss,
+        distillation=config.distillation,
         sources=SourceRules.of(config.data.train),
         grad_clip=config.training.grad_clip,
         seed=config.training.seed,

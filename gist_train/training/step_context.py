@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import nn
 
-from gist_train.config.schema import LossConfig
+from gist_train.config.schema import DistillationConfig, LossConfig
 from gist_train.config.sources import ClassificationSource, Source
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Batch, Corpus, TokenTable
@@ -70,6 +70,7 @@ class Training:
     tokens: TokenTable
     guide: Guide
     loss: LossConfig
+    distillation: DistillationConfig
     sources: SourceRules
     grad_clip: float | None
     seed: int

@@ -107,7 +107,9 @@ optimizer: {betas: [0.9, 2]}
         ("guide=none", "self or null", "did you mean null?"),
         ("data.train[0].source=xml", "hub, jsonl, csv, xlsx, parquet, medi or classification", "give what is expected"),
         ("evaluation.tasks=[{type: sts, name: a}]", "text that is not empty", "add the key path"),
-        ("loss=", "a mapping (keys: temperature", "The loss"),
+        ("loss=", "a mapping (keys: weight, temperature", "The loss"),
+        ("loss.softness=0", "a number above 0", "threshold"),
+        ("data.similarity_depth=21", "a whole number from 0 to 20", "halved"),
     ],
 )
 def test_a_fault_says_what_is_allowed_and_how_to_mend_it(load: Any, override: str, expected: str, fix: str):
@@ -116,6 +118,28 @@ def test_a_fault_says_what_is_allowed_and_how_to_mend_it(load: Any, override: st
     assert fault.where.startswith(f"--set {override}: ")
     assert expected in fault.expected
     assert fix in fault.fix
+
+
+@pytest.mark.parametrize("guide", ["null", "self"])
+@pytest.mark.parametrize(
+    ("override", "where"),
+    [
+        ("distillation.weight=2", "distillation.weight"),
+        ("data.batching=similar", "data.batching"),
+    ],
+)
+def test_what_asks_the_guide_needs_one(load: Any, override: str, where: str, guide: str):
+    """The student learns nothing from itself; without a guide a key that says otherwise would be a silent nothing."""
+    (fault,) = faults(load, SMALLEST, override, f"guide={guide}")
+    assert where in fault.where
+    assert f"guide: {guide}" in fault.found
+    assert load(SMALLEST, override, "guide={name: g}").guide.name == "g"
+
+
+def test_something_must_be_learned(load: Any):
+    (fault,) = faults(load, SMALLEST, "loss.weight=0", "guide={name: g}")
+    assert fault.found == "0, and loss.weight: 0"
+    assert load(SMALLEST, "loss.weight=0", "guide={name: g}", "distillation.weight=1").loss.weight == 0
 
 
 @pytest.mark.parametrize(

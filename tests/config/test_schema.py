@@ -214,13 +214,14 @@ def test_mathematics_leaves_out_only_what_may_change_on_resume():
         "guide",
         "data",
         "loss",
+        "distillation",
         "training",
         "optimizer",
         "schedule",
         "evaluation",
     }
     assert [key for key in plain if key.startswith("evaluation")] == ["evaluation.held_out"]  # which rows train
-    assert len(plain) == 43
+    assert len(plain) == 51
     assert mathematics(config(guide="self"))["guide"] == "self"
     assert mathematics(config())["guide"] is None
 

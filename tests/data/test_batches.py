@@ -14,9 +14,10 @@ import pytest
 
 from gist_train.data import batches
 from gist_train.data.batches import BatchPlan
+from gist_train.data.cells import Likeness
 
 DATA = Path(os.environ.get("GIST_TRAIN_DATA", "../shared/data"))
-SHUFFLED = ["task", "mixed"]
+SHUFFLED = ["task", "mixed", "similar"]
 BATCHINGS = ["reference", *SHUFFLED]
 SIZES = (37, 64, 5, 90, 1)
 """Rows per task: with remainders, without, and less than a batch of 8."""
@@ -37,7 +38,15 @@ def plan_of(tasks, batching="task", *, size=8, seed=42, anchors=None, positives=
         seed=seed,
         source=None if sources is None else np.asarray(sources, np.int32),
         weights=weights,
+        likeness=likeness_of(rows) if batching == "similar" else None,
     )
+
+
+def likeness_of(rows: int, depth: int = 2) -> Likeness:
+    """Of random vectors of length 1."""
+    vectors = np.random.default_rng(1).normal(size=(rows, 5)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return Likeness(depth, vectors.__getitem__)
 
 
 def in_runs(*sizes: int) -> list[int]:

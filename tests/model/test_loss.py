@@ -101,6 +101,9 @@ def double_loop(
     contrast_anchors: bool = True,
     contrast_positives: bool = True,
     negatives: str = "all",
+    mask: str = "hard",
+    softness: float = 0.05,
+    hardness: float = 0.0,
 ) -> tuple[Tensor, dict[str, int], dict[str, int]]:
     """DESIGN.md, "The loss", one candidate of one row at a time: loss, masked and candidates of each block."""
 
@@ -132,14 +135,16 @@ def double_loop(
         for block, x, y, guide_x, guide_y, ids, labels_y, columns in looks:
             for j in columns:
                 score = torch.dot(x[i], y[j])
-                leaves = bool(guide_a) and cosine(guide_x[i], guide_y[j]) > threshold
-                leaves = leaves or (bool(id_a) and ids[j] in (id_a[i], id_p[i]))
+                above = cosine(guide_x[i], guide_y[j]) - threshold if guide_a else -math.inf
+                leaves = bool(id_a) and ids[j] in (id_a[i], id_p[i])
                 leaves = leaves or (bool(labels) and labels[i] >= 0 and labels_y[j] == labels[i])
                 leaves = leaves or (negatives == "hard" and score.item() < own.item())
                 candidates[block] += 1
-                masked[block] += leaves
-                if not leaves:
-                    stay.append(score / temperature)
+                masked[block] += leaves or above > 0
+                if leaves or (mask == "hard" and above > 0):
+                    continue
+                weight = 1 / (1 + math.exp(above / softness)) if mask == "soft" else 1.0
+                stay.append(score / temperature + hardness * score.item() + math.log(weight))
         losses.append(torch.logsumexp(torch.stack(stay), dim=0) - own / temperature)
     return torch.stack(losses).mean(), masked, candidates
 
@@ -188,6 +193,51 @@ def test_equals_a_double_loop(strategy, margin, switches, negatives, guide, ids,
         contrast_positives=switches[1],
         negatives=negatives,
     )
+
+
+SOFT = {"mask": "soft"}
+WEIGHED = [SOFT, {**SOFT, "softness": 0.4}, {"hardness": 5.0}, {**SOFT, "hardness": 2.0, "margin": 0.1}]
+
+
+@pytest.mark.parametrize("block_size", [None, 2, 100])
+@pytest.mark.parametrize("pool", [None, 7], ids=["M=0", "M=7"])
+@pytest.mark.parametrize("guide", [False, True], ids=["unguided", "guided"])
+@pytest.mark.parametrize("negatives", ["all", "hard"])
+@pytest.mark.parametrize("options", WEIGHED, ids=str)
+def test_soft_masks_and_hardness_equal_a_double_loop(options, negatives, guide, pool, block_size):
+    """What is added to a logit has no gradient of its own, and the row's own positive gets none of it."""
+    batch = draw(5, pool, guide=guide, ids=True, seed=4)
+    found = batch.loss(temperature=0.1, negatives=negatives, block_size=block_size, **options)
+    expected, masked, candidates = double_loop(batch, temperature=0.1, negatives=negatives, **options)
+    gradients = batch.gradients(expected, materialize_grads=True)
+    assert_same((found.loss, batch.gradients(found.loss)), (expected, gradients), to=1e-9)
+    assert (by_block(found.masked), by_block(found.candidates)) == (masked, candidates)
+
+
+@pytest.mark.parametrize("block_size", [None, 2])
+def test_soft_masks_and_hardness_over_dimensions_and_parts(block_size):
+    """All dimensions share the guide's soft mask; hardness goes by the similarities of each."""
+    batch = draw(5, 7, seed=4)
+    options = {"mask": "soft", "hardness": 3.0, "temperature": 0.1}
+    narrow = replace(batch, students=tuple(x[:, :2] for x in batch.students))
+    expected = 2.0 * batch.loss(**options).loss + 0.5 * narrow.loss(**options).loss
+    whole = {**options, "dimensions": [4, 2], "dimension_weights": [2.0, 0.5], "block_size": block_size}
+    parts = sum(batch.loss(**whole, rows=rows).loss for rows in ((0, 2), (2, 2), (2, 5)))
+    assert_same((parts, batch.gradients(parts)), (expected, batch.gradients(expected)), to=1e-9)
+
+
+@pytest.mark.parametrize("block_size", [None, 2])
+def test_the_hard_mask_is_the_limit_of_soft_ones(block_size):
+    batch = draw(5, 7, seed=4)
+    soft, hard = (batch.loss(mask=mask, softness=1e-6, block_size=block_size) for mask in ("soft", "hard"))
+    assert_same((soft.loss, batch.gradients(soft.loss)), (hard.loss, batch.gradients(hard.loss)), to=1e-9)
+    assert torch.equal(soft.masked, hard.masked)
+
+
+@pytest.mark.parametrize("options", [{"mask": "fuzzy"}, {"softness": 0.0}, {"hardness": -1.0}, {"hardness": math.nan}])
+def test_a_soft_mask_or_hardness_that_is_none_is_refused(options):
+    with pytest.raises(ValueError, match="must be"):
+        draw().loss(**options)
 
 
 @pytest.mark.parametrize("options", [{}, {"negatives": "hard"}], ids=["all", "hard"])

@@ -22,11 +22,24 @@ WAYS = {
     "no_blocks_of_one_kind-self": {"guide": "self", "loss": {"contrast_positives": False, "contrast_anchors": False}},
     "no_guide-duplicates_stay": {"guide": None, "loss": {"mask_duplicates": False}},
     "dimensions-self": {"guide": "self", "loss": {"dimensions": [32, 8], "dimension_weights": [1.0, 2.0], "block_size": 7}},
+    "soft_mask-hardness-blocks": {"loss": {"mask": "soft", "softness": 0.1, "hardness": 3.0, "block_size": 5}},
+    "similar": {"data": {"batching": "similar", "similarity_depth": 2}, "training": {"batch_size": 8}},
+    "distilled": {"distillation": {"weight": 2.0}},
+    "distilled_alone-cached": {
+        "loss": {"weight": 0.0},
+        "distillation": {"weight": 1.0, "guide_temperature": 0.02},
+        "training": {"max_tokens_per_forward": 512, "batch_size": 48},
+    },
     "cached": {"training": {"max_tokens_per_forward": 512, "batch_size": 48}},
     "mixed": {"data": {"batching": "mixed"}},
     "reference-a_batch_of_one": {"data": {"batching": "reference"}, "training": {"batch_size": 1}},
     "checkpointed_layers": {"training": {"gradient_checkpointing": True, "batch_size": 7}},
     "float64": {"training": {"precision": "float64", "max_steps": LONG}},
+    "float64-distilled-dimensions-blocks": {
+        "loss": {"dimensions": [32, 8], "block_size": 5},
+        "distillation": {"weight": 0.5},
+        "training": {"precision": "float64", "max_steps": 20},
+    },
     "float64-cached-self-blocks": {
         "guide": "self",
         "loss": {"block_size": 5},
@@ -49,7 +62,7 @@ def written(name, way, write_config, write_rows, triplets, model):
         optimizer={"lr": 1e-3, "eps": 1e-3},
         checkpoint={"every": 1000},
         tracking={"log_every": 1},
-        **({"guide": way["guide"]} if "guide" in way else {}),
+        **{key: way[key] for key in ("guide", "distillation") if key in way},
     )
 
 
