@@ -34,7 +34,7 @@ app = typer.Typer(
     help="Fine-tunes text-embedding models with GISTEmbed: a frozen guide decides which in-batch samples may serve as negatives.",
 )
 err = terminal()
-SHARED = ("prepare", "train")
+SHARED = ("prepare", "train", "evaluate")
 """Commands that several processes do together."""
 
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML of a run.", metavar="CONFIG", show_default=False)]
@@ -62,10 +62,16 @@ def _begin(
         bool, typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    if _launched_together() and context.invoked_subcommand not in SHARED:
+    if context.invoked_subcommand is not None and context.invoked_subcommand not in SHARED:
+        _leave_to_one(context.invoked_subcommand)
+
+
+def _leave_to_one(command: str) -> None:
+    """Ends all processes of a launch but the first, which goes on as if it had been started alone."""
+    if _launched_together():
         if os.environ["RANK"] != "0":
             raise typer.Exit
-        err.print(f"{context.invoked_subcommand} is the work of one process: the others of this launch have ended")
+        err.print(f"{command} is the work of one process: the others of this launch have ended")
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
             os.environ.pop(name, None)  # else torch would wait for them
 
@@ -182,19 +188,29 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate models on the config's tasks: by default base, the selected or newest checkpoint and the guide, side by side."""
-    loaded, run = _config_and_run(config, set_ or [])
     keep_kernels(FEW_KERNELS)
-    from gist_train.results.comparison import compare, comparison_table, watched
-
+    if watch and (model or steps or truncate_dim):
+        raise UserError(Fault("--watch", "another option that names models", "--watch alone", "leave the other one out"))
     if watch:
-        if model or steps or truncate_dim:
-            raise UserError(Fault("--watch", "another option that names models", "--watch alone", "leave the other one out"))
-        models = watched(loaded, run, err)
-    else:
-        compared = compare(
-            loaded, run, models=[expanded(name) for name in model or []], steps=steps, dimensions=truncate_dim or [], console=err
-        )
-        models = dict(compared)
+        _leave_to_one("evaluate --watch")
+    if not _launched_together():
+        _config_and_run(config, set_ or [])  # before anything slow is imported: a typo is reported at once
+    from gist_train.results.comparison import compare, comparison_table, joined, watched
+    from gist_train.training.alike import refuse_unlike_configs
+    from gist_train.training_run import launched
+
+    with launched(None) as ranks:
+        loaded, run = _config_and_run(config, set_ or [])
+        refuse_unlike_configs(ranks, loaded)
+        err.quiet = ranks.rank != 0
+        if watch:
+            models = watched(loaded, run, err)
+        else:
+            named, share = [expanded(name) for name in model or []], (ranks.rank, ranks.size)
+            compared = compare(loaded, run, models=named, steps=steps, dimensions=truncate_dim or [], console=err, share=share)
+            models = joined([json.loads(said) for said in ranks.all_say(json.dumps(dict(compared)))])
+    if ranks.rank != 0:
+        return
     if as_json:
         print(json.dumps(next(iter(models.values())) if len(models) == 1 else models))
     else:

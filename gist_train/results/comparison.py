@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain, groupby, zip_longest
 
 from rich.console import Console, Group
 from rich.table import Table
 
-from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.errors import Fault, UserError, listed, shown
 from gist_train.config.models import GuideConfig
 from gist_train.config.schema import Config, training_prompts
 from gist_train.evaluation.measuring import Measuring, Scores, on_this_device, scores_line, values
@@ -35,6 +36,7 @@ def compare(
     steps: str | None,
     dimensions: Sequence[int],
     console: Console,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[str, Scores]]:
     """Evaluates models on `config.evaluation.tasks` and yields (name, scores) of each.
 
@@ -43,11 +45,14 @@ def compare(
         steps: checkpoints of the run to evaluate: "all", "selected" or "N,N". With neither: base, the selected or else the
             newest, and the guide.
         dimensions: besides the embeddings as the config has them, cut to each of these.
+        share: (number, count) of a process of several, which takes its part of the tasks: `joined` puts them together.
 
     Raises:
         UserError: no tasks, or a model, checkpoint or file that is not there.
     """
     measuring = Measuring.of_some(config)
+    number, processes = share
+    measuring = measuring.only([task.name for task in measuring.tasks][number::processes])
     if dimensions:
         load_student(config.model).with_truncation(max(dimensions))  # refuses what it can't give before anything is measured
     subjects = _named(config, run, models, steps) if models or steps is not None else _side_by_side(config, run, console)
@@ -58,6 +63,27 @@ def compare(
             scores = scores_on(measuring if dimension is None else measuring.cut_to(dimension))
             if scores is not None:
                 yield name, scores
+
+
+def joined(parts: Sequence[dict[str, Scores]]) -> dict[str, Scores]:
+    """The scores that `compare` gave each of several processes, by model, in the order in which one would have them.
+
+    Raises:
+        UserError: not all processes found the same models.
+    """
+    names = [[*part] for part in parts]
+    if other := next((some for some in names if some != names[0]), None):
+        found, expected = f"{listed(other)}, on another process", f"{listed(names[0])}, as on the first"
+        fix = "launch it where all processes see the run folder, while no training deletes checkpoints"
+        raise UserError(Fault("the models to evaluate", found, expected, fix))
+    return {name: _interleaved([part[name] for part in parts]) for name in names[0]}
+
+
+def _interleaved(parts: Sequence[Scores]) -> Scores:
+    """Scores of one model by all processes, the first of which has every so many-th task, from the first one on."""
+    by_task = [[[*scores] for _, scores in groupby(part.items(), lambda item: task_of(item[0]))] for part in parts]
+    in_order = chain.from_iterable(zip_longest(*by_task, fillvalue=[]))
+    return dict(chain.from_iterable(in_order))
 
 
 def _named(config: Config, run: Run, models: Sequence[str], steps: str | None) -> Iterator[Subject]:

@@ -10,6 +10,8 @@ from unittest import mock
 import pytest
 from support.running import launched
 
+from gist_train.config.errors import UserError
+from gist_train.results.comparison import joined
 from gist_train.run_folder import Run
 from gist_train.training import rank_reports
 from gist_train.training.runlog import RunLog
@@ -181,6 +183,39 @@ def test_ranks_prepare_together(write, tmp_path):
     assert (first.code, second.code) == (0, 0)
     assert "96 rows over 3 tasks" in first.err
     assert "96 rows" not in second.err
+
+
+def test_ranks_evaluate_together(write, triplets, tmp_path):
+    """Each measures every second task of every model; what is kept is what one process would have measured."""
+    texts = [row["anchor"] for row in triplets]
+    tasks = []
+    for name, first in (("a", 0), ("b", 20), ("c", 40)):
+        pairs = zip(texts[first : first + 20], texts[first + 20 : first + 40], strict=True)
+        (tmp_path / f"{name}.tsv").write_text("".join(f"{a}\t{b}\t{i % 6}\n" for i, (a, b) in enumerate(pairs)))
+        columns = {"text1": "1", "text2": "2", "score": "3"}
+        tasks.append({"type": "sts", "name": name, "path": str(tmp_path / f"{name}.tsv"), "header": False, "columns": columns})
+    path = write(evaluation={"tasks": tasks}, training={"max_steps": 2, "batch_size": 8})
+    with launched(tmp_path, ["train", path]) as ranks:
+        assert ranks[0].ended(60).code == 0
+    run = tmp_path / "runs" / "run"
+    kept = []
+    for processes in (1, 2):
+        (run / "evaluations.jsonl").unlink(missing_ok=True)
+        with launched(tmp_path, *[["evaluate", path]] * processes) as ranks:
+            ended = [rank.ended(60) for rank in ranks]
+        assert [rank.code for rank in ended] == [0] * processes
+        kept.append(sorted((run / "evaluations.jsonl").read_text().splitlines()))
+        assert "measuring tuned" in ended[0].err
+    assert kept[0] == kept[1]
+    assert len(kept[0]) == 2 * 3 * 2  # base and tuned, three tasks of two metrics
+
+
+def test_scores_of_all_ranks_are_in_the_order_of_one():
+    parts = [{"m": {"a/x": 1.0, "a/y": 2.0, "c/x": 4.0}}, {"m": {"b/x": 3.0}}]
+    assert list(joined(parts)["m"].items()) == [("a/x", 1.0), ("a/y", 2.0), ("b/x", 3.0), ("c/x", 4.0)]
+    assert joined([{"m": {"a/x": 1.0}}, {"m": {}}]) == {"m": {"a/x": 1.0}}
+    with pytest.raises(UserError, match="another process"):
+        joined([{"base": {}, "tuned": {}}, {"base": {}}])
 
 
 def test_what_is_the_work_of_one_is_done_once(write, tmp_path):
