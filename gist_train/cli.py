@@ -34,7 +34,7 @@ app = typer.Typer(
     help="Fine-tunes text-embedding models with GISTEmbed: a frozen guide decides which in-batch samples may serve as negatives.",
 )
 err = terminal()
-SHARED = ("prepare", "train", "evaluate")
+SHARED = ("prepare", "mine", "train", "evaluate")
 """Commands that several processes do together."""
 
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML of a run.", metavar="CONFIG", show_default=False)]
@@ -130,6 +130,42 @@ def prepare(config: ConfigPath, set_: Set = None, timeout: Timeout = None) -> No
     corpus, steps = prepared.corpus, prepared.plan.steps_per_epoch
     rows = f"{corpus.row_count:,} rows over {len(corpus.tasks):,} tasks, {corpus.text_count:,} unique texts"
     err.print(f"{rows}, {steps:,} steps per epoch: {corpus.folder}", soft_wrap=True)
+
+
+@app.command()
+def mine(
+    config: ConfigPath,
+    to: Annotated[Path, typer.Option(help="The file to write: .jsonl or .parquet.", metavar="FILE", show_default=False)],
+    set_: Set = None,
+    timeout: Timeout = None,
+) -> None:
+    """Write the training rows with the negatives that the guide finds for them, by data.hard_negatives."""
+    if not _launched_together():
+        load_config(config, set_ or [])  # before anything slow is imported: a typo is reported at once
+    from gist_train.checks import check
+    from gist_train.data.writing import check_ending, write_rows
+    from gist_train.model.device import this_device
+    from gist_train.preparation import Processes, add_hard_negatives, prepare_corpus
+    from gist_train.training.alike import refuse_unlike_configs
+    from gist_train.training_run import launched
+
+    keep_kernels(FEW_KERNELS)
+    with launched(timeout) as ranks:
+        check_ending(to, "--to")
+        loaded = load_config(config, set_ or [])
+        if loaded.data.hard_negatives is None:
+            loaded = load_config(config, [*(set_ or []), "data.hard_negatives={}"])
+        refuse_unlike_configs(ranks, loaded)
+        check(loaded)
+        err.quiet = ranks.rank != 0
+        processes = Processes(ranks.size, ranks.first_here)
+        corpus = prepare_corpus(loaded, this_device(), err, processes)
+        corpus = add_hard_negatives(loaded, corpus, this_device(), err, processes)
+        if ranks.rank == 0:
+            write_rows(corpus, to)
+            if len(corpus.prompts) > 1:
+                err.print(f"{to} has no prompts: these stay in the YAML", soft_wrap=True)
+            err.print(f"{corpus.row_count:,} rows: {to}", highlight=False, soft_wrap=True)
 
 
 @app.command()

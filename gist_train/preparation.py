@@ -32,6 +32,7 @@ from gist_train.data.leases import locked
 from gist_train.data.manifests import damage_in
 from gist_train.data.overlap import Exclusion, normalized_hash
 from gist_train.data.tokenising import tokenise_together
+from gist_train.hard_negatives import folder_of, with_hard_negatives
 from gist_train.memory import lowered, naming_work
 from gist_train.model.encoder import tokens_at_a_time
 from gist_train.model.guide import GuideStore, seconds_to_embed, store_folder
@@ -98,6 +99,7 @@ def prepare(
         say(console, f"data.train[{index}] ({source.path}): {source}")
         if source.unread_columns:
             say(console, f"data.train[{index}]: columns that are not read: {listed(source.unread_columns)}")
+    corpus = add_hard_negatives(config, corpus, device, console, processes, look=fill_store)
     check_candidates(config, corpus)
     plan = batch_plan(config, corpus)  # refuses too few rows, before the guide is put to work
     tokens = prepare_tokens(corpus, student, console, processes)
@@ -210,6 +212,24 @@ def prepare_corpus(config: Config, device: torch.device, console: Console, proce
     if corpus.excluded_texts:
         rows, texts = corpus.excluded_rows, corpus.excluded_texts
         console.print(f"left out: {texts:,} texts that evaluation judges on, and with them {rows:,} rows", highlight=False)
+    return corpus
+
+
+def add_hard_negatives(
+    config: Config, corpus: Corpus, device: torch.device, console: Console, processes: Processes = ALONE, *, look: bool = True
+) -> Corpus:
+    """The corpus whose rows have the negatives that the guide finds for them, if the config asks for that.
+
+    Args:
+        look: whether they are looked for. If not, the corpus is returned as it is where no run has looked for them.
+    """
+    rules = config.data.hard_negatives
+    if rules is None:
+        return corpus
+    guide = prepare_guide(config, corpus, device, console, processes) if look else guide_as_stored(config, corpus)
+    if isinstance(guide, StoredGuide) and (look or folder_of(corpus, guide, rules).is_dir()):
+        return with_hard_negatives(corpus, guide, rules, device, console, shown=processes.shown)
+    say(console, "data.hard_negatives: not looked for yet, and left aside here: gist-train prepare looks for them")
     return corpus
 
 

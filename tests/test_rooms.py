@@ -22,6 +22,7 @@ FLOORS = (
     "evaluation",
     "training",
     "checks",
+    "hard_negatives",
     "preparation",
     "results",
     "planning",

@@ -27,6 +27,7 @@ from gist_train.config.fields import (
     WandbName,
     Weights,
 )
+from gist_train.config.mining import HardNegativesConfig
 from gist_train.config.models import GuideConfig, GuideVectorsConfig, ModelConfig
 from gist_train.config.secrets import without_secrets
 from gist_train.config.sources import OUTSIDE_CORPUS, ClassificationSource, MediSource, Source
@@ -44,6 +45,8 @@ class DataConfig(Section):
     """With batching: similar, how often the rows of a task are halved by what the guide finds alike; 0 = task."""
     keep_instructions: bool = False
     """Whether MEDI's instructions become the rows' prompts (else they are dropped)."""
+    hard_negatives: HardNegativesConfig | None = None
+    """Negatives that the guide finds for every row among the texts of the corpus; null = none."""
     on_bad_row: Literal["fail", "skip"] = "fail"
     """What to do with a row that can't be used."""
     exclude_evaluation_texts: bool = False
@@ -250,7 +253,16 @@ class Config(Section):
     @classmethod
     def _likeness_has_a_guide(cls, data: DataConfig, info: ValidationInfo) -> DataConfig:
         guide = info.data.get("guide")
-        if data.batching == "similar" and "guide" in info.data and not isinstance(guide, GuideConfig | GuideVectorsConfig):
+        if "guide" not in info.data or isinstance(guide, GuideConfig | GuideVectorsConfig):
+            return data
+        if data.hard_negatives is not None:
+            raise MisplacedError(
+                "name a guide, or leave hard_negatives out",
+                path=("hard_negatives",),
+                found=f"set, and guide: {guide or 'null'}",
+                expected="null where no guide's embeddings tell which texts are near",
+            )
+        if data.batching == "similar":
             raise MisplacedError(
                 "name a guide, or set it to task",
                 path=("batching",),

@@ -149,7 +149,7 @@ class BatchPlan:
         rows = rng.permutation(self._rows_of(epoch))
         if self._batching == "mixed":
             return rows[: self.steps_per_epoch * self._size].reshape(-1, self._size)
-        if self._likeness is not None and self._likeness.depth:
+        if self._batching == "similar" and self._likeness is not None and self._likeness.depth:
             rows = rows[np.argsort(cells_of(self._likeness, self._task, rows, self._rng(epoch, 3)), kind="stable")]
         by_task = rows[np.argsort(self._task[rows], kind="stable")]
         sizes = np.bincount(self._task[rows])

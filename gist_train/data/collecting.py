@@ -5,6 +5,7 @@ Legend: R rows, N unique texts.
 
 import hashlib
 import json
+import shutil
 from array import array
 from pathlib import Path
 from typing import IO, Any
@@ -13,11 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gist_train.config.sources import AnySource
-from gist_train.data.corpus import Int64, text_hash, view_key
+from gist_train.data.corpus import Corpus, Int64, text_hash, view_key
 from gist_train.data.drawing import copy_texts, drawn_rows, leave_out_unused_tasks, leave_out_unused_texts, of_rows, offsets
 from gist_train.data.files import read_json, write_json, write_text
 from gist_train.data.sources import Row
 
+ORDER = (
+    *("anchor", "task", "source", "label", "row_prompts", "positive", "positive_offsets"),
+    *("negative", "negative_label", "negative_offsets", "text_offsets", "text_hashes"),
+)
+"""Of a corpus' arrays, in which its content is hashed."""
 DRAW_SEED = 42
 """Of the draws of max_rows, with the source's place in the list. No setting, so that trainings of all seeds share a corpus."""
 HASH_BYTES = 16
@@ -161,31 +167,35 @@ class Collector:
         if len(rows) < len(self.anchor):
             leave_out_unused_texts(folder / "texts.utf8", arrays)
             tasks = leave_out_unused_tasks(tasks, arrays)
-        prompts, counts = arrays["row_prompts"], (np.diff(arrays["positive_offsets"]), np.diff(arrays["negative_offsets"]))
-        arrays["views"] = np.unique(
-            np.concatenate(
-                [
-                    view_key(prompts[:, 0], arrays["anchor"]),
-                    view_key(np.repeat(prompts[:, 1], counts[0]), arrays["positive"]),
-                    view_key(np.repeat(prompts[:, 2], counts[1]), arrays["negative"]),
-                ]
-            )
+        write_arrays(folder, arrays, tasks, list(self._prompts), meta)
+
+
+def write_arrays(
+    folder: Path, arrays: dict[str, NDArray[Any]], tasks: list[str], prompts: list[str], meta: dict[str, Any]
+) -> None:
+    """Writes all of a corpus but its texts. `arrays` gets the views, which follow from the others."""
+    prompt_ids, counts = arrays["row_prompts"], (np.diff(arrays["positive_offsets"]), np.diff(arrays["negative_offsets"]))
+    arrays["views"] = np.unique(
+        np.concatenate(
+            [
+                view_key(prompt_ids[:, 0], arrays["anchor"]),
+                view_key(np.repeat(prompt_ids[:, 1], counts[0]), arrays["positive"]),
+                view_key(np.repeat(prompt_ids[:, 2], counts[1]), arrays["negative"]),
+            ]
         )
-        for name, values in arrays.items():
-            np.save(folder / f"{name}.npy", values)
-        sizes = {name: values.size for name, values in arrays.items()}
-        lengths = {"rows": len(rows), "texts": len(arrays["text_hashes"]), "views": len(arrays["views"])}
-        write_json(
-            folder / "meta.json",
-            {
-                **meta,
-                "content": _content_hash(arrays, [tasks, list(self._prompts)]),
-                **lengths,
-                "tasks": tasks,
-                "prompts": list(self._prompts),
-                "sizes": sizes,
-            },
-        )
+    )
+    for name, values in arrays.items():
+        np.save(folder / f"{name}.npy", values)
+    facts = {
+        "content": _content_hash(arrays, [tasks, prompts]),
+        "rows": len(arrays["anchor"]),
+        "texts": len(arrays["text_hashes"]),
+        "views": len(arrays["views"]),
+        "tasks": tasks,
+        "prompts": prompts,
+        "sizes": {name: values.size for name, values in arrays.items()},
+    }
+    write_json(folder / "meta.json", {**meta, **facts})
 
 
 def _content_hash(arrays: dict[str, NDArray[Any]], names: list[list[str]]) -> str:
@@ -194,3 +204,27 @@ def _content_hash(arrays: dict[str, NDArray[Any]], names: list[list[str]]) -> st
     for values in arrays.values():
         content.update(values.tobytes())
     return content.hexdigest()
+
+
+def with_negatives(corpus: Corpus, folder: Path, chosen: NDArray[np.int32], labels: NDArray[np.int32], kept: Int64) -> None:
+    """Writes a corpus of the same texts into the empty `folder`, whose rows have further negatives, after their own.
+
+    Args:
+        chosen: (R, P) text ids, -1 for none.
+        labels: (N,) of texts, -1 for none.
+        kept: ascending rows that the new corpus has.
+    """
+    there = chosen[kept] >= 0
+    counts, more = np.diff(corpus.negative_offsets)[kept], there.sum(axis=1)
+    arrays = {name: corpus.array(name)[kept] for name in ("anchor", "task", "source", "label", "row_prompts")}
+    for name in ("positive", "negative", "negative_label"):
+        bounds = corpus.positive_offsets if name == "positive" else corpus.negative_offsets
+        arrays[name] = of_rows(np.asarray(corpus.array(name)), bounds, kept)
+    arrays["positive_offsets"] = offsets(np.diff(corpus.positive_offsets)[kept])
+    arrays["negative_offsets"] = offsets(counts + more)
+    ends, texts = np.repeat(np.cumsum(counts), more), chosen[kept][there]
+    arrays["negative"] = np.insert(arrays["negative"], ends, texts).astype(np.int32)
+    arrays["negative_label"] = np.insert(arrays["negative_label"], ends, labels[texts]).astype(np.int32)
+    arrays |= {name: np.asarray(corpus.array(name)) for name in ("text_offsets", "text_hashes")}
+    shutil.copyfile(corpus.folder / TEXTS, folder / TEXTS)
+    write_arrays(folder, {name: arrays[name] for name in ORDER}, corpus.tasks, corpus.prompts, corpus.meta)

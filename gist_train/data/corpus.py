@@ -108,19 +108,20 @@ class Corpus:
         """Different texts of the sources that were left out as evaluation texts."""
         self.row_count: int = self.meta["rows"]
         self.text_count: int = self.meta["texts"]
-        self.anchor, self.task = self._array("anchor"), self._array("task")
-        self.positive, self.positive_offsets = self._array("positive"), self._array("positive_offsets")
-        self.negative, self.negative_offsets = self._array("negative"), self._array("negative_offsets")
-        self.source, self.label = self._array("source"), self._array("label")
-        self._negative_label = self._array("negative_label")
-        self.row_prompts = self._array("row_prompts")
+        self.anchor, self.task = self.array("anchor"), self.array("task")
+        self.positive, self.positive_offsets = self.array("positive"), self.array("positive_offsets")
+        self.negative, self.negative_offsets = self.array("negative"), self.array("negative_offsets")
+        self.source, self.label = self.array("source"), self.array("label")
+        self._negative_label = self.array("negative_label")
+        self.row_prompts = self.array("row_prompts")
         """(R, 3) prompt ids of anchor, positives and negatives."""
-        self.hashes = self._array("text_hashes")
+        self.hashes = self.array("text_hashes")
         """(N, 16) uint8, `text_hash` of each text."""
-        self._text_offsets = self._array("text_offsets")
-        self._views = self._array("views")
+        self._text_offsets = self.array("text_offsets")
+        self._views = self.array("views")
 
-    def _array(self, name: str) -> NDArray[Any]:
+    def array(self, name: str) -> NDArray[Any]:
+        """One of the corpus' arrays, by its file's name."""
         path = self.folder / f"{name}.npy"
         # An array without elements can't be mapped.
         return np.load(path, mmap_mode="r" if self.meta["sizes"][name] else None, allow_pickle=False)  # type: ignore[no-any-return]

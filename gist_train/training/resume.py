@@ -21,6 +21,7 @@ NEWER_FIELDS = {
     "training.cuda_graph": False,
     "training.skip_spikes": None,
     "data.similarity_depth": 3,
+    "data.hard_negatives": None,
     "loss.weight": 1.0,
     "loss.mask": "hard",
     "loss.softness": 0.05,

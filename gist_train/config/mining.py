@@ -1,0 +1,37 @@
+"""Hard negatives that a guide finds for rows."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from gist_train.config.fields import Count, PositiveOrZero, Section, Seed
+
+Ranks = Annotated[list[Count], Field(min_length=2, max_length=2), "a list of two whole numbers, the smaller one first"]
+
+
+class HardNegativesConfig(Section):
+    """Texts of the corpus that rows get as further negatives: near their anchors by the guide, and not too near."""
+
+    per_row: Count = 4
+    """Negatives that a row gets, besides its own."""
+    ranks: Ranks = Field(default=[1, 100])
+    """First and last of the nearest candidates that are looked at; a row's own texts are none."""
+    margin: PositiveOrZero = 0.05
+    """How much less similar than the row's own positive a negative must be: share of that when relative, cosine when absolute."""
+    margin_strategy: Literal["absolute", "relative"] = "relative"
+    """How the margin is taken off."""
+    pick: Literal["top", "random", "quantiles"] = "top"
+    """Which of those that are left: the nearest, any, or one of each part of them in order of nearness."""
+    same_task: bool = True
+    """Whether candidates are of rows of the same task alone."""
+    drop_short: bool = False
+    """Whether rows that got fewer than per_row are left out."""
+    seed: Seed = 42
+    """Of the draws of pick: random."""
+
+    @field_validator("ranks")
+    @classmethod
+    def _in_order(cls, ranks: list[int]) -> list[int]:
+        if ranks[0] > ranks[1]:
+            raise ValueError("write the first rank first, e.g. [1, 100]")
+        return ranks

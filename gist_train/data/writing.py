@@ -1,0 +1,71 @@
+"""Rows of a corpus -> a file that sentence-transformers, FlagEmbedding and gist-train read."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gist_train.config.errors import Fault, UserError
+from gist_train.data.corpus import Corpus
+from gist_train.data.files import sync
+
+ROWS_AT_A_TIME = 4096
+ENDINGS = (".jsonl", ".parquet")
+
+
+def check_ending(path: Path, where: str) -> None:
+    """Raises UserError where no file of rows ends so."""
+    if path.suffix not in ENDINGS or not path.parent.is_dir():
+        expected = "a file in a folder that is there, which ends in .jsonl (FlagEmbedding's) or .parquet (sentence-transformers')"
+        raise UserError(Fault(where, f'"{path}"', expected, "name one"))
+
+
+def write_rows(corpus: Corpus, path: Path) -> None:
+    """Writes all rows, or nothing.
+
+    `.jsonl`: query, the lists pos and neg, and task, which FlagEmbedding and `source: jsonl` read. `.parquet`: anchor, positive,
+    negative_1, negative_2, ... and task, a row for each positive, which sentence-transformers and `source: parquet` read; a row
+    that has fewer negatives than others has null in their place.
+    """
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        _write_jsonl(corpus, beside) if path.suffix == ".jsonl" else _write_parquet(corpus, beside)
+        sync(beside)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _rows(corpus: Corpus) -> Iterator[tuple[str, list[str], list[str], str]]:
+    """Anchor, positives, negatives and task."""
+    for row in range(corpus.row_count):
+        positives = corpus.positive[corpus.positive_offsets[row] : corpus.positive_offsets[row + 1]].tolist()
+        negatives = corpus.negative[corpus.negative_offsets[row] : corpus.negative_offsets[row + 1]].tolist()
+        task = corpus.tasks[int(corpus.task[row])]
+        yield corpus.text(int(corpus.anchor[row])), [*map(corpus.text, positives)], [*map(corpus.text, negatives)], task
+
+
+def _write_jsonl(corpus: Corpus, path: Path) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for anchor, positives, negatives, task in _rows(corpus):
+            line = {"query": anchor, "pos": positives, "neg": negatives, "task": task}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _write_parquet(corpus: Corpus, path: Path) -> None:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    most = int((corpus.negative_offsets[1:] - corpus.negative_offsets[:-1]).max(initial=0))
+    names = ["anchor", "positive", *(f"negative_{number + 1}" for number in range(most)), "task"]
+    schema = pa.schema([(name, pa.string()) for name in names])
+    with pq.ParquetWriter(path, schema) as writer:
+        rows: list[list[Any]] = []
+        for anchor, positives, negatives, task in _rows(corpus):
+            rows += [[anchor, positive, *negatives, *[None] * (most - len(negatives)), task] for positive in positives]
+            if len(rows) >= ROWS_AT_A_TIME:
+                writer.write_table(pa.table(list(zip(*rows, strict=True)), schema=schema))
+                rows = []
+        if rows:
+            writer.write_table(pa.table(list(zip(*rows, strict=True)), schema=schema))

@@ -1,0 +1,160 @@
+"""Hard negatives for a corpus: looked for by all processes of a launch, and kept as a corpus of its own beside the first."""
+
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor
+
+from gist_train.config.errors import Fault, UserError
+from gist_train.config.mining import HardNegativesConfig
+from gist_train.data.collecting import with_negatives
+from gist_train.data.corpus import Corpus
+from gist_train.data.files import read_json, whole_folder, write_bytes, write_json
+from gist_train.data.leases import locked
+from gist_train.data.manifests import damage_in, seal
+from gist_train.data.sharing import shared_out
+from gist_train.model.negatives import Counts, Guiding, Part, add_up, labels_of_texts, negatives_of, parts_of
+from gist_train.progress import follow, say
+from gist_train.training.guides import StoredGuide
+
+VERSION = 1
+"""Of the rules: another one finds other negatives."""
+REPORT = "mined.json"
+
+
+def folder_of(corpus: Corpus, guide: StoredGuide, rules: HardNegativesConfig) -> Path:
+    """Where the corpus is, or will be, whose rows have the negatives that `guide` finds for them."""
+    asked = [VERSION, corpus.content, guide.fingerprint, rules.model_dump()]
+    return corpus.folder.with_name(hashlib.blake2b(json.dumps(asked).encode(), digest_size=16).hexdigest())
+
+
+def with_hard_negatives(
+    corpus: Corpus, guide: StoredGuide, rules: HardNegativesConfig, device: torch.device, console: Console, *, shown: bool
+) -> Corpus:
+    """The corpus whose rows have the negatives that `guide` finds for them, made if no run has made it.
+
+    Args:
+        shown: whether this process says how far all of them are.
+    """
+    folder = folder_of(corpus, guide, rules)
+    name = folder.name
+    with locked(folder.parent, f".{name}.lock"):
+        if (damage := damage_in(folder)) is not None:
+            say(console, f"made anew: corpus {damage}")
+            shutil.rmtree(folder)
+    if not folder.exists():
+        parts = list(parts_of(corpus, same_task=rules.same_task))
+        done = folder.with_name(f".{name}.parts")
+        work = _look(parts, done, folder, corpus, guide, rules, device)
+        follow(work, "looking for hard negatives", corpus.row_count, console, shown=shown)
+        with locked(folder.parent, f".{name}.lock"):
+            if not folder.exists():
+                _put_together(parts, done, folder, corpus, rules)
+                shutil.rmtree(done)
+    say(console, report(Corpus(folder)))
+    return Corpus(folder)
+
+
+def report(corpus: Corpus) -> str:
+    """What the rules took and left, in a line."""
+    found = read_json(corpus.folder / REPORT)
+    return counts_line(Counts(**found["counts"]), HardNegativesConfig(**found["rules"]))
+
+
+def counts_line(counts: Counts, rules: HardNegativesConfig) -> str:
+    """What became of candidates, in words."""
+    first, last = rules.ranks
+    taken = f"{counts.taken:,} for {counts.rows:,} rows, {counts.short:,} of which got fewer than {rules.per_row}"
+    ruled = f"{counts.ahead:,} stood before rank {first}, {counts.near:,} were too near, {counts.left:,} were left"
+    own = f"{counts.own:,} candidates were a row's own texts or had its label"
+    return f"hard negatives: {taken}. Of the nearest {last} a row, {ruled}; {own}"
+
+
+def _look(
+    parts: list[Part],
+    done: Path,
+    folder: Path,
+    corpus: Corpus,
+    guide: StoredGuide,
+    rules: HardNegativesConfig,
+    device: torch.device,
+) -> Iterator[int]:
+    """Has all parts in `done`; yields how many rows are done by whomever."""
+
+    def missing() -> list[int]:
+        return [] if folder.exists() else [number for number in range(len(parts)) if not (done / str(number)).is_file()]
+
+    labels, guiding = labels_of_texts(corpus), _guiding(guide, device)
+    for number in shared_out(folder.parent, done.name, missing, lambda: _whole(done, folder, len(parts))):
+        yield corpus.row_count - sum(len(parts[other].rows) for other in missing())
+        if number is not None:
+            random = np.random.default_rng([rules.seed, number])
+            chosen, counts = negatives_of(parts[number], corpus, guiding, labels, rules, random)
+            content = io.BytesIO()
+            np.savez(content, chosen=chosen, counts=np.array(list(asdict(counts).values())))
+            done.mkdir(parents=True, exist_ok=True)
+            write_bytes(done / str(number), _digest(content.getvalue()) + content.getvalue())
+    yield corpus.row_count
+
+
+def _whole(done: Path, folder: Path, count: int) -> bool:
+    """Whether no part is damaged; damaged ones are removed."""
+    if folder.exists():
+        return True
+    damaged = [number for number in range(count) if _content(done / str(number)) is None]
+    for number in damaged:
+        (done / str(number)).unlink()
+    return not damaged
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _content(path: Path) -> bytes | None:
+    whole = path.read_bytes()
+    return whole[16:] if whole[:16] == _digest(whole[16:]) else None
+
+
+def _put_together(parts: list[Part], done: Path, folder: Path, corpus: Corpus, rules: HardNegativesConfig) -> None:
+    chosen = np.full((corpus.row_count, rules.per_row), -1, np.int32)
+    counts = []
+    for number, part in enumerate(parts):
+        found = np.load(io.BytesIO(_content(done / str(number)) or b""), allow_pickle=False)
+        chosen[part.rows] = found["chosen"]
+        counts.append(Counts(*found["counts"].tolist()))
+    kept = np.flatnonzero(chosen[:, -1] >= 0) if rules.drop_short else np.arange(corpus.row_count)
+    if not len(kept):
+        found = f"true, and no row got {rules.per_row} negatives ({counts_line(add_up(counts), rules)})"
+        fix = "lower margin or per_row, raise the last of ranks, or set same_task or drop_short to false"
+        raise UserError(Fault("data.hard_negatives.drop_short", found, "true where rows are left", fix))
+    with whole_folder(folder) as beside:
+        with_negatives(corpus, beside, chosen, labels_of_texts(corpus), kept)
+        write_json(beside / REPORT, {"rules": rules.model_dump(), "counts": asdict(add_up(counts)), "of": corpus.content})
+        seal(beside, {})
+
+
+def _guiding(guide: StoredGuide, device: torch.device) -> Guiding:
+    def candidates(ids: NDArray[np.int32]) -> Tensor:
+        if guide.positive is guide.negative:
+            return guide.positive.embeddings(ids).to(device)
+        # A document that is a positive of some row was read after that prompt, else after the negatives'.
+        there = guide.positive.positions[ids] >= 0
+        vectors = torch.empty(len(ids), guide.positive.store.width)
+        for chosen, texts in ((there, guide.positive), (~there, guide.negative)):
+            if chosen.any():
+                vectors[torch.from_numpy(chosen)] = texts.embeddings(ids[chosen])
+        return vectors.to(device)
+
+    return Guiding(
+        lambda ids: guide.anchor.embeddings(ids).to(device), lambda ids: guide.positive.embeddings(ids).to(device), candidates
+    )

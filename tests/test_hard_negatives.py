@@ -1,0 +1,117 @@
+"""Negatives that the guide finds: mined into files that others read, and trained on straight away."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+from support.running import gist, launched
+
+from gist_train.config.sources import JsonlSource, ParquetSource
+from gist_train.data.corpus import Corpus
+from gist_train.data.sources import read_rows
+
+pytestmark = pytest.mark.usefixtures("on_cpu")
+RULES = "data.hard_negatives={per_row: 2, same_task: false, margin: 0.01}"
+
+
+def corpora(tmp_path):
+    """By how many negatives they have."""
+    found = [Corpus(folder) for folder in (tmp_path / "runs" / ".cache" / "corpora").iterdir() if folder.name[0] != "."]
+    return sorted(found, key=lambda corpus: len(corpus.negative))
+
+
+def test_mined_files_are_what_others_read(write_config, tmp_path):
+    """People mine once and train with whatever they have: FlagEmbedding's lines, sentence-transformers' numbered columns."""
+    path = write_config()
+    for name in ("mined.jsonl", "mined.parquet"):
+        ended = gist("mine", path, "--to", tmp_path / name, "--set", RULES)
+        assert ended.code == 0, ended.err
+        assert "hard negatives: " in ended.err
+    plain, mined = corpora(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "mined.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == plain.row_count == mined.row_count
+    assert all(set(line) == {"query", "pos", "neg", "task"} and line["pos"] for line in lines)
+    ours = list(read_rows(JsonlSource(path=str(tmp_path / "mined.jsonl")), "data.train[0]"))
+    assert [(row.anchor, list(row.positives), list(row.negatives), row.task) for row in ours] == [
+        (line["query"], line["pos"], line["neg"], line["task"]) for line in lines
+    ]
+    table = datasets.load_dataset("parquet", data_files=str(tmp_path / "mined.parquet"), split="train")
+    assert table.column_names[:3] == ["anchor", "positive", "negative_1"]
+    of_table = list(read_rows(ParquetSource(path=str(tmp_path / "mined.parquet")), "data.train[0]"))
+    assert [(row.anchor, row.negatives) for row in of_table] == [
+        (row.anchor, row.negatives) for row in ours for _ in row.positives
+    ]
+
+
+def test_rows_keep_their_own_negatives_first(write_config, tmp_path):
+    path = write_config()
+    assert gist("mine", path, "--to", tmp_path / "mined.jsonl", "--set", RULES).code == 0
+    plain, mined = corpora(tmp_path)
+    before, after = np.diff(plain.negative_offsets), np.diff(mined.negative_offsets)
+    assert (after >= before).all()
+    assert (after <= before + 2).all()
+    assert after.sum() > before.sum()
+    for row in range(plain.row_count):
+        own = plain.negative[plain.negative_offsets[row] : plain.negative_offsets[row + 1]].tolist()
+        assert mined.negative[mined.negative_offsets[row] :][: len(own)].tolist() == own
+    assert np.array_equal(plain.hashes, mined.hashes)
+
+
+def test_training_takes_them_and_looks_once(write_config):
+    path = write_config()
+    words = ["train", path, "--set", RULES, "--set", "training.max_steps=2"]
+    first = gist(*words)
+    assert first.code == 0, first.err
+    assert "looking for hard negatives" in first.err
+    again = gist("prepare", path, "--set", RULES)
+    assert again.code == 0, again.err
+    assert "looking for hard negatives" not in again.err
+    changed = gist(*words, "--set", "data.hard_negatives.per_row=1")
+    assert changed.code == 2
+    assert "data.hard_negatives" in changed.err
+
+
+def test_rows_with_too_few_are_left_out_if_asked(write_config, tmp_path):
+    path, rules = write_config(), "data.hard_negatives={{per_row: 30, margin: {}, same_task: false, drop_short: true}}"
+    ended = gist("mine", path, "--to", tmp_path / "mined.jsonl", "--set", rules.format(0.002))
+    assert ended.code == 0, ended.err
+    plain, mined = sorted(corpora(tmp_path), key=lambda corpus: -corpus.row_count)
+    assert 0 < mined.row_count < plain.row_count, ended.err[-400:]
+    assert (np.diff(mined.negative_offsets) >= 30).all()
+    ended = gist("mine", path, "--to", tmp_path / "none.jsonl", "--set", rules.format(1.5))
+    assert ended.code == 2
+    assert "no row got 30 negatives" in ended.err
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_a_plan_says_that_they_are_not_there_yet(write_config):
+    """A plan is made in seconds: looking for them takes the guide's pass first."""
+    ended = gist("plan", write_config(), "--set", RULES)
+    assert ended.code == 0, ended.err
+    assert "not looked for yet" in ended.err
+
+
+@pytest.mark.parametrize("name", ["mined.csv", "nowhere/mined.jsonl"])
+def test_other_files_are_refused_before_any_work(write_config, tmp_path, name):
+    ended = gist("mine", write_config(), "--to", tmp_path / name)
+    assert ended.code == 2
+    assert "--to" in ended.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_a_guide_there_is_nothing_to_look_with(write_config, tmp_path):
+    ended = gist("mine", write_config(guide="self"), "--to", tmp_path / "mined.jsonl")
+    assert ended.code == 2
+    assert "data.hard_negatives" in ended.err
+
+
+def test_two_processes_find_the_same(write_config, tmp_path):
+    words = ["mine", write_config(), "--to", tmp_path / "mined.jsonl", "--set", RULES]
+    assert gist(*words).code == 0
+    alone = (tmp_path / "mined.jsonl").read_bytes()
+    elsewhere = ["--set", f"output_dir={tmp_path / 'others'}"]
+    with launched(tmp_path, *[[*words, *elsewhere]] * 2) as ranks:
+        ended = [rank.ended(60) for rank in ranks]
+    assert [rank.code for rank in ended] == [0, 0], ended[0].err
+    assert (tmp_path / "mined.jsonl").read_bytes() == alone
