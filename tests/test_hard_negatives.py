@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from support.running import gist, launched
 
+from gist_train import hard_negatives
 from gist_train.config.sources import JsonlSource, ParquetSource
 from gist_train.data.corpus import Corpus
 from gist_train.data.sources import read_rows
@@ -115,3 +116,22 @@ def test_two_processes_find_the_same(write_config, tmp_path):
         ended = [rank.ended(60) for rank in ranks]
     assert [rank.code for rank in ended] == [0, 0], ended[0].err
     assert (tmp_path / "mined.jsonl").read_bytes() == alone
+
+
+def test_an_interrupted_search_goes_on(write_config, monkeypatch):
+    """A million rows take hours on a CPU: what was looked for is kept."""
+    path, pieces = write_config(), hard_negatives.parts_of
+    monkeypatch.setattr(hard_negatives, "parts_of", lambda corpus, same_task: pieces(corpus, same_task=same_task, at_a_time=10))
+    calls, look = [], hard_negatives.negatives_of
+
+    def look_twice(*args):
+        calls.append(args[0])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return look(*args)
+
+    monkeypatch.setattr(hard_negatives, "negatives_of", look_twice)
+    assert gist("prepare", path, "--set", RULES).code == 130
+    again = gist("prepare", path, "--set", RULES)
+    assert again.code == 0, again.err
+    assert len(calls) == 3 + 8  # of ten pieces two were done
