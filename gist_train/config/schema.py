@@ -30,7 +30,7 @@ from gist_train.config.fields import (
 from gist_train.config.mining import HardNegativesConfig
 from gist_train.config.models import GuideConfig, GuideVectorsConfig, ModelConfig
 from gist_train.config.secrets import without_secrets
-from gist_train.config.sources import OUTSIDE_CORPUS, ClassificationSource, MediSource, Source
+from gist_train.config.sources import OUTSIDE_CORPUS, ClassificationSource, MediSource, Source, TextsSource
 from gist_train.config.training import TrainingConfig
 
 
@@ -51,6 +51,13 @@ class DataConfig(Section):
     """What to do with a row that can't be used."""
     exclude_evaluation_texts: bool = False
     """Whether rows lose the texts that evaluation.tasks judge on; before triplets are mined, rows drawn and windows cut."""
+
+    @field_validator("hard_negatives")
+    @classmethod
+    def _negatives_of_pairs(cls, negatives: HardNegativesConfig | None, info: ValidationInfo) -> HardNegativesConfig | None:
+        if negatives is not None and any(isinstance(source, TextsSource) for source in info.data.get("train", [])):
+            raise ValueError("leave it out where rows are bare texts (source: texts): they have no positive to go by")
+        return negatives
 
     @field_validator("batching")
     @classmethod
@@ -294,6 +301,16 @@ class Config(Section):
                 found="0, and loss.weight: 0",
                 expected="a number above 0 where loss.weight is 0: else nothing is learned",
             )
+        sources = info.data["data"].train if "data" in info.data else []
+        bare = [index for index, source in enumerate(sources) if isinstance(source, TextsSource)]
+        if bare and loss is not None and loss.weight:
+            raise MisplacedError(
+                "set loss.weight: 0, or give rows that belong together",
+                path=("data", "train", bare[0], "source"),
+                from_top=True,
+                found=f"texts, and loss.weight: {loss.weight:g}",
+                expected="texts where loss.weight is 0: texts that follow each other are no pairs to be learned",
+            )
         return distillation
 
     training: TrainingConfig = TrainingConfig()
@@ -312,6 +329,13 @@ class Config(Section):
     def _excluded_texts_have_tasks(cls, evaluation: EvaluationConfig, info: ValidationInfo) -> EvaluationConfig:
         data = info.data.get("data")  # absent where it is at fault itself
         read = [task for task in evaluation.tasks if not isinstance(task, MtebTask)]  # whose texts are mteb's, and not read here
+        if data is not None and evaluation.held_out is not None and any(isinstance(s, TextsSource) for s in data.train):
+            raise MisplacedError(
+                "name tasks that judge the model in evaluation.tasks",
+                path=("held_out",),
+                found=f"{evaluation.held_out}, and source: texts",
+                expected="null where rows are bare texts, which judge nothing",
+            )
         if data is not None and data.exclude_evaluation_texts and not read:
             raise MisplacedError(
                 "list the tasks whose texts are to be left out in evaluation.tasks, or set it to false",

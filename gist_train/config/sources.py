@@ -35,6 +35,13 @@ class LabelColumns(Section):
     """Column of the label."""
 
 
+class TextColumns(Section):
+    """Columns of a table of bare texts."""
+
+    text: Text = "text"
+    """Column of the text."""
+
+
 class Prompts(Section):
     """Text the student reads before the texts of each column."""
 
@@ -181,11 +188,35 @@ class ClassificationSource(DataSetSource):
     """Whether candidates known to carry the anchor's label leave the loss, guide or no guide."""
 
 
+class TextsSource(DataSetSource):
+    """Bare texts, for distillation alone: two that follow each other are a row."""
+
+    source: Literal["texts"] = "texts"
+    """Format of the source."""
+    path: PathText
+    """Text file, a text a line, or JSONL, CSV, TSV, Parquet or Excel file, a pattern of them, a data set's folder or hub id."""
+    columns: TextColumns = TextColumns()
+    """Names of the columns."""
+    delimiter: Delimiter | None = None
+    """Character between the columns of a CSV file; null = a comma, or a tab in a .tsv file."""
+    header: bool = True
+    """Whether the first row of a CSV file names the columns; without one they are called "1", "2", ..."""
+    task: Title | None = None
+    """Task of all rows; null = the name of file or data set."""
+    prompt: Prompt = ""
+    """Text the student reads before every text."""
+
+    @property
+    def prompts(self) -> Prompts | None:
+        """Of all columns."""
+        return Prompts(anchor=self.prompt, positive=self.prompt, negative=self.prompt) if self.prompt else None
+
+
 OUTSIDE_CORPUS = {"weight", "in_batch_negatives", "mask_same_label"}
 """Keys of sources that decide how rows are used and not which rows there are: a corpus does not depend on them."""
 
 Source = Annotated[
-    HubSource | JsonlSource | CsvSource | XlsxSource | ParquetSource | MediSource | ClassificationSource,
+    HubSource | JsonlSource | CsvSource | XlsxSource | ParquetSource | MediSource | ClassificationSource | TextsSource,
     Field(discriminator="source"),
-    "a mapping with a key source: hub, jsonl, csv, xlsx, parquet, medi or classification",
+    "a mapping with a key source: hub, jsonl, csv, xlsx, parquet, medi, classification or texts",
 ]

@@ -269,6 +269,20 @@ def _sheet_of(file: TableFile) -> Iterator[Iterator[tuple[Any, ...]]]:
         raise file.broken(found, "an .xlsx workbook", "save it again, or as CSV") from error
 
 
+def lines_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | BadRow]:
+    """A text file's lines as the cells of the one column that is asked for; blank lines count for nothing."""
+    columns: Columns = (fields[0].names[0],)
+    with file.open() as lines:
+        for number, line in enumerate(lines):
+            if not line.strip():
+                continue
+            file.row += 1
+            try:
+                yield columns, [line.decode("utf-8" if number else "utf-8-sig").strip()]
+            except UnicodeDecodeError:
+                yield BadRow("not UTF-8", shown(line[:200]), "a line in UTF-8")
+
+
 def parquet_cells(file: TableFile, fields: Sequence[Field]) -> Iterator[Cells | BadRow]:
     """Cells of a Parquet file."""
     with parquet_of(file) as table:

@@ -26,9 +26,20 @@ from gist_train.config.sources import (
     Prompts,
     Source,
     TableSource,
+    TextsSource,
     XlsxSource,
 )
-from gist_train.data.formats import READERS, Cells, Reader, csv_cells, jsonl_cells, parquet_cells, reader_of, xlsx_cells
+from gist_train.data.formats import (
+    READERS,
+    Cells,
+    Reader,
+    csv_cells,
+    jsonl_cells,
+    lines_cells,
+    parquet_cells,
+    reader_of,
+    xlsx_cells,
+)
 from gist_train.data.hub import commit_of, hub_cells, hub_table
 from gist_train.data.judging import WATCHED, Judging
 from gist_train.data.medi import Pairs, medi_pairs, pair
@@ -101,9 +112,9 @@ def files_of(source: Source, where: str) -> list[Path]:
     return files
 
 
-def is_data_set(source: Source) -> TypeGuard[HubSource | ClassificationSource]:
+def is_data_set(source: Source) -> TypeGuard[HubSource | ClassificationSource | TextsSource]:
     """Whether the source is read through `datasets`: from the hub, or from a local folder of the same shape."""
-    if not isinstance(source, ClassificationSource):
+    if not isinstance(source, ClassificationSource | TextsSource):
         return isinstance(source, HubSource)
     path = Path(source.path)
     named_as_file = TableFile(path, "").suffix in (*READERS, ".txt")
@@ -168,6 +179,9 @@ def read_rows(
                 judging.refuse(table)
                 if unread is not None:
                     unread.update(table.unread)
+        case TextsSource():
+            for table, cells_of_rows in _tables(source, where, [Field("text", (source.columns.text,), True, True)]):
+                yield from _paired(source, table, cells_of_rows)
         case ClassificationSource():
             raise TypeError("rows of labelled texts are mined")
 
@@ -181,6 +195,34 @@ def read_labelled(source: ClassificationSource, where: str) -> Iterator[Labelled
         yield from _checked(table, (_labelled(fields, task, cells) for cells in rows))
 
 
+def _paired(source: TextsSource, table: Table, rows: Iterator[Cells | BadRow]) -> Iterator[Row | Fault]:
+    """A row of each text and the next: what batches are made of, when all their texts are only candidates of each other."""
+    task, waiting, first = source.task or table.name, "", ""
+
+    def row_of(anchor: str, positive: str) -> Row:
+        return Row(anchor, (positive,), (), task, prompts_of(source.prompts))
+
+    for one in _checked(table, (_text_of(source, cells) for cells in rows)):
+        if isinstance(one, Fault):
+            yield one
+        elif waiting:
+            yield row_of(waiting, one)
+            waiting = ""
+        else:
+            waiting, first = one, first or one
+    if waiting:  # the last of an odd number goes with the first
+        yield row_of(waiting, first)
+
+
+def _text_of(source: TextsSource, cells: Cells | BadRow) -> str | BadRow:
+    if isinstance(cells, BadRow):
+        return cells
+    try:
+        return text(cells[1][0], source.columns.text)
+    except BadRow as bad:
+        return bad
+
+
 def prompts_of(prompts: Prompts | None) -> tuple[str, str, str]:
     """Of anchor, positive and negative."""
     return NO_PROMPTS if prompts is None else (prompts.anchor, prompts.positive, prompts.negative)
@@ -191,7 +233,7 @@ def _files(source: Source, where: str) -> Iterator[TableFile]:
     same_name = Counter(path.name for path in files)
     for path in files:
         file = TableFile(path, f"{where}: {path.name if same_name[path.name] == 1 else path}")
-        if isinstance(source, CsvSource | ClassificationSource):
+        if isinstance(source, CsvSource | ClassificationSource | TextsSource):
             file.delimiter, file.header = source.delimiter, source.header
         elif isinstance(source, XlsxSource):
             file.sheet, file.header = source.sheet, source.header
@@ -218,6 +260,8 @@ def _reader(source: Source, file: TableFile) -> Reader:
             return parquet_cells
         case XlsxSource():
             return xlsx_cells
+        case TextsSource() if file.suffix == ".txt":
+            return lines_cells
     return reader_of(file)
 
 

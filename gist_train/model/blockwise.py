@@ -3,7 +3,7 @@
 With the legend of `loss.py`. A tile is some rows by some columns of one of the four blocks. Going forward, a row keeps two
 numbers: its largest logit so far, and the sum of the exponentials of its logits less that one (the online softmax of Milakov and
 Gimelshein 2018, arXiv 1805.02867). A candidate keeps one bit: whether it left. Going backward, the student's similarities are
-computed again, and the guide's embeddings are not needed any more.
+computed again, and the guide's embeddings are not needed any more, unless the mask is soft.
 """
 
 from collections.abc import Iterator, Sequence

@@ -105,7 +105,7 @@ optimizer: {betas: [0.9, 2]}
         ("model=./folder", "a mapping (keys: name", 'write {name: "./folder"}'),
         ("guide=/folder", "a mapping (keys: name", 'write {name: "/folder"}'),
         ("guide=none", "self or null", "did you mean null?"),
-        ("data.train[0].source=xml", "hub, jsonl, csv, xlsx, parquet, medi or classification", "give what is expected"),
+        ("data.train[0].source=xml", "hub, jsonl, csv, xlsx, parquet, medi, classification or texts", "give what is expected"),
         ("evaluation.tasks=[{type: sts, name: a}]", "text that is not empty", "add the key path"),
         ("loss=", "a mapping (keys: weight, temperature", "The loss"),
         ("loss.softness=0", "a number above 0", "threshold"),

@@ -9,7 +9,8 @@ import torch
 from support.running import training_of
 
 from gist_train.config.loading import load_config
-from gist_train.config.schema import LossConfig
+from gist_train.config.schema import DistillationConfig, LossConfig
+from gist_train.model.distillation import distillation_loss
 from gist_train.model.loss import guided_contrastive_loss
 from gist_train.training.distributed import share
 from gist_train.training.inputs import LossInputs, deal, inputs_of
@@ -73,5 +74,8 @@ def test_inputs_are_a_function_of_the_step(write_config, make_model):
 def test_the_loss_is_given_what_it_asks_for():
     """A name of its own here would be an argument that the loss does not have, an hour into a run where it is on."""
     asked = inspect.signature(guided_contrastive_loss).parameters
-    given = LossInputs().by_name().keys() | (LossConfig.model_fields.keys() - {"mask_duplicates"})
-    assert given | {"anchor", "positive", "negative", "rows"} == asked.keys()
+    texts = {"anchor", "positive", "negative", "rows", *LossInputs().by_name()}
+    assert texts | (LossConfig.model_fields.keys() - {"mask_duplicates", "weight"}) == asked.keys()
+    asked = inspect.signature(distillation_loss).parameters
+    shared = {"block_size", "dimensions", "dimension_weights", *(DistillationConfig.model_fields.keys() - {"weight"})}
+    assert (texts - {"labels", "negative_labels"}) | shared == asked.keys()

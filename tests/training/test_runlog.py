@@ -29,6 +29,9 @@ ROW = [
 SECONDS = {"data": 0.0, "forward": 0.1, "loss": 0.05, "backward": 0.2, "optimizer": 0.1, "communication": 0.05, "graph": 0.0}
 
 
+DISTILLATION = 0.25
+
+
 class Clock(StepClock):
     """One that stands at the same parts each step."""
 
@@ -37,6 +40,7 @@ class Clock(StepClock):
 
 
 def record(step, loss=None, frozen=0.0, scale=0.0, spikes=(0.0, 0.0)):
+    counts = [1, 2, 3, 4, 10, 10, 10, 10]
     return StepRecord(
         step=step,
         epoch=step / 10,
@@ -48,13 +52,14 @@ def record(step, loss=None, frozen=0.0, scale=0.0, spikes=(0.0, 0.0)):
         clock=Clock(torch.device("cpu")),
         gathered=(16,),
         seconds=0.5,
-        metrics=torch.tensor([step * step if loss is None else loss, 2.0, 1, 2, 3, 4, 10, 10, 10, 10, scale, *spikes, frozen]),
+        metrics=torch.tensor([step * step if loss is None else loss, 2.0, *counts, DISTILLATION, scale, *spikes, frozen]),
     )
 
 
-def log_of(run, sums=START, last=100, **tracking):
+def log_of(run, sums=START, last=100, distillation=0.0, **tracking):
     data = {"train": [{"source": "jsonl", "path": "rows.jsonl"}]}
-    config = Config.model_validate({"name": "run", "model": {"name": "m"}, "data": data, "tracking": tracking})
+    sections = {"guide": {"name": "g"}, "distillation": {"weight": distillation}, "tracking": tracking}
+    config = Config.model_validate({"name": "run", "model": {"name": "m"}, "data": data, **sections})
     corpus = SimpleNamespace(tasks=["t"], task=np.zeros(8, int), folder=run)
     return RunLog(None if run is None else Run(run), config, sums, corpus, last)
 
@@ -69,6 +74,17 @@ def test_the_last_step_has_a_row(tmp_path):
         for step in range(1, 6):
             log.add(record(step), flops=10, peak_flops=40.0)
     assert [(row["step"], row["loss_mean"]) for row in written(tmp_path)] == [(3, pytest.approx(14 / 3)), (5, (16 + 25) / 2)]
+
+
+def test_a_row_has_the_divergence_where_it_is_learned(tmp_path):
+    """`loss` has it in it, times its weight: alone it can be compared between weights."""
+    for name, weight in (("on", 2.0), ("off", 0.0)):
+        (tmp_path / name).mkdir()
+        with log_of(tmp_path / name, log_every=1, distillation=weight) as log:
+            log.add(record(1), flops=10, peak_flops=40.0)
+    (on,), (off,) = (written(tmp_path / name) for name in ("on", "off"))
+    assert on["distillation_loss"] == DISTILLATION
+    assert "distillation_loss" not in off
 
 
 def test_no_share_of_the_machine_is_more_than_all(tmp_path):
