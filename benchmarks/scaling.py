@@ -1,6 +1,6 @@
 """Predicts the speed of 1 to 1,024 processes from measured parts, and holds that against what 1, 2 and 4 processes do here.
 
-    python -m benchmarks.scaling                             # some 6 minutes on two cores
+    python -m benchmarks.scaling                             # some 9 minutes on two cores
     python -m benchmarks.scaling --picture docs/scaling.svg  # the prediction for H100s alone, as a picture: seconds
 
 A step of B triplets on r processes takes

@@ -150,7 +150,7 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         axes.set_xlabel("processes, a GPU each (circle: the last that do half of what each would do alone)")
         axes.set_ylabel("triplets a second")
         axes.set_yscale("log", base=10)
-        axes.set_title(title)
+        axes.set_title(f"predicted: {title}")
         axes.grid(alpha=0.3)
         axes.legend()
         figure.savefig(path, format="svg", metadata={"Date": None})

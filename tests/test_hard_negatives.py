@@ -22,6 +22,17 @@ def corpora(tmp_path):
     return sorted(found, key=lambda corpus: len(corpus.negative))
 
 
+def assert_own_negatives_are_first(plain, mined):
+    before, after = np.diff(plain.negative_offsets), np.diff(mined.negative_offsets)
+    assert (after >= before).all()
+    assert (after <= before + 2).all()
+    assert after.sum() > before.sum()
+    for row in range(plain.row_count):
+        own = plain.negative[plain.negative_offsets[row] : plain.negative_offsets[row + 1]].tolist()
+        assert mined.negative[mined.negative_offsets[row] :][: len(own)].tolist() == own
+    assert np.array_equal(plain.hashes, mined.hashes)
+
+
 def test_mined_files_are_what_others_read(write_config, tmp_path):
     """People mine once and train with whatever they have: FlagEmbedding's lines, sentence-transformers' numbered columns."""
     path = write_config()
@@ -30,6 +41,7 @@ def test_mined_files_are_what_others_read(write_config, tmp_path):
         assert ended.code == 0, ended.err
         assert "hard negatives: " in ended.err
     plain, mined = corpora(tmp_path)
+    assert_own_negatives_are_first(plain, mined)
     lines = [json.loads(line) for line in (tmp_path / "mined.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(lines) == plain.row_count == mined.row_count
     assert all(set(line) == {"query", "pos", "neg", "task"} and line["pos"] for line in lines)
@@ -43,20 +55,6 @@ def test_mined_files_are_what_others_read(write_config, tmp_path):
     assert [(row.anchor, row.negatives) for row in of_table] == [
         (row.anchor, row.negatives) for row in ours for _ in row.positives
     ]
-
-
-def test_rows_keep_their_own_negatives_first(write_config, tmp_path):
-    path = write_config()
-    assert gist("mine", path, "--to", tmp_path / "mined.jsonl", "--set", RULES).code == 0
-    plain, mined = corpora(tmp_path)
-    before, after = np.diff(plain.negative_offsets), np.diff(mined.negative_offsets)
-    assert (after >= before).all()
-    assert (after <= before + 2).all()
-    assert after.sum() > before.sum()
-    for row in range(plain.row_count):
-        own = plain.negative[plain.negative_offsets[row] : plain.negative_offsets[row + 1]].tolist()
-        assert mined.negative[mined.negative_offsets[row] :][: len(own)].tolist() == own
-    assert np.array_equal(plain.hashes, mined.hashes)
 
 
 def test_training_takes_them_and_looks_once(write_config):
@@ -107,6 +105,7 @@ def test_without_a_guide_there_is_nothing_to_look_with(write_config, tmp_path):
     assert "data.hard_negatives" in ended.err
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same(write_config, tmp_path):
     words = ["mine", write_config(), "--to", tmp_path / "mined.jsonl", "--set", RULES]
     assert gist(*words).code == 0

@@ -8,7 +8,7 @@ from functools import partial
 from unittest import mock
 
 import pytest
-from support.running import launched
+from support.running import gist, launched
 
 from gist_train.config.errors import UserError
 from gist_train.results.comparison import joined
@@ -195,19 +195,16 @@ def test_ranks_evaluate_together(write, triplets, tmp_path):
         columns = {"text1": "1", "text2": "2", "score": "3"}
         tasks.append({"type": "sts", "name": name, "path": str(tmp_path / f"{name}.tsv"), "header": False, "columns": columns})
     path = write(evaluation={"tasks": tasks}, training={"max_steps": 2, "batch_size": 8})
-    with launched(tmp_path, ["train", path]) as ranks:
-        assert ranks[0].ended(60).code == 0
-    run = tmp_path / "runs" / "run"
-    kept = []
-    for processes in (1, 2):
-        (run / "evaluations.jsonl").unlink(missing_ok=True)
-        with launched(tmp_path, *[["evaluate", path]] * processes) as ranks:
-            ended = [rank.ended(60) for rank in ranks]
-        assert [rank.code for rank in ended] == [0] * processes
-        kept.append(sorted((run / "evaluations.jsonl").read_text().splitlines()))
-        assert "measuring tuned" in ended[0].err
-    assert kept[0] == kept[1]
-    assert len(kept[0]) == 2 * 3 * 2  # base and tuned, three tasks of two metrics
+    assert gist("train", path).code == gist("evaluate", path).code == 0
+    kept = tmp_path / "runs" / "run" / "evaluations.jsonl"
+    alone = sorted(kept.read_text().splitlines())
+    kept.unlink()
+    with launched(tmp_path, *[["evaluate", path]] * 2) as ranks:
+        ended = [rank.ended(60) for rank in ranks]
+    assert [rank.code for rank in ended] == [0, 0]
+    assert "measuring tuned" in ended[0].err
+    assert sorted(kept.read_text().splitlines()) == alone
+    assert len(alone) == 2 * 3 * 2  # base and tuned, three tasks of two metrics
 
 
 def test_scores_of_all_ranks_are_in_the_order_of_one():
