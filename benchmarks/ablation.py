@@ -44,6 +44,7 @@ ROWS: dict[str, Changes] = {
     "guided": {},
     "KL": {"distillation": KL},
     "KL alone": {"distillation": {**KL, "weight": 1.0}, "loss": {"weight": 0.0}},
+    "regression": {"distillation": {"regression": 1.0}},
     "soft mask": {"loss": {"mask": "soft"}},
     "hardness": {"loss": {"hardness": 5.0}},
     "mined": {"data": {"hard_negatives": {"per_row": 1}}},

@@ -225,6 +225,7 @@ def run_ours(
         guide=bench.guide,
         loss=loss,
         distillation=DistillationConfig(),
+        guide_map=None,
         state=UpdateState(),
         sources=SourceRules(np.zeros(1, bool), np.zeros(1, bool)),
         grad_clip=GRAD_CLIP,

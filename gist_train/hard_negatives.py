@@ -18,7 +18,7 @@ from gist_train.config.errors import Fault, UserError
 from gist_train.config.mining import HardNegativesConfig
 from gist_train.data.collecting import with_negatives
 from gist_train.data.corpus import Corpus
-from gist_train.data.files import read_json, whole_folder, write_bytes, write_json
+from gist_train.data.files import read_checked, read_json, whole_folder, write_checked, write_json
 from gist_train.data.leases import locked
 from gist_train.data.manifests import damage_in, seal
 from gist_train.data.sharing import shared_out
@@ -102,7 +102,7 @@ def _look(
             content = io.BytesIO()
             np.savez(content, chosen=chosen, counts=np.array(list(asdict(counts).values())))
             done.mkdir(parents=True, exist_ok=True)
-            write_bytes(done / str(number), _digest(content.getvalue()) + content.getvalue())
+            write_checked(done / str(number), content.getvalue())
     yield corpus.row_count
 
 
@@ -110,26 +110,17 @@ def _whole(done: Path, folder: Path, count: int) -> bool:
     """Whether no part is damaged; damaged ones are removed."""
     if folder.exists():
         return True
-    damaged = [number for number in range(count) if _content(done / str(number)) is None]
+    damaged = [number for number in range(count) if read_checked(done / str(number)) is None]
     for number in damaged:
         (done / str(number)).unlink()
     return not damaged
-
-
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest()
-
-
-def _content(path: Path) -> bytes | None:
-    whole = path.read_bytes()
-    return whole[16:] if whole[:16] == _digest(whole[16:]) else None
 
 
 def _put_together(parts: list[Part], done: Path, folder: Path, corpus: Corpus, rules: HardNegativesConfig) -> None:
     chosen = np.full((corpus.row_count, rules.per_row), -1, np.int32)
     counts = []
     for number, part in enumerate(parts):
-        found = np.load(io.BytesIO(_content(done / str(number)) or b""), allow_pickle=False)
+        found = np.load(io.BytesIO(read_checked(done / str(number)) or b""), allow_pickle=False)
         chosen[part.rows] = found["chosen"]
         counts.append(Counts(*found["counts"].tolist()))
     kept = np.flatnonzero(chosen[:, -1] >= 0) if rules.drop_short else np.arange(corpus.row_count)

@@ -297,7 +297,7 @@ class _Embedder:
                 say(console, took)
             what = "embedding with the guide" if self.where == "guide" else f"embedding with {self.model.name}"
             with naming_work(lambda: (what, self._lowering(load(), device))):
-                counts = store.fill_together(load, self.model, hashes, lengths, text, processes.count)
+                counts = store.fill_together(load, self.model, hashes, lengths, text, processes.count, missing)
                 follow(counts, what, missing, console, shown=processes.shown)
             positions = store.positions(hashes)
         return store, positions

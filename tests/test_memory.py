@@ -64,6 +64,7 @@ def run(write_config, rows, make_model):
     return write
 
 
+@pytest.mark.slow
 def test_a_step_says_what_lowers_it_with_a_value_that_fitted(run, tmp_path):
     """The first step fits and is kept; with what is said of the second one the same command then goes on to the end."""
     path, told = run(), tmp_path / "told.txt"

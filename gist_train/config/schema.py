@@ -136,6 +136,13 @@ class DistillationConfig(Section):
     """The student's similarities are divided by this before the softmax; no unit."""
     guide_temperature: Positive | None = None
     """The guide's similarities are divided by this; null = as `temperature`."""
+    regression: PositiveOrZero = 0.0
+    """1 - cosine of the student's embedding of a text and the guide's, times this, is added to the loss; 0 = off."""
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is learned of the guide's own similarities or embeddings."""
+        return bool(self.weight or self.regression)
 
 
 class OptimizerConfig(Section):
@@ -287,16 +294,17 @@ class Config(Section):
     @classmethod
     def _something_is_learned(cls, distillation: DistillationConfig, info: ValidationInfo) -> DistillationConfig:
         guide, loss = info.data.get("guide"), info.data.get("loss")  # absent where they are at fault themselves
-        if distillation.weight and "guide" in info.data and not isinstance(guide, GuideConfig | GuideVectorsConfig):
+        if distillation.on and "guide" in info.data and not isinstance(guide, GuideConfig | GuideVectorsConfig):
+            key = "weight" if distillation.weight else "regression"
             raise MisplacedError(
                 "name a guide, or leave distillation out",
-                path=("weight",),
-                found=f"{distillation.weight:g}, and guide: {guide or 'null'}",
+                path=(key,),
+                found=f"{distillation.weight or distillation.regression:g}, and guide: {guide or 'null'}",
                 expected="0 where there is no guide to learn from: the student itself is none",
             )
-        if loss is not None and not loss.weight and not distillation.weight:
+        if loss is not None and not loss.weight and not distillation.on:
             raise MisplacedError(
-                "raise one of the two",
+                "raise it, or loss.weight, or set distillation.regression",
                 path=("weight",),
                 found="0, and loss.weight: 0",
                 expected="a number above 0 where loss.weight is 0: else nothing is learned",

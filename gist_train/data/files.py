@@ -1,6 +1,7 @@
 """Files that are whole or do not exist."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -42,6 +43,7 @@ def _a_link(path: Path) -> UserError:
 
 READ_AT_A_TIME = 1 << 16
 """Bytes, of a file that is read from its end."""
+DIGEST_BYTES = 16
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a quota, a limit on the size of files."""
 
@@ -91,6 +93,22 @@ def write_bytes(path: Path, content: bytes) -> None:
         beside.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def write_checked(path: Path, content: bytes) -> None:
+    """`content` after its digest, written as `write_bytes` does."""
+    write_bytes(path, _digest(content) + content)
+
+
+def read_checked(path: Path) -> bytes | None:
+    """What `write_checked` wrote; None where it is damaged."""
+    whole = path.read_bytes()
+    content = whole[DIGEST_BYTES:]
+    return content if whole[:DIGEST_BYTES] == _digest(content) else None
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,7 +3,6 @@
 Legend: V views.
 """
 
-import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gist_train.data.corpus import Corpus
-from gist_train.data.files import whole_folder, write_bytes, write_json
+from gist_train.data.files import read_checked, whole_folder, write_checked, write_json
 from gist_train.data.manifests import seal
 from gist_train.data.sharing import shared_out
 
 FEWEST_VIEWS = 8192
 """In a part: what a process has in memory, and loses when it is interrupted."""
 MOST_PARTS = 4096
-DIGEST_BYTES = 16
 
 Tokenize = Callable[[Sequence[str]], Sequence[NDArray[np.integer[Any]]]]
 """Texts -> token ids of each, special tokens included."""
@@ -94,11 +92,11 @@ class _Parts:
         lengths, ids = np.array([len(ids) for ids in tokens], np.int32), np.concatenate(tokens).astype(self.dtype)
         content = lengths.tobytes() + ids.tobytes()
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(self.folder / str(number), _digest(content) + content)
+        write_checked(self.folder / str(number), content)
 
     def put_together(self, target: Path) -> bool:
         """Writes all ids to the new folder `target`, and removes the parts; if some are damaged, only removes these: False."""
-        damaged = [number for number in self._numbers if self._content(number) is None]
+        damaged = [number for number in self._numbers if read_checked(self.folder / str(number)) is None]
         for number in damaged:
             (self.folder / str(number)).unlink()
         if damaged:
@@ -107,7 +105,7 @@ class _Parts:
             offsets = np.zeros(self.views + 1, np.int64)
             with (beside / "ids.bin").open("wb") as stream:
                 for number in self._numbers:
-                    content, (first, last) = self._content(number) or b"", self.bounds(number)
+                    content, (first, last) = read_checked(self.folder / str(number)) or b"", self.bounds(number)
                     lengths = np.frombuffer(content, np.int32, last - first)
                     offsets[first + 1 : last + 1] = lengths
                     stream.write(content[lengths.nbytes :])
@@ -116,13 +114,3 @@ class _Parts:
             seal(beside, {})
         shutil.rmtree(self.folder)
         return True
-
-    def _content(self, number: int) -> bytes | None:
-        """Lengths and ids; None where the file is damaged."""
-        whole = (self.folder / str(number)).read_bytes()
-        content = whole[DIGEST_BYTES:]
-        return content if whole[:DIGEST_BYTES] == _digest(content) else None
-
-
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()

@@ -7,6 +7,9 @@ For each anchor i, over the candidates j of the batch (all positives, all negati
 with g the guide's similarities and s the student's: the Kullback-Leibler divergence of knowledge distillation (Hinton et al.
 2015, arXiv 1503.02531), over similarities in a batch. No candidate is masked for being similar: that is what is to be learned.
 
+Beside it, `regression_loss` has the student's embeddings follow the guide's own (as in LEAF, Vujanic and Rueckstiess 2025, arXiv
+2509.12539, which learns a map between the two; here it is fixed).
+
 Pure torch, with the legend of `loss.py`: B rows of the whole batch, R of them computed here, M negatives, D and G widths.
 """
 
@@ -14,8 +17,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from gist_train.model.blockwise import parts_of
 from gist_train.model.loss import sides_of, weighted_dimensions
@@ -236,3 +242,37 @@ def _add(logits: Tensor, none: Tensor, peak: Tensor, total: Tensor) -> Tensor:
     shares = (logits - higher[:, None]).masked_fill(none, -torch.inf).exp()
     total.add_(shares.sum(dim=1))
     return shares
+
+
+def regression_loss(students: Tensor, guides: Tensor, guide_map: Tensor | None) -> Tensor:
+    """Scalar: the sum over n texts of 1 - cos(student's embedding, guide's embedding in the student's dimensions).
+
+    Args:
+        students: (n, D), of any length.
+        guides: (n, G), of any length.
+        guide_map: (G, D) from `map_to_width`; None where G is D.
+    """
+    with torch.autocast(students.device.type, enabled=False):
+        wide = torch.promote_types(students.dtype, torch.float32)
+        targets = guides.to(wide) if guide_map is None else guides.to(wide) @ guide_map.to(guides.device, wide)
+        return (1 - cosine_similarity(students.to(wide), targets, dim=1)).sum()
+
+
+def map_to_width(vectors: NDArray[np.float32], width: int) -> Tensor | None:
+    """(G, D) that takes a guide's vectors into D dimensions and keeps their similarities as far as D can; None where G is D.
+
+    Into fewer: the D directions in which `vectors` (n, G) are longest (their principal components, uncentred, since similarities
+    are cosines of the vectors themselves). Into more: as they are, and 0 in the rest. It is computed anew from the same vectors
+    by every run and process, and is no state.
+    """
+    own = vectors.shape[1]
+    if own == width:
+        return None
+    if own < width:
+        return torch.eye(own, width)
+    moments = vectors.astype(np.float64).T @ vectors.astype(np.float64)
+    directions = np.linalg.eigh(moments)[1][:, ::-1][:, :width]
+    # Of a direction and its opposite, the one whose largest part is positive.
+    largest = np.abs(directions).argmax(axis=0)
+    signs = np.sign(directions[largest, np.arange(width)])
+    return torch.from_numpy(np.ascontiguousarray(directions * signs)).float()

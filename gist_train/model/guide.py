@@ -193,6 +193,7 @@ class GuideStore:
         lengths: NDArray[np.int64],
         text: Callable[[int], str],
         processes: int = 1,
+        asked: int = 0,
     ) -> Iterator[int]:
         """Has the texts embedded that are not in the store yet, each once, together with all processes that call this too.
 
@@ -206,10 +207,14 @@ class GuideStore:
             lengths: (N,) their bytes, by which they are sorted, the longest first: what does not fit in memory shows at once.
             text: text id -> text.
             processes: that are expected to share the work: how many texts each takes at a time, when few are left, goes by it.
+            asked: texts that were missing when the caller looked: what others have embedded since counts as done.
         """
         self._map()
         missing = np.flatnonzero(self.positions(hashes) < 0)
+        before = max(0, asked - len(missing))
         if not len(missing):
+            if before:
+                yield before
             return
         missing = missing[np.argsort(-lengths[missing], kind="stable")]
         build = Filling(self.folder, len(self), config, hashes[missing], lengths[missing])
@@ -230,12 +235,12 @@ class GuideStore:
                     vectors = np.empty((len(taken), guide.dimensions), np.float32)
                     for done in _embed_into(vectors, guide, config, missing[taken], text):
                         build.refresh()
-                        yield build.done + done
+                        yield before + build.done + done
                 else:  # the others have the rest; whether they get on with it, their own run watches
                     PULSE.beat()
-                    yield build.done
+                    yield before + build.done
                     time.sleep(POLL_SECONDS)
-        yield len(missing)
+        yield before + len(missing)
         self._map()
 
 

@@ -219,10 +219,13 @@ def _memory(config: Config, student: Pretrained, epoch: EpochTokens, device: tor
     size, training = config.training.batch_size, config.training
     negatives = (len(epoch.lengths) - 2 * size * len(epoch.by_step)) / len(epoch.by_step)
     precision = precision_on(training.precision, device)
+    blocks = 1 + config.loss.contrast_anchors + config.loss.contrast_positives
+    contrasted = blocks * size + negatives if config.loss.weight else 0
+    distilled = 2 * size + negatives if config.distillation.weight else 0
     used = memory(
         student.encoder,
         epoch,
-        candidates=int(size * ((1 + config.loss.contrast_anchors + config.loss.contrast_positives) * size + negatives)),
+        candidates=int(size * (contrasted + distilled)),
         dimensions=len(config.loss.dimensions or [student.width]),
         half=precision != "float32",
         dense=device.type == "cpu",

@@ -22,14 +22,14 @@ from torch import Tensor
 
 from gist_train.config.errors import listed
 from gist_train.data.corpus import Corpus
-from gist_train.model.distillation import distillation_loss
+from gist_train.model.distillation import distillation_loss, regression_loss
 from gist_train.model.loss import BLOCKS, guided_contrastive_loss
 from gist_train.pulse import PULSE, waiting
 from gist_train.training.distributed import gather_with_gradient, sum_over_ranks
 from gist_train.training.gradient_cache import encode, hand_on
 from gist_train.training.graphs import Graphs
 from gist_train.training.guides import SelfGuide
-from gist_train.training.inputs import Inputs, inputs_of
+from gist_train.training.inputs import Inputs, LossInputs, inputs_of
 from gist_train.training.step_context import Training
 from gist_train.training.throughput import StepClock
 from gist_train.training.update import set_learning_rate, update
@@ -40,6 +40,7 @@ METRICS = (
     *(f"masked_{block}" for block in BLOCKS),
     *(f"candidates_{block}" for block in BLOCKS),
     "distillation_loss",
+    "regression_loss",
     "loss_scale",
     "spike",
     "skipped_spikes",
@@ -100,6 +101,11 @@ class StepRecord:
     def distillation_loss(self) -> float:
         """The divergence from the guide's distribution over the batch; 0 where it is not taken."""
         return self.metric("distillation_loss")
+
+    @property
+    def regression_loss(self) -> float:
+        """1 - cosine of embeddings and the guide's, the mean over the batch's texts; 0 where it is not taken."""
+        return self.metric("regression_loss")
 
     @property
     def loss_scale(self) -> float | None:
@@ -179,7 +185,7 @@ def _compute(training: Training, inputs: Inputs, seeds: Sequence[int], frozen: T
             hand_on(accelerator, training.model, texts, seeds, embeddings)
     clock.ends("backward")
 
-    figures = out.total.detach()[None], out.masked, out.candidates, out.distillation.detach()[None]
+    figures = out.total.detach()[None], out.masked, out.candidates, out.distillation.detach()[None], out.regression.detach()[None]
     totals = sum_over_ranks(torch.cat([part.to(out.total.dtype) for part in figures]))
     clock.ends("communication")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -227,6 +233,8 @@ class Losses:
     """Scalar: what is trained, weights included."""
     distillation: Tensor
     """Scalar: the divergence from the guide's distribution, without its weight; 0 where it is not taken."""
+    regression: Tensor
+    """Scalar: how far embeddings are from the guide's, without its weight; 0 where it is not taken."""
     masked: Tensor
     """(4,) as `LossOutput` has them; 0 where the contrastive loss is not taken."""
     candidates: Tensor
@@ -240,7 +248,7 @@ def _losses(training: Training, inputs: Inputs, gathered: Sequence[Tensor]) -> L
     if isinstance(training.guide, SelfGuide):
         given = replace(given, guide_anchor=anchor.detach(), guide_positive=positive.detach(), guide_negative=negative.detach())
     texts: dict[str, Any] = {"anchor": anchor, "positive": positive, "negative": negative, "rows": inputs.here, **given.by_name()}
-    total = distillation = anchor.new_zeros((), dtype=torch.promote_types(anchor.dtype, torch.float32))
+    total = distillation = regression = anchor.new_zeros((), dtype=torch.promote_types(anchor.dtype, torch.float32))
     masked = candidates = torch.zeros(len(BLOCKS), dtype=torch.int64, device=anchor.device)
     if training.loss.weight:
         # The config's section has the options of the loss, under their names. That texts are compared by id the inputs know.
@@ -249,12 +257,27 @@ def _losses(training: Training, inputs: Inputs, gathered: Sequence[Tensor]) -> L
         total = out.loss if training.loss.weight == 1 else training.loss.weight * out.loss
         masked, candidates = out.masked, out.candidates
     if training.distillation.weight:
-        options = training.distillation.model_dump(exclude={"weight"})
+        options = training.distillation.model_dump(exclude={"weight", "regression"})
         options |= training.loss.model_dump(include={"block_size", "dimensions", "dimension_weights"})
         unlabelled = {name: value for name, value in texts.items() if name not in ("labels", "negative_labels")}
         distillation = distillation_loss(**unlabelled, **options).loss
         total = total + training.distillation.weight * distillation
-    return Losses(total, distillation, masked, candidates)
+    if training.distillation.regression:
+        regression = _regression(training, inputs, gathered, given)
+        total = total + training.distillation.regression * regression
+    return Losses(total, distillation, regression, masked, candidates)
+
+
+def _regression(training: Training, inputs: Inputs, gathered: Sequence[Tensor], given: LossInputs) -> Tensor:
+    """Of this rank's texts; summed over ranks it is the mean over all texts of the batch."""
+    rank, (start, stop) = training.accelerator.process_index, inputs.here
+    first = sum(negatives for _, _, negatives in inputs.parts[:rank])
+    assert given.guide_anchor is not None
+    assert given.guide_positive is not None
+    assert given.guide_negative is not None
+    negatives = given.guide_negative[first : first + inputs.parts[rank][2]]
+    guides = torch.cat([given.guide_anchor[start:stop], given.guide_positive[start:stop], negatives])
+    return regression_loss(gathered[rank], guides, training.guide_map) / sum(map(sum, inputs.parts))
 
 
 def _tell_non_finite(record: StepRecord, loss: float, grad_norm: float, corpus: Corpus) -> str:

@@ -43,7 +43,7 @@ class RunLog:
     ):
         self._corpus, self._last, self._traffic = corpus, last, traffic
         self._skipping = config.training.skip_spikes
-        self._distilling = config.distillation.weight > 0
+        self._distillation = config.distillation
         self.skipped_spikes = 0
         """Updates of the run that were left out, as far as steps were read."""
         self.teaching = Teaching(config)
@@ -130,8 +130,10 @@ class RunLog:
         }
         if self._traffic is not None:
             row |= self._traffic.row(record.gathered, row["communication_seconds"], row["step_seconds"])
-        if self._distilling:
+        if self._distillation.weight:
             row["distillation_loss"] = record.distillation_loss
+        if self._distillation.regression:
+            row["regression_loss"] = record.regression_loss
         if record.loss_scale is not None:
             row["loss_scale"] = record.loss_scale
         if self._skipping is not None:

@@ -4,9 +4,10 @@ import hashlib
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.loading import resolved_yaml
@@ -16,6 +17,7 @@ from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Corpus, TokenTable
 from gist_train.model.attention import WIDEST_HEAD, flash_runs
 from gist_train.model.compiled import BorderedEncoder, CompiledEncoder
+from gist_train.model.distillation import map_to_width
 from gist_train.model.pretrained import Pretrained
 from gist_train.training.checkpoint import Facts
 from gist_train.training.distributed import DTYPES, precision_on
@@ -23,6 +25,9 @@ from gist_train.training.guides import Guide, SelfGuide, StoredGuide
 from gist_train.training.schedule import Schedule, make_schedule
 from gist_train.training.step_context import SourceRules, Training
 from gist_train.training.update import LossScale, Spikes, UpdateState, for_graphs
+
+MAPPED_TEXTS = 20_000
+"""That the map of the guide's embeddings into fewer dimensions is made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,7 @@ def open_training(config: Config, accelerator: Accelerator, prepared: Prepared) 
         guide=prepared.guide,
         loss=config.loss,
         distillation=config.distillation,
+        guide_map=_guide_map(config, prepared),
         sources=SourceRules.of(config.data.train),
         grad_clip=config.training.grad_clip,
         seed=config.training.seed,
@@ -89,6 +95,15 @@ def open_training(config: Config, accelerator: Accelerator, prepared: Prepared) 
     )
     facts = facts_of(config, prepared, precision, accelerator.num_processes)
     return Job(student, training, last_step(config, schedule), facts)
+
+
+def _guide_map(config: Config, prepared: Prepared) -> Tensor | None:
+    """What regression maps the guide's embeddings with, from those of up to `MAPPED_TEXTS` positives."""
+    if not config.distillation.regression or not isinstance(prepared.guide, StoredGuide):
+        return None
+    texts = np.unique(prepared.corpus.positive)
+    chosen = texts[np.linspace(0, len(texts) - 1, min(MAPPED_TEXTS, len(texts))).astype(np.int64)]
+    return map_to_width(prepared.guide.positive.embeddings(chosen).numpy(), prepared.student.width)
 
 
 def facts_of(config: Config, prepared: Prepared, precision: str, processes: int) -> Facts:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from gist_train.config.schema import DistillationConfig, LossConfig
 from gist_train.config.sources import ClassificationSource, Source
@@ -71,6 +71,8 @@ class Training:
     guide: Guide
     loss: LossConfig
     distillation: DistillationConfig
+    guide_map: Tensor | None
+    """(G, D) that takes the guide's embeddings into the student's dimensions, for regression; None where they are the same."""
     sources: SourceRules
     grad_clip: float | None
     seed: int

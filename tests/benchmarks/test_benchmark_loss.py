@@ -14,6 +14,7 @@ def benchmark() -> ModuleType:
     return importlib.import_module("benchmarks.loss")
 
 
+@pytest.mark.slow
 def test_all_ways_give_the_same_loss(benchmark, capsys):
     """A ratio of two different works says nothing; a peak of the wrong process neither; and --json is one object alone."""
     words = ["--sizes", "24", "--pairs", "1", "--block-size", "16", "--memory", "1", "--threads", "1", "--json"]

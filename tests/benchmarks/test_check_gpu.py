@@ -44,6 +44,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, di
     return found
 
 
+@pytest.mark.slow
 def test_every_stage_writes_text_and_json(results):
     """The table at the end has a line for each."""
     stages = ["1-versions", "2-tests", "3-training", "4-step", "5-profile", "6-passes"]
@@ -61,6 +62,7 @@ def test_every_stage_writes_text_and_json(results):
         assert f"\n{number} {name}" in results["printed"][0]
 
 
+@pytest.mark.slow
 def test_versions(results):
     """What a reader needs to tell one machine from another."""
     told = results["1-versions"][1]
@@ -68,6 +70,7 @@ def test_versions(results):
     assert {"python", "cpu", "cores", "commit", "cuda"} <= told.keys()
 
 
+@pytest.mark.slow
 def test_the_tests_are_counted(results):
     """Without a GPU they are all skipped."""
     text, told = results["2-tests"]
@@ -76,6 +79,7 @@ def test_the_tests_are_counted(results):
     assert f"{told['skipped']} skipped" in text
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on(results):
     """It has a row for each step, like the CPU's, and figures of the evaluation."""
     told = results["3-training"][1]
@@ -87,6 +91,7 @@ def test_a_killed_training_goes_on(results):
     assert all(-1 <= told["evaluation"][name]["stsb/spearman"] <= 1 for name in ("base", "tuned", "guide"))
 
 
+@pytest.mark.slow
 def test_steps_of_both_sides(results):
     """The same work on the same tokens."""
     told = results["4-step"][1]
@@ -103,6 +108,7 @@ def test_steps_of_both_sides(results):
     assert 0 < told["rows"][0]["mfu_of_product"] < 5
 
 
+@pytest.mark.slow
 def test_profile_and_passes(results):
     """Kernels with their times; seconds of passes, whose vectors are the other side's."""
     (row,) = results["5-profile"][1]["rows"]

@@ -125,6 +125,7 @@ def test_a_fault_says_what_is_allowed_and_how_to_mend_it(load: Any, override: st
     ("override", "where"),
     [
         ("distillation.weight=2", "distillation.weight"),
+        ("distillation.regression=2", "distillation.regression"),
         ("data.batching=similar", "data.batching"),
     ],
 )

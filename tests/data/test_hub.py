@@ -207,6 +207,7 @@ def asked(tmp_path: Path, endpoint: str, **settings: Any) -> list[str]:
     return ended.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_a_revision_is_pinned(tmp_path):
     """Main moves on: a run that names a commit must read that commit's rows, also offline from the cache, and one that names
     none the newest; the corpora of the two are not the same."""
@@ -230,6 +231,7 @@ def test_a_revision_is_pinned(tmp_path):
     assert asked(tmp_path, "", revision=SECOND) == newest
 
 
+@pytest.mark.slow
 def test_a_copy_is_enough_where_the_hub_fails(tmp_path):
     """Asked for without a commit: what the hub said of the name last time is kept with the copy."""
     commits = {FIRST: {"data/train-00000-of-00001.parquet": parquet(PUBLISHED)}}

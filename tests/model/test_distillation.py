@@ -6,10 +6,11 @@ Legend: B rows, M negatives, D width of the student, G of the guide. Batches are
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from gist_train.model.distillation import distillation_loss
+from gist_train.model.distillation import distillation_loss, map_to_width, regression_loss
 from gist_train.training.distributed import share
 
 NAMES = ("anchor", "positive", "negative")
@@ -178,3 +179,32 @@ def test_half_precision_is_taken_in_float32(block_size):
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         distillation_loss(**draw(), **options)
+
+
+def test_regression_equals_a_loop_and_adds_up():
+    """Texts that several ranks share are counted once."""
+    random = torch.Generator().manual_seed(0)
+    students = torch.randn(9, 4, generator=random, dtype=torch.float64, requires_grad=True)
+    guides, guide_map = (torch.randn(*shape, generator=random, dtype=torch.float64) for shape in ((9, 6), (6, 4)))
+    whole = regression_loss(students, guides, guide_map)
+    expected = sum(
+        1 - torch.nn.functional.cosine_similarity(s, g @ guide_map, dim=0) for s, g in zip(students, guides, strict=True)
+    )
+    torch.testing.assert_close(whole, expected, rtol=1e-12, atol=1e-12)
+    parts = sum(regression_loss(students[part], guides[part], guide_map) for part in (slice(0, 4), slice(4, 4), slice(4, 9)))
+    torch.testing.assert_close(parts, whole)
+    for one, other in zip(torch.autograd.grad(whole, students), torch.autograd.grad(parts, students), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_map_keeps_what_fits():
+    """Vectors that lie in fewer dimensions keep all their similarities; those of as many are left alone, of fewer filled up."""
+    drawn = np.random.default_rng(0)
+    flat = (drawn.normal(size=(50, 3)) @ drawn.normal(size=(3, 8))).astype(np.float32)
+    mapped = flat @ map_to_width(flat, 3).numpy()
+    np.testing.assert_allclose(mapped @ mapped.T, flat @ flat.T, atol=1e-4)
+    assert map_to_width(flat, 8) is None
+    wider = flat @ map_to_width(flat, 10).numpy()
+    np.testing.assert_array_equal(wider[:, :8], flat)
+    assert not wider[:, 8:].any()
+    assert torch.equal(map_to_width(flat, 3), map_to_width(flat.copy(), 3))

@@ -96,6 +96,7 @@ def test_it_trains_the_same(config_of):
     assert (len(expected["parts"]), len(found["parts"])) == (0, 1)
 
 
+@pytest.mark.slow
 def test_dropout_is_the_same_in_both_forwards(config_of):
     """The gradient of one draw, handed on through another: it points nearly the right way, and no loss ever shows it."""
     path = config_of(True, dropout=0.3)

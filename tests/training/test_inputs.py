@@ -77,5 +77,6 @@ def test_the_loss_is_given_what_it_asks_for():
     texts = {"anchor", "positive", "negative", "rows", *LossInputs().by_name()}
     assert texts | (LossConfig.model_fields.keys() - {"mask_duplicates", "weight"}) == asked.keys()
     asked = inspect.signature(distillation_loss).parameters
-    shared = {"block_size", "dimensions", "dimension_weights", *(DistillationConfig.model_fields.keys() - {"weight"})}
+    options = DistillationConfig.model_fields.keys() - {"weight", "regression"}
+    shared = options | {"block_size", "dimensions", "dimension_weights"}
     assert (texts - {"labels", "negative_labels"}) | shared == asked.keys()

@@ -37,7 +37,7 @@ WAYS = {
     "float64": {"training": {"precision": "float64", "max_steps": LONG}},
     "float64-distilled-dimensions-blocks": {
         "loss": {"dimensions": [32, 8], "block_size": 5},
-        "distillation": {"weight": 0.5},
+        "distillation": {"weight": 0.5, "regression": 0.3},
         "training": {"precision": "float64", "max_steps": 20},
     },
     "float64-cached-self-blocks": {

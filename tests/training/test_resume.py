@@ -85,7 +85,7 @@ MOMENTS = [
 ]
 
 
-@pytest.mark.parametrize(("log_every", "moments"), [(1, MOMENTS[1:3]), (3, MOMENTS)])
+@pytest.mark.parametrize(("log_every", "moments"), [(1, MOMENTS[1:3]), pytest.param(3, MOMENTS, marks=pytest.mark.slow)])
 def test_kill_minus_9_changes_nothing(write_config, tmp_path, log_every, moments):
     """Every weight, moment and row of metrics, dropout on: a loss_mean that forgets the steps before the checkpoint, a row that
     is written twice or a dropout seed that is drawn would show in the first digit. All runs share one cache and one text."""

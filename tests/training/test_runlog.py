@@ -52,7 +52,7 @@ def record(step, loss=None, frozen=0.0, scale=0.0, spikes=(0.0, 0.0)):
         clock=Clock(torch.device("cpu")),
         gathered=(16,),
         seconds=0.5,
-        metrics=torch.tensor([step * step if loss is None else loss, 2.0, *counts, DISTILLATION, scale, *spikes, frozen]),
+        metrics=torch.tensor([step * step if loss is None else loss, 2.0, *counts, DISTILLATION, 0.5, scale, *spikes, frozen]),
     )
 
 

@@ -65,7 +65,7 @@ def config_of(write_config, tmp_path):
     return write
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+@pytest.mark.parametrize(("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGUSR1, 138)])
 def test_a_signal_stops_a_run_that_goes_on_as_if_nothing_was(config_of, tmp_path, number, code):
     """A checkpoint of the very step is written first; the same command then gives the same weights, moments and metrics as the
     run that nobody stopped, dropout on."""
@@ -157,7 +157,10 @@ def first_part_is_written(stores):
     return any(path.stat().st_size >= 32 * HASH_BYTES for path in stores.glob("*/hashes.bin"))
 
 
-@pytest.mark.parametrize(("command", "number", "code"), [("prepare", signal.SIGTERM, 143), ("train", signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("command", "number", "code"),
+    [("prepare", signal.SIGTERM, 143), pytest.param("train", signal.SIGHUP, 129, marks=pytest.mark.slow)],
+)
 def test_what_the_guide_has_embedded_is_kept(write_config, tmp_path, quickstart_texts, write_rows, command, number, code):
     """A pass of hours that a scheduler's limit ends goes on from the last part that was written."""
     rows = [{"anchor": a, "positive": b} for a, b in zip(quickstart_texts[:200:2], quickstart_texts[1:200:2], strict=True)]
@@ -180,6 +183,7 @@ def test_what_the_guide_has_embedded_is_kept(write_config, tmp_path, quickstart_
     assert (ended.code, f"embedding with the guide: {len(set(quickstart_texts[:200])) - kept:,} to do" in ended.err) == (0, True)
 
 
+@pytest.mark.slow
 def test_a_signal_ends_an_evaluation_that_takes_long(config_of, tmp_path, write_pairs):
     """A scheduler grants half a minute between its signal and the kill; the step's checkpoint is whole by then."""
     evaluation = {**write_pairs(["one", "two"]), "every": 3}
