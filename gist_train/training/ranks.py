@@ -96,6 +96,8 @@ class Ranks:
                 own = end_of(error, name_of(self.rank, self._own_report()))
                 end = self._post(own)  # None where this is the first that fails: its own message says it
             said = not self._claim_word()
+            if end is None and said and isinstance(error, UserError):  # another rank was quicker to tell what this one posted
+                end = own
             self._error_file.write(own.message if end is None else end.message, final=True)
             self._wait_for_readers()
             self._over.set()
