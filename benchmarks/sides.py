@@ -34,8 +34,8 @@ from transformers import (
 )
 
 from benchmarks.options import Shape
+from gist_train.config.losses import DistillationConfig, LossConfig
 from gist_train.config.models import GuideConfig, ModelConfig
-from gist_train.config.schema import DistillationConfig, LossConfig
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Batch, Corpus, TokenTable
 from gist_train.model.encoder import Pack

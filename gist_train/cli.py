@@ -7,7 +7,7 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal, TextIO, cast
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO, cast
 
 import typer
 from safetensors import SafetensorError
@@ -22,10 +22,13 @@ from gist_train.environment import FEW_KERNELS, KERNELS_OF_BF16, keep_kernels, l
 from gist_train.memory import MemoryShortageError, asked_for
 from gist_train.progress import Terminal, terminal
 from gist_train.pulse import RankFailedError
-from gist_train.run_folder import Run
+from gist_train.run_folder import config_and_run
 from gist_train.telling import tell
 from gist_train.training.signals import Stopped, StopSignal
 from gist_train.version import __version__
+
+if TYPE_CHECKING:
+    from gist_train.training.ranks import Ranks  # torch is slow to import
 
 app = typer.Typer(
     add_completion=False,
@@ -81,6 +84,14 @@ def _launched_together() -> bool:
     return os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
 
 
+def _go_on_alike(ranks: "Ranks", config: Config) -> None:
+    """Refuses processes with other configs; of those that go on the first alone speaks."""
+    from gist_train.training.alike import refuse_unlike_configs
+
+    refuse_unlike_configs(ranks, config)
+    err.quiet = ranks.rank != 0
+
+
 @app.command()
 def init(
     files: Annotated[list[Path], typer.Argument(help="Data files, or folders of them.", metavar="FILES", show_default=False)],
@@ -117,15 +128,13 @@ def prepare(config: ConfigPath, set_: Set = None, timeout: Timeout = None) -> No
     from gist_train.model.device import this_device
     from gist_train.preparation import Processes
     from gist_train.preparation import prepare as prepare_all
-    from gist_train.training.alike import refuse_unlike_configs
     from gist_train.training_run import launched
 
     keep_kernels(FEW_KERNELS)
     with launched(timeout) as ranks:
         loaded = load_config(config, set_ or [])
-        refuse_unlike_configs(ranks, loaded)
+        _go_on_alike(ranks, loaded)
         check(loaded)
-        err.quiet = ranks.rank != 0
         prepared = prepare_all(loaded, this_device(), err, Processes(ranks.size, ranks.first_here))
     corpus, steps = prepared.corpus, prepared.plan.steps_per_epoch
     rows = f"{corpus.row_count:,} rows over {len(corpus.tasks):,} tasks, {corpus.text_count:,} unique texts"
@@ -144,28 +153,25 @@ def mine(
         load_config(config, set_ or [])  # before anything slow is imported: a typo is reported at once
     from gist_train.checks import check
     from gist_train.data.writing import check_ending, write_rows
+    from gist_train.hard_negatives import with_rules
     from gist_train.model.device import this_device
     from gist_train.preparation import Processes, add_hard_negatives, prepare_corpus
-    from gist_train.training.alike import refuse_unlike_configs
     from gist_train.training_run import launched
 
     keep_kernels(FEW_KERNELS)
     with launched(timeout) as ranks:
         check_ending(to, "--to")
-        loaded = load_config(config, set_ or [])
-        if loaded.data.hard_negatives is None:
-            loaded = load_config(config, [*(set_ or []), "data.hard_negatives={}"])
-        refuse_unlike_configs(ranks, loaded)
+        loaded = with_rules(load_config(config, set_ or []))
+        _go_on_alike(ranks, loaded)
         check(loaded)
-        err.quiet = ranks.rank != 0
-        processes = Processes(ranks.size, ranks.first_here)
-        corpus = prepare_corpus(loaded, this_device(), err, processes)
-        corpus = add_hard_negatives(loaded, corpus, this_device(), err, processes)
+        device, processes = this_device(), Processes(ranks.size, ranks.first_here)
+        corpus = prepare_corpus(loaded, device, err, processes)
+        corpus = add_hard_negatives(loaded, corpus, device, err, processes)
         if ranks.rank == 0:
             write_rows(corpus, to)
-            if len(corpus.prompts) > 1:
-                err.print(f"{to} has no prompts: these stay in the YAML", soft_wrap=True)
-            err.print(f"{corpus.row_count:,} rows: {to}", highlight=False, soft_wrap=True)
+    if len(corpus.prompts) > 1:
+        err.print(f"{to} has no prompts: these stay in the YAML", soft_wrap=True)
+    err.print(f"{corpus.row_count:,} rows: {to}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -230,15 +236,13 @@ def evaluate(
     if watch:
         _leave_to_one("evaluate --watch")
     if not _launched_together():
-        _config_and_run(config, set_ or [])  # before anything slow is imported: a typo is reported at once
+        config_and_run(config, set_ or [])  # before anything slow is imported: a typo is reported at once
     from gist_train.results.comparison import compare, comparison_table, joined, watched
-    from gist_train.training.alike import refuse_unlike_configs
     from gist_train.training_run import launched
 
     with launched(None) as ranks:
-        loaded, run = _config_and_run(config, set_ or [])
-        refuse_unlike_configs(ranks, loaded)
-        err.quiet = ranks.rank != 0
+        loaded, run = config_and_run(config, set_ or [])
+        _go_on_alike(ranks, loaded)
         if watch:
             models = watched(loaded, run, err)
         else:
@@ -281,7 +285,7 @@ def select(
     as_json: AsJson = False,
 ) -> None:
     """Choose a run's final model, with the reason and a confidence interval, and keep its checkpoint."""
-    loaded, run = _config_and_run(config, set_ or [])
+    loaded, run = config_and_run(config, set_ or [])
     from gist_train.results.criteria import criteria_of
     from gist_train.results.select import select as choose
     from gist_train.results.selection_table import selection_page
@@ -336,7 +340,7 @@ def export(
     ] = None,
 ) -> None:
     """Write the selected checkpoint, or else the newest, as a sentence-transformers model with its card."""
-    loaded, run = _config_and_run(config, set_ or [])
+    loaded, run = config_and_run(config, set_ or [])
     from gist_train.results.export import export_model
     from gist_train.results.onnx import plan_onnx
     from gist_train.results.push import check_push, push_folder
@@ -347,20 +351,6 @@ def export(
     print(folder)
     if push_to_hub is not None:
         err.print(f"pushed: {push_folder(folder, push_to_hub, private=private)}", highlight=False, soft_wrap=True)
-
-
-def _config_and_run(path: Path, overrides: list[str]) -> tuple[Config, Run]:
-    """The config and the run folder that a run folder or a YAML names."""
-    if not path.exists():
-        raise UserError(Fault(str(path), "no such file or folder", "a run folder, or the YAML that made it", "correct the path"))
-    if path.is_dir():
-        run = Run(path)
-        if not run.config.is_file():
-            fix = "name the folder of a run, or the YAML that made it"
-            raise UserError(Fault(str(path), f"a folder without {run.config.name}", "a run folder", fix))
-        return load_config(run.config, overrides), run
-    config = load_config(path, overrides)
-    return config, Run.of(config)
 
 
 def main() -> None:

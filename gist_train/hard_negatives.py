@@ -5,7 +5,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +15,39 @@ from rich.console import Console
 from torch import Tensor
 
 from gist_train.config.errors import Fault, UserError
-from gist_train.config.mining import HardNegativesConfig
+from gist_train.config.hard_negatives import HardNegativesConfig
+from gist_train.config.schema import Config
+from gist_train.config.sources import TextsSource
 from gist_train.data.collecting import with_negatives
 from gist_train.data.corpus import Corpus
 from gist_train.data.files import read_checked, read_json, whole_folder, write_checked, write_json
 from gist_train.data.leases import locked
 from gist_train.data.manifests import damage_in, seal
-from gist_train.data.sharing import shared_out
-from gist_train.model.negatives import Counts, Guiding, Part, add_up, labels_of_texts, negatives_of, parts_of
+from gist_train.data.sharing import all_whole, missing_parts, shared_out
+from gist_train.model.negatives import Counts, Guiding, Part, labels_of_texts, negatives_of, parts_of
 from gist_train.progress import follow, say
 from gist_train.training.guides import StoredGuide
 
 VERSION = 1
 """Of the rules: another one finds other negatives."""
 REPORT = "mined.json"
+
+
+def with_rules(config: Config) -> Config:
+    """The config with rules for hard negatives: its own, else the usual ones.
+
+    Raises:
+        UserError: no guide tells which texts are near, or rows are bare texts.
+    """
+    if config.data.hard_negatives is not None:
+        return config
+    if config.guide is None or config.guide == "self":
+        expected = "a guide, whose embeddings tell which texts are near"
+        raise UserError(Fault("guide", config.guide or "null", expected, "name a model, e.g. {name: WhereIsAI/UAE-Large-V1}"))
+    if any(isinstance(source, TextsSource) for source in config.data.train):
+        expected = "rows with a positive, which a negative is less similar than"
+        raise UserError(Fault("data.train", "bare texts (source: texts)", expected, "leave them out here"))
+    return config.model_copy(update={"data": config.data.model_copy(update={"hard_negatives": HardNegativesConfig()})})
 
 
 def folder_of(corpus: Corpus, guide: StoredGuide, rules: HardNegativesConfig) -> Path:
@@ -66,8 +85,8 @@ def with_hard_negatives(
 
 def report(corpus: Corpus) -> str:
     """What the rules took and left, in a line."""
-    found = read_json(corpus.folder / REPORT)
-    return counts_line(Counts(**found["counts"]), HardNegativesConfig(**found["rules"]))
+    mined = read_json(corpus.folder / REPORT)
+    return counts_line(Counts(**mined["counts"]), HardNegativesConfig(**mined["rules"]))
 
 
 def counts_line(counts: Counts, rules: HardNegativesConfig) -> str:
@@ -89,48 +108,35 @@ def _look(
     device: torch.device,
 ) -> Iterator[int]:
     """Has all parts in `done`; yields how many rows are done by whomever."""
-
-    def missing() -> list[int]:
-        return [] if folder.exists() else [number for number in range(len(parts)) if not (done / str(number)).is_file()]
-
     labels, guiding = labels_of_texts(corpus), _guiding(guide, device)
-    for number in shared_out(folder.parent, done.name, missing, lambda: _whole(done, folder, len(parts))):
-        yield corpus.row_count - sum(len(parts[other].rows) for other in missing())
+    for number in shared_out(folder, done, len(parts), lambda: all_whole(done, len(parts))):
+        yield corpus.row_count - sum(len(parts[other].rows) for other in missing_parts(folder, done, len(parts)))
         if number is not None:
             random = np.random.default_rng([rules.seed, number])
             chosen, counts = negatives_of(parts[number], corpus, guiding, labels, rules, random)
             content = io.BytesIO()
-            np.savez(content, chosen=chosen, counts=np.array(list(asdict(counts).values())))
+            np.savez(content, chosen=chosen, counts=astuple(counts))
             done.mkdir(parents=True, exist_ok=True)
             write_checked(done / str(number), content.getvalue())
     yield corpus.row_count
 
 
-def _whole(done: Path, folder: Path, count: int) -> bool:
-    """Whether no part is damaged; damaged ones are removed."""
-    if folder.exists():
-        return True
-    damaged = [number for number in range(count) if read_checked(done / str(number)) is None]
-    for number in damaged:
-        (done / str(number)).unlink()
-    return not damaged
-
-
 def _put_together(parts: list[Part], done: Path, folder: Path, corpus: Corpus, rules: HardNegativesConfig) -> None:
     chosen = np.full((corpus.row_count, rules.per_row), -1, np.int32)
-    counts = []
+    of_parts = []
     for number, part in enumerate(parts):
-        found = np.load(io.BytesIO(read_checked(done / str(number)) or b""), allow_pickle=False)
-        chosen[part.rows] = found["chosen"]
-        counts.append(Counts(*found["counts"].tolist()))
+        arrays = np.load(io.BytesIO(read_checked(done / str(number)) or b""), allow_pickle=False)
+        chosen[part.rows] = arrays["chosen"]
+        of_parts.append(Counts(*arrays["counts"].tolist()))
+    counts = Counts.of_all(of_parts)
     kept = np.flatnonzero(chosen[:, -1] >= 0) if rules.drop_short else np.arange(corpus.row_count)
     if not len(kept):
-        found = f"true, and no row got {rules.per_row} negatives ({counts_line(add_up(counts), rules)})"
+        none = f"true, and no row got {rules.per_row} negatives ({counts_line(counts, rules)})"
         fix = "lower margin or per_row, raise the last of ranks, or set same_task or drop_short to false"
-        raise UserError(Fault("data.hard_negatives.drop_short", found, "true where rows are left", fix))
+        raise UserError(Fault("data.hard_negatives.drop_short", none, "true where rows are left", fix))
     with whole_folder(folder) as beside:
         with_negatives(corpus, beside, chosen, labels_of_texts(corpus), kept)
-        write_json(beside / REPORT, {"rules": rules.model_dump(), "counts": asdict(add_up(counts)), "of": corpus.content})
+        write_json(beside / REPORT, {"rules": rules.model_dump(), "counts": asdict(counts), "of": corpus.content})
         seal(beside, {})
 
 

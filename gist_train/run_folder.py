@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gist_train.config.errors import Fault, UserError
+from gist_train.config.loading import load_config
 from gist_train.config.schema import Config
 
 MANIFEST = "manifest.json"
@@ -140,3 +142,21 @@ class Run:
     def all_averaged(self) -> Iterator[Path]:
         """The folders of all means."""
         return self.folder.glob("averaged-*")
+
+
+def config_and_run(path: Path, overrides: list[str]) -> tuple[Config, Run]:
+    """The config and the run folder that a run folder or a YAML names.
+
+    Raises:
+        UserError: it is neither, or the config has faults.
+    """
+    if not path.exists():
+        raise UserError(Fault(str(path), "no such file or folder", "a run folder, or the YAML that made it", "correct the path"))
+    if path.is_dir():
+        run = Run(path)
+        if not run.config.is_file():
+            fix = "name the folder of a run, or the YAML that made it"
+            raise UserError(Fault(str(path), f"a folder without {run.config.name}", "a run folder", fix))
+        return load_config(run.config, overrides), run
+    config = load_config(path, overrides)
+    return config, Run.of(config)

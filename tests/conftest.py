@@ -113,6 +113,15 @@ def _build(
     SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(folder), create_model_card=False)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors of a few numbers gain nothing from threads, and on a busy machine wait for them: 30 times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs in this process use the CPU and one thread, whatever the machine has: their bits can be compared."""

@@ -49,7 +49,9 @@ def test_mined_files_are_what_others_read(write_config, tmp_path):
     assert [(row.anchor, list(row.positives), list(row.negatives), row.task) for row in ours] == [
         (line["query"], line["pos"], line["neg"], line["task"]) for line in lines
     ]
-    table = datasets.load_dataset("parquet", data_files=str(tmp_path / "mined.parquet"), split="train")
+    table = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "mined.parquet"), split="train", cache_dir=str(tmp_path / "cache")
+    )
     assert table.column_names[:3] == ["anchor", "positive", "negative_1"]
     of_table = list(read_rows(ParquetSource(path=str(tmp_path / "mined.parquet")), "data.train[0]"))
     assert [(row.anchor, row.negatives) for row in of_table] == [
@@ -100,9 +102,20 @@ def test_other_files_are_refused_before_any_work(write_config, tmp_path, name):
 
 
 def test_without_a_guide_there_is_nothing_to_look_with(write_config, tmp_path):
-    ended = gist("mine", write_config(guide="self"), "--to", tmp_path / "mined.jsonl")
+    for guide in ("self", None):
+        ended = gist("mine", write_config(guide=guide), "--to", tmp_path / "mined.jsonl")
+        assert ended.code == 2
+        assert f"guide\n  found     {guide or 'null'}\n" in ended.err
+        ended = gist("prepare", write_config(guide=guide), "--set", RULES)
+        assert ended.code == 2
+        assert f"set, and guide: {guide or 'null'}" in ended.err
+
+
+def test_rules_that_give_too_few_are_refused(write_config):
+    """Four of the nearest two can't be had: each row would be short, and nobody would know why."""
+    ended = gist("plan", write_config(), "--set", "data.hard_negatives={per_row: 4, ranks: [1, 2], pick: random}")
     assert ended.code == 2
-    assert "data.hard_negatives" in ended.err
+    assert "as many as per_row asks for" in ended.err
 
 
 @pytest.mark.slow

@@ -32,7 +32,16 @@ FLOORS = (
     "__main__",
 )
 """Rooms, and the files beside them. Each may use itself and those above it."""
-PURE = ("model.loss", "data.batches", "training.schedule", "data.mining", "results.ranking")
+PURE = (
+    "model.loss",
+    "model.distillation",
+    "model.negatives",
+    "data.batches",
+    "data.cells",
+    "training.schedule",
+    "data.mining",
+    "results.ranking",
+)
 HEAVY = ("transformers", "accelerate", "datasets")
 PACKAGE = ROOT / "gist_train"
 

@@ -165,21 +165,26 @@ class MiningConfig(Section):
     """The least similar rows of other classes that a negative is drawn from; read where negatives is least_similar."""
 
 
-class ClassificationSource(DataSetSource):
-    """Labelled texts, from which triplets are mined: each row is an anchor once."""
+class TextFileSource(DataSetSource):
+    """What sources share whose rows are single texts, in whatever file they come."""
 
-    source: Literal["classification"] = "classification"
-    """Format of the source."""
     path: PathText
     """JSONL, CSV, TSV, Parquet or Excel file, a pattern of them, a local folder of a data set, or the hub id of one."""
-    columns: LabelColumns = LabelColumns()
-    """Names of the columns."""
     delimiter: Delimiter | None = None
     """Character between the columns of a CSV file; null = a comma, or a tab in a .tsv file."""
     header: bool = True
     """Whether the first row of a CSV file names the columns; without one they are called "1", "2", ..."""
     task: Title | None = None
     """Task of all rows; null = the name of file or data set."""
+
+
+class ClassificationSource(TextFileSource):
+    """Labelled texts, from which triplets are mined: each row is an anchor once."""
+
+    source: Literal["classification"] = "classification"
+    """Format of the source."""
+    columns: LabelColumns = LabelColumns()
+    """Names of the columns."""
     prompts: Prompts | None = None
     """Text the student reads before the texts; null = none."""
     mining: MiningConfig = MiningConfig()
@@ -188,7 +193,7 @@ class ClassificationSource(DataSetSource):
     """Whether candidates known to carry the anchor's label leave the loss, guide or no guide."""
 
 
-class TextsSource(DataSetSource):
+class TextsSource(TextFileSource):
     """Bare texts, for distillation alone: two that follow each other are a row."""
 
     source: Literal["texts"] = "texts"
@@ -197,12 +202,6 @@ class TextsSource(DataSetSource):
     """Text file, a text a line, or JSONL, CSV, TSV, Parquet or Excel file, a pattern of them, a data set's folder or hub id."""
     columns: TextColumns = TextColumns()
     """Names of the columns."""
-    delimiter: Delimiter | None = None
-    """Character between the columns of a CSV file; null = a comma, or a tab in a .tsv file."""
-    header: bool = True
-    """Whether the first row of a CSV file names the columns; without one they are called "1", "2", ..."""
-    task: Title | None = None
-    """Task of all rows; null = the name of file or data set."""
     prompt: Prompt = ""
     """Text the student reads before every text."""
 

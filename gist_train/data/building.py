@@ -23,14 +23,15 @@ from gist_train.data.corpus import FORMAT
 from gist_train.data.files import naming, read_json, whole_folder, write_text
 from gist_train.data.manifests import damage_in, seal
 from gist_train.data.mining import mine_triplets
+from gist_train.data.opening import origin_of
 from gist_train.data.overlap import Exclusion
 from gist_train.data.sharing import shared_out
-from gist_train.data.sources import Labelled, Row, origin_of, prompts_of, read_labelled, read_rows
+from gist_train.data.sources import Labelled, Row, prompts_of, read_labelled, read_rows
 
 SHOWN_FAULTS = 10
 """Bad rows that an error message names; the others are counted."""
 
-SKIPPED, FOUND = "skipped.jsonl", "found.json"
+SKIPPED, READING = "skipped.jsonl", "reading.json"
 """Files of a corpus and of a part of one: bad rows that were skipped, and what reading a source came to."""
 
 Embeddings = Callable[[int, Sequence[str]], NDArray[np.float32]]
@@ -93,13 +94,13 @@ def build_corpus(
                 part = None if parts is None else parts / str(index)
                 if part is not None and part.is_dir() and damage_in(part) is None:
                     collector.absorb(part)
-                    found = _absorbed(part, exclusion, skipped)
+                    reading = _absorbed(part, exclusion, skipped)
                 else:
-                    found = yield from _read_source(data, index, embeddings, exclusion, collector, skipped, read)
-                read += found.counts.read
+                    reading = yield from _read_source(data, index, embeddings, exclusion, collector, skipped, read)
+                read += reading.counts.read
                 yield read
-                faults += found.faults[: SHOWN_FAULTS - len(faults)]
-                counts.append(replace(found.counts, not_drawn=collector.end_source(source)))
+                faults += reading.faults[: SHOWN_FAULTS - len(faults)]
+                counts.append(replace(reading.counts, not_drawn=collector.end_source(source)))
         settled()
         bad, left_out = sum(count.bad for count in counts), sum(count.excluded for count in counts)
         refuse_bad(data, faults, read, bad, len(collector.anchor), left_out)
@@ -120,12 +121,8 @@ def read_together(
 
     Yields how many rows this process has read so far, now and then. Arguments and what is raised are those of `build_corpus`.
     """
-
-    def missing() -> list[int]:  # once there is a corpus the parts are gone
-        return [] if folder.exists() else [n for n in range(len(data.train)) if not (parts / str(n)).is_dir()]
-
     read = 0
-    for index in shared_out(folder.parent, parts.name, missing, lambda: True):
+    for index in shared_out(folder, parts, len(data.train)):
         yield read
         if index is None:
             continue
@@ -133,16 +130,16 @@ def read_together(
             exclusion = Exclusion(excluded)
             with (beside / TEXTS).open("wb") as texts, (beside / SKIPPED).open("w", encoding="utf-8") as skipped:
                 collector = Collector(texts)
-                found = yield from _read_source(data, index, embeddings, exclusion, collector, skipped, read)
+                reading = yield from _read_source(data, index, embeddings, exclusion, collector, skipped, read)
             collector.dump(beside)
-            write_text(beside / FOUND, json.dumps({**asdict(found), "met": sorted(exclusion.met)}))
+            write_text(beside / READING, json.dumps({**asdict(reading), "met": sorted(exclusion.met)}))
             seal(beside, {})
-        read += found.counts.read
+        read += reading.counts.read
     yield read
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
+class _Reading:
     """What reading a source came to."""
 
     counts: SourceCounts
@@ -158,8 +155,12 @@ def _read_source(
     collector: Collector,
     skipped: IO[str],
     before: int,
-) -> Generator[int, None, _Read]:
-    """Collects the rows of a source; yields `before` and how many rows of it are read, now and then."""
+) -> Generator[int, None, _Reading]:
+    """Collects the rows of a source; yields how many rows of all sources are read, now and then.
+
+    Args:
+        before: rows of the sources before it.
+    """
     source, where, unread = data.train[index], f"data.train[{index}]", dict[str, None]()
     count, faults = SourceCounts(), list[Fault]()
     if isinstance(source, ClassificationSource):
@@ -179,15 +180,15 @@ def _read_source(
             yield before + read
     count.read += collector.rows_of_source + count.bad + count.excluded + count.filtered
     count.unread = list(unread)
-    return _Read(count, faults)
+    return _Reading(count, faults)
 
 
-def _absorbed(part: Path, exclusion: Exclusion, skipped: IO[str]) -> _Read:
+def _absorbed(part: Path, exclusion: Exclusion, skipped: IO[str]) -> _Reading:
     """What reading a source came to that another process has read, as if it had been read here."""
-    found = read_json(part / FOUND)
-    exclusion.met.update(found["met"])
+    reading = read_json(part / READING)
+    exclusion.met.update(reading["met"])
     skipped.write((part / SKIPPED).read_text(encoding="utf-8"))
-    return _Read(SourceCounts(**found["counts"]), [Fault(**fault) for fault in found["faults"]])
+    return _Reading(SourceCounts(**reading["counts"]), [Fault(**fault) for fault in reading["faults"]])
 
 
 def refuse_bad(data: DataConfig, faults: Sequence[Fault], read: int, bad: int, usable: int, excluded: int) -> None:

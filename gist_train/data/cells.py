@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 SCALE = 2048
-"""Vectors of length 1 are taken times this, in whole numbers. A product of two such has less than 24 bits, which float32 holds
-without rounding: a cell is the same on any machine, with any number of threads, in whatever order the product is summed."""
+"""Vectors are taken times this, in whole numbers. A row's has length 1 and a direction at most 2: their product is below 2^24,
+and float32 holds all of these. So a cell is the same on any machine, in whatever order the product is summed."""
 READ_ROWS = 65_536
 
 

@@ -31,8 +31,8 @@ def offsets(counts: Int64) -> Int64:
 
 
 def of_rows(flat: NDArray[np.int32], bounds: Int64, rows: Int64) -> NDArray[np.int32]:
-    """Elements of `rows`, row r's being flat[bounds[r] : bounds[r + 1]]."""
-    if len(rows) == len(bounds) - 1:
+    """Elements of `rows`, in their order, row r's being flat[bounds[r] : bounds[r + 1]]."""
+    if len(rows) == len(bounds) - 1 and (rows[:-1] < rows[1:]).all():  # all of them
         return flat
     counts = np.diff(bounds)[rows]
     gathered: NDArray[np.int32] = flat[np.arange(counts.sum()) + np.repeat(bounds[rows] - np.cumsum(counts) + counts, counts)]

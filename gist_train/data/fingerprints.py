@@ -12,8 +12,8 @@ from gist_train.config.sources import OUTSIDE_CORPUS, ClassificationSource, Sour
 from gist_train.data.corpus import FORMAT
 from gist_train.data.files import read_json, write_json
 from gist_train.data.hub import commit_of
+from gist_train.data.opening import files_of, is_data_set
 from gist_train.data.overlap import NORMALIZATION
-from gist_train.data.sources import files_of, is_data_set
 
 SETTLED_SECONDS = 2.0
 """A file that was written less than this before it was hashed may be written again within one tick of its time stamp."""

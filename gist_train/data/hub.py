@@ -13,7 +13,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 
 from gist_train.config.errors import Fault, UserError, shown
-from gist_train.config.sources import ClassificationSource, HubSource, TextsSource
+from gist_train.config.sources import HubSource, TextFileSource
 from gist_train.data.asking import SECONDS_TO_ANSWER, HubError, asked, silent
 from gist_train.data.files import read_json, write_json
 from gist_train.data.formats import ROWS_AT_A_TIME, Cells, arrow_cells
@@ -22,15 +22,13 @@ from gist_train.data.tables import Field, Table, column_of
 logger = logging.getLogger(__name__)
 
 
-def hub_table(source: HubSource | ClassificationSource | TextsSource, where: str) -> Table:
+def hub_table(source: HubSource | TextFileSource, where: str) -> Table:
     """What the data set's rows have in common; `where` is the source's key, e.g. `data.train[2]`."""
     label = f"{where}: {source.path}" + (f" ({source.subset})" if source.subset else "")
     return Table(label, os.path.basename(os.path.normpath(source.path)))
 
 
-def hub_cells(
-    table: Table, source: HubSource | ClassificationSource | TextsSource, where: str, fields: Sequence[Field]
-) -> Iterator[Cells]:
+def hub_cells(table: Table, source: HubSource | TextFileSource, where: str, fields: Sequence[Field]) -> Iterator[Cells]:
     """Cells of the data set's rows. What the hub has is read at the commit that `commit_of` names.
 
     Raises:

@@ -4,18 +4,13 @@ A bad row comes out as a Fault, for the caller to fail or skip; a file that is n
 Every reader streams: a file is never whole in memory.
 """
 
-import glob
-import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import Any
 
 from gist_train.config.conditions import Condition, UnlikeError
-from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.errors import Fault, shown
 from gist_train.config.sources import (
     ClassificationSource,
     CsvSource,
@@ -29,21 +24,11 @@ from gist_train.config.sources import (
     TextsSource,
     XlsxSource,
 )
-from gist_train.data.formats import (
-    READERS,
-    Cells,
-    Reader,
-    csv_cells,
-    jsonl_cells,
-    lines_cells,
-    parquet_cells,
-    reader_of,
-    xlsx_cells,
-)
-from gist_train.data.hub import commit_of, hub_cells, hub_table
+from gist_train.data.formats import Cells
 from gist_train.data.judging import WATCHED, Judging
 from gist_train.data.medi import Pairs, medi_pairs, pair
-from gist_train.data.tables import BadRow, Columns, Field, Table, TableFile, encodable, flat, read_errors, text, texts
+from gist_train.data.opening import checked, table_files, tables
+from gist_train.data.tables import BadRow, Columns, Field, Table, TableFile, encodable, flat, text, texts
 
 ALIASES = {
     "anchor": ("anchor", "query"),
@@ -60,7 +45,6 @@ INSTRUCTIONS = {
 NUMBERED = re.compile(r"(?:negatives?|neg|hard_negatives?|hard_neg)_?\d+")
 """Columns that hold one negative each, as mine_hard_negatives of sentence-transformers writes them."""
 NO_PROMPTS = ("", "", "")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,46 +74,6 @@ class Labelled:
     task: str
 
 
-def files_of(source: Source, where: str) -> list[Path]:
-    """The source's files, a glob expanded and sorted; `where` is the source's key, e.g. `data.train[2]`."""
-    path = Path(source.path)
-    if os.path.isdir(path):  # os.path, for a folder that may not be entered: Path's own raise there
-        fix = f"name its files, e.g. {path / '*.jsonl'}"
-        raise UserError(Fault(f"{where}.path", f"{shown(path)}, a folder", "a file, or a glob of files", fix))
-    # A file may have brackets in its name, so the name as it is comes before the glob.
-    files = [path] if os.path.exists(path) else sorted(Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
-    if not files:
-        found = f"{shown(path)}, which matches no file in {Path.cwd()}"
-        fix = "correct the path, or run the command in the folder that it starts from"
-        raise UserError(Fault(f"{where}.path", found, "a file that exists, or a glob that matches one", fix))
-    for path in files:
-        if not encodable(str(path)):
-            raise UserError(Fault(f"{where}.path", shown(path), "a file whose name is UTF-8", "rename it"))
-        if not os.path.isfile(path):
-            raise UserError(Fault(f"{where}.path", f"{shown(path)}, a pipe or device", "a file", "write it to a file first"))
-        if not os.access(path, os.R_OK):
-            raise UserError(Fault(f"{where}.path", shown(path), "a file that you may read", "make the file readable"))
-    return files
-
-
-def is_data_set(source: Source) -> TypeGuard[HubSource | ClassificationSource | TextsSource]:
-    """Whether the source is read through `datasets`: from the hub, or from a local folder of the same shape."""
-    if not isinstance(source, ClassificationSource | TextsSource):
-        return isinstance(source, HubSource)
-    path = Path(source.path)
-    named_as_file = TableFile(path, "").suffix in (*READERS, ".txt")
-    return path.is_dir() or not (path.exists() or glob.has_magic(source.path) or named_as_file)
-
-
-def origin_of(source: Source, where: str) -> dict[str, str | None]:
-    """`name` and `commit` of what a reader may know: a data set of the hub, or a file or folder without the way to it."""
-    path = source.path
-    if is_data_set(source) and not os.path.isdir(path):
-        subset = f" ({source.subset})" if source.subset else ""
-        return {"name": source.path + subset, "commit": commit_of(source.path, source.revision, where)}
-    return {"name": Path(path).name, "commit": None}
-
-
 def read_rows(
     source: Source, where: str, *, keep_instructions: bool = False, unread: dict[str, None] | None = None
 ) -> Iterator[Row | Fault | None]:
@@ -145,8 +89,8 @@ def read_rows(
     """
     match source:
         case MediSource():
-            for file in _files(source, where):
-                yield from _checked(file, (_medi_row(file, pairs, keep_instructions) for pairs in medi_pairs(file)))
+            for file in table_files(source, where):
+                yield from checked(file, (_medi_row(file, pairs, keep_instructions) for pairs in medi_pairs(file)))
         case HubSource() | JsonlSource() | CsvSource() | XlsxSource() | ParquetSource():
             condition = None if source.where is None else Condition(source.where)
             fields = _row_fields(source, keep_instructions)
@@ -158,9 +102,9 @@ def read_rows(
                 *(Field(None, (name,), False, False, watched=True) for name in judges),
             ]
             prompts = prompts_of(source.prompts)
-            for table, rows in _tables(source, where, all_fields):
+            for table, rows in tables(source, where, all_fields):
                 judging, known, names, watched, instructed = Judging(list(judges)), None, list[str](), False, False
-                for cells in _checked(table, rows):
+                for cells in checked(table, rows):
                     if isinstance(cells, Fault):
                         yield cells
                         continue
@@ -180,7 +124,7 @@ def read_rows(
                 if unread is not None:
                     unread.update(table.unread)
         case TextsSource():
-            for table, cells_of_rows in _tables(source, where, [Field("text", (source.columns.text,), True, True)]):
+            for table, cells_of_rows in tables(source, where, [Field("text", (source.columns.text,), True, True)]):
                 yield from _paired(source, table, cells_of_rows)
         case ClassificationSource():
             raise TypeError("rows of labelled texts are mined")
@@ -190,9 +134,9 @@ def read_labelled(source: ClassificationSource, where: str) -> Iterator[Labelled
     """Labelled texts in order, a bad row as a Fault; UserError where a file is broken."""
     columns = source.columns
     fields = [Field("text", (columns.text,), True, True), Field("label", (columns.label,), True, True)]
-    for table, rows in _tables(source, where, fields):
+    for table, rows in tables(source, where, fields):
         task = source.task or table.name
-        yield from _checked(table, (_labelled(fields, task, cells) for cells in rows))
+        yield from checked(table, (_labelled(fields, task, cells) for cells in rows))
 
 
 def _paired(source: TextsSource, table: Table, rows: Iterator[Cells | BadRow]) -> Iterator[Row | Fault]:
@@ -202,7 +146,7 @@ def _paired(source: TextsSource, table: Table, rows: Iterator[Cells | BadRow]) -
     def row_of(anchor: str, positive: str) -> Row:
         return Row(anchor, (positive,), (), task, prompts_of(source.prompts))
 
-    for one in _checked(table, (_text_of(source, cells) for cells in rows)):
+    for one in checked(table, (_text_of(source, cells) for cells in rows)):
         if isinstance(one, Fault):
             yield one
         elif waiting:
@@ -226,53 +170,6 @@ def _text_of(source: TextsSource, cells: Cells | BadRow) -> str | BadRow:
 def prompts_of(prompts: Prompts | None) -> tuple[str, str, str]:
     """Of anchor, positive and negative."""
     return NO_PROMPTS if prompts is None else (prompts.anchor, prompts.positive, prompts.negative)
-
-
-def _files(source: Source, where: str) -> Iterator[TableFile]:
-    files = files_of(source, where)
-    same_name = Counter(path.name for path in files)
-    for path in files:
-        file = TableFile(path, f"{where}: {path.name if same_name[path.name] == 1 else path}")
-        if isinstance(source, CsvSource | ClassificationSource | TextsSource):
-            file.delimiter, file.header = source.delimiter, source.header
-        elif isinstance(source, XlsxSource):
-            file.sheet, file.header = source.sheet, source.header
-        yield file
-
-
-def _tables(source: Source, where: str, fields: Sequence[Field]) -> Iterator[tuple[Table, Iterator[Cells | BadRow]]]:
-    """Each file or data set of the source, with what is read from it."""
-    if is_data_set(source):
-        table = hub_table(source, where)
-        yield table, hub_cells(table, source, where, fields)
-        return
-    for file in _files(source, where):
-        yield file, _reader(source, file)(file, fields)
-
-
-def _reader(source: Source, file: TableFile) -> Reader:
-    match source:
-        case JsonlSource():
-            return jsonl_cells
-        case CsvSource():
-            return csv_cells
-        case ParquetSource():
-            return parquet_cells
-        case XlsxSource():
-            return xlsx_cells
-        case TextsSource() if file.suffix == ".txt":
-            return lines_cells
-    return reader_of(file)
-
-
-def _checked(table: Table, rows: Iterable[T | BadRow]) -> Iterator[T | Fault]:
-    """`rows`, a bad one as a Fault; what a broken file raises, and a table without rows, as UserError."""
-    # What `datasets` raises is handled where it is called.
-    with read_errors(table) if isinstance(table, TableFile) else nullcontext():
-        for row in rows:
-            yield table.fault(row) if isinstance(row, BadRow) else row
-    if table.row == 0:
-        raise UserError(Fault(table.label, "no rows", "one row or more", "fill the file, or take it out of the path"))
 
 
 def _row_fields(source: TableSource, keep_instructions: bool) -> list[Field]:

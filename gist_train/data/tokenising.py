@@ -1,11 +1,11 @@
 """Token ids of a corpus' views, made by all processes that ask for them: each takes parts, one puts them together.
 
-Legend: V views.
+Legend: V views, n of them in a part.
 """
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gist_train.data.corpus import Corpus
 from gist_train.data.files import read_checked, whole_folder, write_checked, write_json
 from gist_train.data.manifests import seal
-from gist_train.data.sharing import shared_out
+from gist_train.data.sharing import all_whole, missing_parts, shared_out
 
 FEWEST_VIEWS = 8192
 """In a part: what a process has in memory, and loses when it is interrupted."""
@@ -38,79 +38,37 @@ def tokenise_together(
         part_views: in a part; None for what suits V.
     """
     size = part_views or max(FEWEST_VIEWS, -(-corpus.view_count // MOST_PARTS))
-    dtype = np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.int32)
-    parts = _Parts(corpus.tokens_folder(fingerprint).with_name(f".{fingerprint}-{size}.parts"), size, corpus.view_count, dtype)
+    bounds = [*range(0, corpus.view_count, size), corpus.view_count]
+    count, dtype = len(bounds) - 1, np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.int32)
     target = corpus.tokens_folder(fingerprint)
-
-    def missing() -> list[int]:
-        return [] if target.is_dir() else parts.missing()
+    parts = target.with_name(f".{fingerprint}-{size}.parts")
 
     def finish() -> bool:
-        return target.is_dir() or parts.put_together(target)
+        if whole := all_whole(parts, count):
+            _put_together(parts, bounds, dtype, target)
+        return whole
 
-    done = 0
-    for number in shared_out(corpus.folder, parts.folder.name, missing, finish):
-        done = max(done, corpus.view_count - sum(map(parts.views_of, missing())))
-        yield done
+    for number in shared_out(target, parts, count, finish):
+        yield corpus.view_count - sum(bounds[other + 1] - bounds[other] for other in missing_parts(target, parts, count))
         if number is not None:
-            parts.write(number, tokenize(corpus.view_texts(*parts.bounds(number))))
+            tokens = tokenize(corpus.view_texts(bounds[number], bounds[number + 1]))
+            lengths, ids = np.array([len(ids) for ids in tokens], np.int32), np.concatenate(tokens).astype(dtype)
+            parts.mkdir(parents=True, exist_ok=True)
+            write_checked(parts / str(number), lengths.tobytes() + ids.tobytes())
     yield corpus.view_count
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """Files of token ids: a digest of all that follows, (n,) int32 lengths of the part's n views, their flat ids."""
-
-    folder: Path
-    size: int
-    """Views in a part; the last one may have fewer."""
-    views: int
-    """V."""
-    dtype: np.dtype[Any]
-    """Of an id."""
-
-    @property
-    def _numbers(self) -> range:
-        return range(-(-self.views // self.size))
-
-    def bounds(self, number: int) -> tuple[int, int]:
-        """The part's first view, and the one after its last."""
-        return number * self.size, min((number + 1) * self.size, self.views)
-
-    def views_of(self, number: int) -> int:
-        """n."""
-        first, last = self.bounds(number)
-        return last - first
-
-    def missing(self) -> list[int]:
-        """Parts that nobody has written yet."""
-        there = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
-        return [number for number in self._numbers if str(number) not in there]
-
-    def write(self, number: int, tokens: Sequence[NDArray[np.integer[Any]]]) -> None:
-        """The token ids of each of the part's views."""
-        lengths, ids = np.array([len(ids) for ids in tokens], np.int32), np.concatenate(tokens).astype(self.dtype)
-        content = lengths.tobytes() + ids.tobytes()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_checked(self.folder / str(number), content)
-
-    def put_together(self, target: Path) -> bool:
-        """Writes all ids to the new folder `target`, and removes the parts; if some are damaged, only removes these: False."""
-        damaged = [number for number in self._numbers if read_checked(self.folder / str(number)) is None]
-        for number in damaged:
-            (self.folder / str(number)).unlink()
-        if damaged:
-            return False
-        with whole_folder(target) as beside:
-            offsets = np.zeros(self.views + 1, np.int64)
-            with (beside / "ids.bin").open("wb") as stream:
-                for number in self._numbers:
-                    content, (first, last) = read_checked(self.folder / str(number)) or b"", self.bounds(number)
-                    lengths = np.frombuffer(content, np.int32, last - first)
-                    offsets[first + 1 : last + 1] = lengths
-                    stream.write(content[lengths.nbytes :])
-            np.save(beside / "offsets.npy", np.cumsum(offsets))
-            write_json(beside / "meta.json", {"dtype": self.dtype.name, "tokens": int(offsets.sum())})
-            seal(beside, {})
-        shutil.rmtree(self.folder)
-        return True
+def _put_together(parts: Path, bounds: Sequence[int], dtype: np.dtype[Any], target: Path) -> None:
+    """Writes all ids to the new folder `target`, and removes the parts: files of (n,) int32 lengths, then flat ids."""
+    with whole_folder(target) as beside:
+        offsets = np.zeros(bounds[-1] + 1, np.int64)
+        with (beside / "ids.bin").open("wb") as stream:
+            for number, (first, last) in enumerate(pairwise(bounds)):
+                content = read_checked(parts / str(number)) or b""
+                lengths = np.frombuffer(content, np.int32, last - first)
+                offsets[first + 1 : last + 1] = lengths
+                stream.write(content[lengths.nbytes :])
+        np.save(beside / "offsets.npy", np.cumsum(offsets))
+        write_json(beside / "meta.json", {"dtype": dtype.name, "tokens": int(offsets.sum())})
+        seal(beside, {})
+    shutil.rmtree(parts)

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from gist_train.model.blockwise import parts_of
-from gist_train.model.loss import sides_of, weighted_dimensions
 from gist_train.model.masks import Rows, Side, eligible
+from gist_train.model.sides import sides_of, span_of, weighted_dimensions
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +86,13 @@ def distillation_loss(
     Raises:
         ValueError: shapes, temperatures, dimensions or weights that do not fit.
     """
-    scales = _Scales(temperature, temperature if guide_temperature is None else guide_temperature, ())
-    if not (scales.student > 0 and scales.guide > 0):
+    guide_temperature = temperature if guide_temperature is None else guide_temperature
+    if not (temperature > 0 and guide_temperature > 0):
         raise ValueError(f"temperatures must be greater than 0, not {temperature} and {guide_temperature}")
-    if block_size is not None and block_size < 1:
-        raise ValueError(f"block_size must be 1 or more, or None, not {block_size}")
     widths, weights = weighted_dimensions(dimensions, dimension_weights, anchor.shape[-1])
-    scales = _Scales(scales.student, scales.guide, weights)
-    batch = len(anchor)
-    start, stop = rows or (0, batch)
-    if not 0 <= start <= stop <= batch:
-        raise ValueError(f"rows must be (start, stop) within the {batch} rows, not {rows}")
-    own = None if own_negatives_only is None else torch.arange(batch, device=anchor.device)
+    scales = _Scales(temperature, guide_temperature, weights)
+    start, stop = span_of(rows, len(anchor), block_size)
+    own = None if own_negatives_only is None else torch.arange(len(anchor), device=anchor.device)
     sides = sides_of(
         widths,
         student=(anchor, positive, negative),
@@ -114,7 +109,7 @@ def distillation_loss(
             fixed = [replace(side, students=tuple(student.detach() for student in side.students)) for side in sides]
             span = start, stop, block_size
             row_losses = _Blockwise.apply(fixed, span, scales, own_negatives_only, *students)  # type: ignore[no-untyped-call]
-        return DistillationOutput(row_losses.sum() / batch, row_losses.detach())
+        return DistillationOutput(row_losses.sum() / len(anchor), row_losses.detach())
 
 
 def _whole(sides: Sequence[Side], start: int, stop: int, scales: _Scales, alone: Tensor | None) -> Tensor:
@@ -127,8 +122,8 @@ def _whole(sides: Sequence[Side], start: int, stop: int, scales: _Scales, alone:
     losses = target.new_zeros(stop - start)
     for d, weight in enumerate(scales.weights):
         scores = [rows.anchors.students[d] @ candidates.students[d].T for candidates in sides]
-        found = _log_softmax(torch.cat(scores, dim=1) / scales.student, none)
-        losses = losses + weight * (target.exp() * (target - found)).masked_fill(none, 0.0).sum(dim=1)
+        student = _log_softmax(torch.cat(scores, dim=1) / scales.student, none)
+        losses = losses + weight * (target.exp() * (target - student)).masked_fill(none, 0.0).sum(dim=1)
     return losses
 
 

@@ -8,16 +8,17 @@ Legend: R rows of a corpus, n of them at a time, G width of the guide, K candida
 is to get.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gist_train.config.mining import HardNegativesConfig
+from gist_train.config.hard_negatives import HardNegativesConfig
 from gist_train.data.corpus import Corpus
+from gist_train.data.drawing import of_rows
 from gist_train.model.masks import threshold
 
 Ints = NDArray[np.int64]
@@ -37,29 +38,29 @@ class Guiding:
     candidates: Vectors
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Counts:
     """What became of the candidates of some rows."""
 
-    rows: int = 0
+    rows: int
     """Rows that negatives were looked for."""
-    own: int = 0
+    own: int
     """Candidates that are a row's own text, positive or negative, or carry its label."""
-    ahead: int = 0
+    ahead: int
     """Candidates nearer than the first of the ranks."""
-    near: int = 0
+    near: int
     """Candidates of the ranks that are nearer than the threshold: likely positives."""
-    left: int = 0
+    left: int
     """Candidates of the ranks that may be negatives."""
-    taken: int = 0
+    taken: int
     """Negatives that were taken."""
-    short: int = 0
+    short: int
     """Rows that got fewer than they were to get."""
 
-    def add(self, other: "Counts") -> None:
-        """Takes in those of other rows."""
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+    @classmethod
+    def of_all(cls, counts: Iterable["Counts"]) -> "Counts":
+        """The sums over parts."""
+        return cls(*map(sum, zip(*map(astuple, counts), strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,59 +117,61 @@ def negatives_of(
     limits = _limits(part.rows, corpus, queries, guiding, rules)
     nearest = queries.new_full((len(part.rows), last), -torch.inf)
     texts = torch.full((len(part.rows), last), NONE, dtype=torch.int32, device=queries.device)
-    counts = Counts(rows=len(part.rows))
+    own = 0
     own_row, own_text = _own_texts(part.rows, corpus)
+    label = torch.from_numpy(corpus.label[part.rows]).to(queries.device)[:, None]
     for begin in range(0, len(part.pool), candidates_at_a_time):
         pool = part.pool[begin : begin + candidates_at_a_time]
         similarities = queries @ guiding.candidates(pool).T
+        out = (torch.from_numpy(labels[pool]).to(queries.device)[None, :] == label) & (label >= 0)
         place = np.minimum(np.searchsorted(pool, own_text), len(pool) - 1)
         here = pool[place] == own_text
-        out = torch.zeros_like(similarities, dtype=torch.bool)
         out[torch.from_numpy(own_row[here]), torch.from_numpy(place[here])] = True
-        of_rows = torch.from_numpy(corpus.label[part.rows])
-        out |= ((torch.from_numpy(labels[pool])[None, :] == of_rows[:, None]) & (of_rows >= 0)[:, None]).to(out.device)
-        counts.own += int(out.sum())
+        own += int(out.sum())
         similarities.masked_fill_(out, -torch.inf)
-        both = torch.cat([nearest, similarities], dim=1)
+        # The nearest so far, and these: of both the nearest.
         ids = torch.cat([texts, torch.from_numpy(pool).to(texts.device).expand(len(part.rows), -1)], dim=1)
-        nearest, places = both.topk(last, dim=1)  # of pieces in turn: the best of the best so far and of these
+        nearest, places = torch.cat([nearest, similarities], dim=1).topk(last, dim=1)
         texts = ids.gather(1, places)
-    there = nearest > -torch.inf
-    rank = torch.arange(1, last + 1, device=there.device)
-    near = there & (nearest > limits)
+    rank = torch.arange(1, last + 1, device=nearest.device)
+    there, near = nearest > -torch.inf, nearest > limits
     left = there & ~near & (rank >= first)
-    counts.ahead = int((there & (rank < first)).sum())
-    counts.near, counts.left = int((near & (rank >= first)).sum()), int(left.sum())
     chosen = _chosen(texts.cpu().numpy(), left.cpu().numpy(), rules, random)
-    counts.taken, counts.short = int((chosen >= 0).sum()), int((chosen[:, -1] < 0).sum())
+    counts = Counts(
+        rows=len(part.rows),
+        own=own,
+        ahead=int((there & (rank < first)).sum()),
+        near=int((there & near & (rank >= first)).sum()),
+        left=int(left.sum()),
+        taken=int((chosen != NONE).sum()),
+        short=int((chosen[:, -1] == NONE).sum()),
+    )
     return chosen, counts
 
 
 def _limits(rows: Ints, corpus: Corpus, queries: Tensor, guiding: Guiding, rules: HardNegativesConfig) -> Tensor:
     """(n, 1) above which a candidate is likely a positive: by the row's own positive that the guide finds least similar."""
-    bounds = np.concatenate([[0], np.cumsum(np.diff(corpus.positive_offsets)[rows])])
-    row = np.repeat(np.arange(len(rows)), np.diff(bounds))
-    places = np.arange(bounds[-1]) - np.repeat(bounds[:-1] - corpus.positive_offsets[rows], np.diff(bounds))
+    row = np.repeat(np.arange(len(rows)), np.diff(corpus.positive_offsets)[rows])
+    positives = of_rows(corpus.positive, corpus.positive_offsets, rows)
     least = queries.new_full((len(rows),), torch.inf)
     for begin in range(0, len(row), CANDIDATES_AT_A_TIME):
         some = slice(begin, begin + CANDIDATES_AT_A_TIME)
         of_row = torch.from_numpy(row[some]).to(queries.device)
-        own = (queries[of_row] * guiding.positives(corpus.positive[places[some]])).sum(dim=1)
+        own = (queries[of_row] * guiding.positives(positives[some])).sum(dim=1)
         least.scatter_reduce_(0, of_row, own, "amin")
     return threshold(least, rules.margin, rules.margin_strategy)
 
 
 def _own_texts(rows: Ints, corpus: Corpus) -> tuple[Ints, NDArray[np.int32]]:
     """(k,) the place in `rows` and (k,) the text id of all that a row has itself."""
-    columns = [(corpus.anchor, np.arange(corpus.row_count + 1))]
-    columns += [(corpus.positive, corpus.positive_offsets), (corpus.negative, corpus.negative_offsets)]
-    row, text = [], []
-    for flat, bounds in columns:
-        counts = np.diff(bounds)[rows]
-        row.append(np.repeat(np.arange(len(rows)), counts))
-        begins = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        text.append(flat[np.arange(counts.sum()) + np.repeat(bounds[rows] - begins, counts)])
-    return np.concatenate(row), np.concatenate(text)
+    one_each = np.arange(corpus.row_count + 1)
+    columns = (
+        (corpus.anchor, one_each),
+        (corpus.positive, corpus.positive_offsets),
+        (corpus.negative, corpus.negative_offsets),
+    )
+    places = [np.repeat(np.arange(len(rows)), np.diff(bounds)[rows]) for _, bounds in columns]
+    return np.concatenate(places), np.concatenate([of_rows(flat, bounds, rows) for flat, bounds in columns])
 
 
 def _chosen(
@@ -189,11 +192,3 @@ def _chosen(
             picks = np.where(many, wanted * counts[:, None] // rules.per_row, wanted)
     picked = np.take_along_axis(texts, np.take_along_axis(order, np.minimum(picks, texts.shape[1] - 1), axis=1), axis=1)
     return np.where(wanted < counts[:, None], picked, NONE).astype(np.int32)
-
-
-def add_up(counts: Sequence[Counts]) -> Counts:
-    """Of all parts."""
-    whole = Counts()
-    for some in counts:
-        whole.add(some)
-    return whole

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.loading import resolved_yaml
-from gist_train.config.schema import Config, LossConfig, OptimizerConfig, mathematics
+from gist_train.config.losses import LossConfig
+from gist_train.config.schema import Config, OptimizerConfig, mathematics
 from gist_train.config.training import TrainingConfig
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Corpus, TokenTable

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gist_train.config.schema import DistillationConfig, LossConfig
+from gist_train.config.losses import DistillationConfig, LossConfig
 from gist_train.config.sources import ClassificationSource, Source
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Batch, Corpus, TokenTable

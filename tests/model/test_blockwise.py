@@ -17,7 +17,6 @@ from test_loss import (
     draw,
     guided_by_itself,
     labelled,
-    one_thread,  # noqa: F401
     with_duplicates,
     with_own_negatives,
 )
@@ -25,6 +24,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from gist_train.model.blockwise import pack_bits, unpack_bits
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Values and gradients
 

@@ -13,16 +13,9 @@ import torch
 from gist_train.model.distillation import distillation_loss, map_to_width, regression_loss
 from gist_train.training.distributed import share
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = ("anchor", "positive", "negative")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors of a few numbers gain nothing from threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def draw(rows=5, pool=7, *, ids=False, alone=False, seed=0, dtype=torch.float64):
@@ -74,16 +67,20 @@ def slow_loss(batch, temperature=0.05, guide_temperature=None, width=None):
     return torch.stack(losses).mean()
 
 
+def assert_equal(fast, slow, batch):
+    """Value and every gradient."""
+    torch.testing.assert_close(fast, slow, rtol=1e-12, atol=1e-12)
+    for found, expected in zip(gradients(fast, batch), gradients(slow, batch), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("block_size", [None, 1, 2, 3, 100])
 @pytest.mark.parametrize(("ids", "alone"), [(False, False), (True, False), (False, True), (True, True)])
 def test_equals_the_double_loop(block_size, ids, alone, seed):
     """A candidate that is one in the loss and none in the formula, or a tile that is taken twice, teaches another order."""
     batch = draw(ids=ids, alone=alone, seed=seed)
-    out, slow = distillation_loss(**batch, block_size=block_size), slow_loss(batch)
-    torch.testing.assert_close(out.loss, slow, rtol=1e-12, atol=1e-12)
-    for fast, expected in zip(gradients(out.loss, batch), gradients(slow, batch), strict=True):
-        torch.testing.assert_close(fast, expected, rtol=1e-9, atol=1e-11)
+    assert_equal(distillation_loss(**batch, block_size=block_size).loss, slow_loss(batch), batch)
 
 
 @pytest.mark.parametrize("block_size", [None, 2])
@@ -91,10 +88,7 @@ def test_two_temperatures(block_size):
     """A guide whose similarities lie between 0.7 and 1 needs another scale than the student."""
     batch = draw(seed=4)
     out = distillation_loss(**batch, temperature=0.1, guide_temperature=0.02, block_size=block_size)
-    slow = slow_loss(batch, 0.1, 0.02)
-    torch.testing.assert_close(out.loss, slow, rtol=1e-12, atol=1e-12)
-    for fast, expected in zip(gradients(out.loss, batch), gradients(slow, batch), strict=True):
-        torch.testing.assert_close(fast, expected, rtol=1e-9, atol=1e-11)
+    assert_equal(out.loss, slow_loss(batch, 0.1, 0.02), batch)
 
 
 @pytest.mark.parametrize("block_size", [None, 3])
@@ -102,10 +96,7 @@ def test_dimensions_are_a_weighted_sum(block_size):
     """The first dimensions alone learn the order too, from the whole guide."""
     batch = draw(seed=5)
     out = distillation_loss(**batch, dimensions=[2, 4], dimension_weights=[0.5, 2.0], block_size=block_size)
-    slow = 0.5 * slow_loss(batch, width=2) + 2.0 * slow_loss(batch)
-    torch.testing.assert_close(out.loss, slow, rtol=1e-12, atol=1e-12)
-    for fast, expected in zip(gradients(out.loss, batch), gradients(slow, batch), strict=True):
-        torch.testing.assert_close(fast, expected, rtol=1e-9, atol=1e-11)
+    assert_equal(out.loss, 0.5 * slow_loss(batch, width=2) + 2.0 * slow_loss(batch), batch)
 
 
 @pytest.mark.parametrize(("ranks", "block_size"), list(itertools.product([2, 3, 8], [None, 2])))

@@ -16,6 +16,8 @@ from gist_train.model.dropout import Dropout, use_cheap_dropout
 from gist_train.model.encoder import CPU_BATCH_TOKENS, Encoder, embed, pack
 from gist_train.model.loading import load_guide, load_student
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LENGTHS = {
     "mixed": (3, 7, 1, 7, 12, 3, 3, 9),
     "one text": (6,),
@@ -26,15 +28,6 @@ LENGTHS = {
     # More tokens in all than the model has positions.
     "many": tuple(range(1, 30)),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors of a few numbers gain nothing from threads, and on a busy machine wait for them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("pooling", "normalized"), [("cls", True), ("mean", True), ("mean", False), ("last", True)])

@@ -20,16 +20,9 @@ from transformers import PreTrainedTokenizerFast
 
 from gist_train.model.loss import BLOCKS, LossOutput, guided_contrastive_loss
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SWITCHES = [(True, True), (True, False), (False, True), (False, False)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors of a few numbers gain nothing from threads, and on a busy machine wait for them: 30 times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

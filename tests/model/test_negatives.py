@@ -3,14 +3,18 @@
 Legend: R rows, N texts, P negatives that a row is to get.
 """
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from support.corpora import built, data_of
 
-from gist_train.config.mining import HardNegativesConfig
+from gist_train.config.hard_negatives import HardNegativesConfig
 from gist_train.model import negatives
-from gist_train.model.negatives import Counts, Guiding, add_up, labels_of_texts, negatives_of, parts_of
+from gist_train.model.negatives import Counts, Guiding, labels_of_texts, negatives_of, parts_of
 
 
 @pytest.fixture
@@ -45,7 +49,7 @@ def found(corpus, vectors, rules, *, labels=None, rows_at_a_time=8192, candidate
         guiding = Guiding(look_up, look_up, look_up)
         chosen[part.rows], some = negatives_of(part, corpus, guiding, of_texts, rules, random, candidates_at_a_time)
         counts.append(some)
-    return chosen, add_up(counts)
+    return chosen, Counts.of_all(counts)
 
 
 def row_of(corpus, row):
@@ -70,7 +74,8 @@ def slow_candidates(corpus, vectors, rules, row):
     ranked = [(text, float(vectors[anchor] @ vectors[text])) for text in nearest][:last]
     left = [text for text, similarity in ranked[first - 1 :] if similarity <= limit]
     ahead = len(ranked[: first - 1])
-    return left, Counts(1, len(mine), ahead, len(ranked) - ahead - len(left), len(left))
+    taken = min(len(left), rules.per_row)
+    return left, Counts(1, len(mine), ahead, len(ranked) - ahead - len(left), len(left), taken, int(taken < rules.per_row))
 
 
 RULES = [
@@ -88,14 +93,13 @@ def test_equals_a_loop(corpus, vectors, rules, rows_at_a_time, candidates_at_a_t
     rules = HardNegativesConfig(**rules)
     sizes = {"rows_at_a_time": rows_at_a_time, "candidates_at_a_time": candidates_at_a_time}
     chosen, counts = found(corpus, vectors, rules, **sizes)
-    expected = Counts()
+    of_rows = []
     for row in range(corpus.row_count):
         left, of_row = slow_candidates(corpus, vectors, rules, row)
         wanted = left[: rules.per_row]
-        of_row.taken, of_row.short = len(wanted), int(len(wanted) < rules.per_row)
         assert chosen[row].tolist() == wanted + [-1] * (rules.per_row - len(wanted)), row
-        expected.add(of_row)
-    assert counts == expected
+        of_rows.append(of_row)
+    assert counts == Counts.of_all(of_rows)
     assert counts.taken > 0
     assert counts.own > 0
 
@@ -141,3 +145,41 @@ def test_pieces_cover_every_row_once(corpus):
         rows = np.concatenate([part.rows for part in parts_of(corpus, same_task=same_task, at_a_time=6)])
         assert sorted(rows.tolist()) == list(range(corpus.row_count))
     assert negatives.NONE == -1
+
+
+PIECE = """
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from gist_train.config.hard_negatives import HardNegativesConfig
+from gist_train.model.negatives import Guiding, negatives_of, parts_of
+
+def peak():
+    return 1024 * int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+
+texts, width = int(sys.argv[1]), 1024
+some = torch.nn.functional.normalize(torch.randn(1000, width), dim=1)
+ids = np.arange(texts, dtype=np.int32)
+none = {"negative": ids[:0], "negative_offsets": np.zeros(texts + 1, np.int64), "label": np.full(texts, -1, np.int32)}
+rows = {"anchor": ids, "positive": ids[::-1].copy(), "positive_offsets": np.arange(texts + 1), "row_count": texts}
+corpus = SimpleNamespace(task=np.zeros(texts, np.int32), **none, **rows)
+look_up = lambda asked: some[torch.from_numpy(asked % 1000)]
+part = next(parts_of(corpus, same_task=True))
+before = peak()
+negatives_of(part, corpus, Guiding(look_up, look_up, look_up), none["label"], HardNegativesConfig(), np.random.default_rng(0))
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs the peak of a process' memory as Linux tells it")
+def test_a_piece_takes_two_gigabytes_whatever_the_corpus():
+    """8,192 rows by all texts at once would be 33 GB for a million of them."""
+    command = [sys.executable, "-c", PIECE]
+    ended = [subprocess.run([*command, texts], capture_output=True, check=True, text=True) for texts in ("20000", "60000")]
+    few, many = (int(one.stdout) for one in ended)
+    assert many < 2e9
+    assert many < 1.2 * few

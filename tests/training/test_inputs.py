@@ -9,7 +9,7 @@ import torch
 from support.running import training_of
 
 from gist_train.config.loading import load_config
-from gist_train.config.schema import DistillationConfig, LossConfig
+from gist_train.config.losses import DistillationConfig, LossConfig
 from gist_train.model.distillation import distillation_loss
 from gist_train.model.loss import guided_contrastive_loss
 from gist_train.training.distributed import share

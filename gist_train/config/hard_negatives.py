@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from gist_train.config.fields import Count, PositiveOrZero, Section, Seed
 
@@ -14,7 +14,7 @@ class HardNegativesConfig(Section):
 
     per_row: Count = 4
     """Negatives that a row gets, besides its own."""
-    ranks: Ranks = Field(default=[1, 100])
+    ranks: Ranks = Field(default=[1, 100], validate_default=True)
     """First and last of the nearest candidates that are looked at; a row's own texts are none."""
     margin: PositiveOrZero = 0.05
     """How much less similar than the row's own positive a negative must be: share of that when relative, cosine when absolute."""
@@ -31,7 +31,10 @@ class HardNegativesConfig(Section):
 
     @field_validator("ranks")
     @classmethod
-    def _in_order(cls, ranks: list[int]) -> list[int]:
-        if ranks[0] > ranks[1]:
+    def _room_for_a_row(cls, ranks: list[int], info: ValidationInfo) -> list[int]:
+        first, last = ranks
+        if first > last:
             raise ValueError("write the first rank first, e.g. [1, 100]")
+        if last - first + 1 < info.data.get("per_row", 0):  # absent where it is at fault itself
+            raise ValueError(f"look at as many as per_row asks for at least, e.g. [{first}, {first + 99}]")
         return ranks
