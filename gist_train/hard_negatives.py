@@ -41,9 +41,11 @@ def with_rules(config: Config) -> Config:
     """
     if config.data.hard_negatives is not None:
         return config
-    if config.guide is None or config.guide == "self":
+    if not config.guides:
         expected = "a guide, whose embeddings tell which texts are near"
-        raise UserError(Fault("guide", config.guide or "null", expected, "name a model, e.g. {name: WhereIsAI/UAE-Large-V1}"))
+        raise UserError(
+            Fault("guide", str(config.guide or "null"), expected, "name a model, e.g. {name: WhereIsAI/UAE-Large-V1}")
+        )
     if any(isinstance(source, TextsSource) for source in config.data.train):
         expected = "rows with a positive, which a negative is less similar than"
         raise UserError(Fault("data.train", "bare texts (source: texts)", expected, "leave them out here"))
@@ -142,11 +144,11 @@ def _put_together(parts: list[Part], done: Path, folder: Path, corpus: Corpus, r
 
 def _guiding(guide: StoredGuide, device: torch.device) -> Guiding:
     def candidates(ids: NDArray[np.int32]) -> Tensor:
-        if guide.positive is guide.negative:
-            return guide.positive.embeddings(ids).to(device)
         # A document that is a positive of some row was read after that prompt, else after the negatives'.
-        there = guide.positive.positions[ids] >= 0
-        vectors = torch.empty(len(ids), guide.positive.store.width)
+        there = guide.positive.hold(ids)
+        if there.all():
+            return guide.positive.embeddings(ids).to(device)
+        vectors = torch.empty(len(ids), sum(guide.positive.widths))
         for chosen, texts in ((there, guide.positive), (~there, guide.negative)):
             if chosen.any():
                 vectors[torch.from_numpy(chosen)] = texts.embeddings(ids[chosen])

@@ -319,10 +319,10 @@ def _mining_stores(config: Config) -> dict[int, _Embedder]:
     for index, source in enumerate(config.data.train):
         if isinstance(source, ClassificationSource):
             named = source.mining.model
-            guide = config.guide.of_roles[0] if isinstance(config.guide, GuideConfig) else None
-            model = guide if named is None else named
-            assert model is not None  # the schema refuses a source without a model
-            where = "guide" if named is None else f"data.train[{index}].mining.model"
+            model, where = named, f"data.train[{index}].mining.model"
+            if model is None:  # the schema refuses a source without a model
+                where, guide = next((where, one) for where, one in config.guides.items() if isinstance(one, GuideConfig))
+                model = guide.of_roles[0]
             if model not in folders:
                 folders[model] = store_folder(cache_folder(config), model, where)
             stores[index] = _Embedder(model, where, folders[model])
@@ -401,29 +401,38 @@ def prepare_guide(config: Config, corpus: Corpus, device: torch.device, console:
     Raises:
         UserError: the guide can't be loaded, or its store is damaged.
     """
-    if not isinstance(config.guide, GuideConfig):
-        return _guide_without_model(config, corpus)
-    parts = guide_parts(config, config.guide, corpus)
-    stored = []
-    for part in parts:
-        embedder = _Embedder(part.model, "guide", part.folder)
-        stored.append(part.stored(*embedder.embed(part.hashes, part.lengths, part.text, device, console, processes)))
-    return StoredGuide.of_parts(parts, stored)
+    guides = []
+    for where, guide in config.guides.items():
+        if isinstance(guide, GuideVectorsConfig):
+            guides.append(_guide_of_vectors(config, guide, corpus, where))
+            continue
+        parts = guide_parts(config, guide, corpus, where)
+        embedders = [_Embedder(part.model, where, part.folder) for part in parts]
+        stored = [
+            part.stored(*embedder.embed(part.hashes, part.lengths, part.text, device, console, processes))
+            for part, embedder in zip(parts, embedders, strict=True)
+        ]
+        guides.append(StoredGuide.of_parts(parts, stored))
+    return _as_one(config, guides, corpus)
 
 
 def guide_as_stored(config: Config, corpus: Corpus) -> Guide:
     """The guide where nothing is left to embed; None where its store lacks a text."""
-    if not isinstance(config.guide, GuideConfig):
-        return _guide_without_model(config, corpus)
-    parts = guide_parts(config, config.guide, corpus)
-    stored = []
-    for part in parts:
-        store = GuideStore(part.folder)
-        places = store.positions(part.hashes)
-        if (places < 0).any():
-            return None
-        stored.append(part.stored(store, places))
-    return StoredGuide.of_parts(parts, stored)
+    guides = []
+    for where, guide in config.guides.items():
+        if isinstance(guide, GuideVectorsConfig):
+            guides.append(_guide_of_vectors(config, guide, corpus, where))
+            continue
+        parts = guide_parts(config, guide, corpus, where)
+        stored = []
+        for part in parts:
+            store = GuideStore(part.folder)
+            places = store.positions(part.hashes)
+            if (places < 0).any():
+                return None
+            stored.append(part.stored(store, places))
+        guides.append(StoredGuide.of_parts(parts, stored))
+    return _as_one(config, guides, corpus)
 
 
 def check_candidates(config: Config, corpus: Corpus) -> None:
@@ -435,21 +444,27 @@ def check_candidates(config: Config, corpus: Corpus) -> None:
 
 def check_guide(config: Config) -> None:
     """Raises UserError where there is no such guide: millions of rows need not be read before."""
-    match config.guide:
-        case GuideConfig():
-            identity(config.guide.name, config.guide.revision, "guide", lambda _: "")  # is it there: its content is read later
-        case GuideVectorsConfig():
-            vector_files(config.guide)
+    for where, guide in config.guides.items():
+        match guide:
+            case GuideConfig():
+                identity(guide.name, guide.revision, where, lambda _: "")  # is it there: its content is read later
+            case GuideVectorsConfig():
+                vector_files(guide, where)
 
 
-def _guide_without_model(config: Config, corpus: Corpus) -> Guide:
-    """No guide, the student, or vectors that were computed elsewhere; UserError where these lack a text."""
-    if not isinstance(config.guide, GuideVectorsConfig):
-        return None if config.guide is None else SelfGuide()
-    store = vector_store(cache_folder(config), config.guide)
+def _guide_of_vectors(config: Config, guide: GuideVectorsConfig, corpus: Corpus, where: str) -> StoredGuide:
+    """Vectors that were computed elsewhere; UserError where these lack a text."""
+    store = vector_store(cache_folder(config), guide, where)
     positions = store.positions(corpus.hashes)
-    refuse_missing(store, [corpus.text(int(i)) for i in np.flatnonzero(positions < 0)], corpus.text_count)
+    refuse_missing(store, [corpus.text(int(i)) for i in np.flatnonzero(positions < 0)], corpus.text_count, where)
     return StoredGuide.alike(store, positions)
+
+
+def _as_one(config: Config, guides: Sequence[StoredGuide], corpus: Corpus) -> Guide:
+    """The guides whose embeddings are stored in one, else the student itself, or none."""
+    if guides:
+        return StoredGuide.of_all(guides, corpus)
+    return None if config.guide is None else SelfGuide()
 
 
 def batch_plan(config: Config, corpus: Corpus, guide: Guide = None) -> BatchPlan:
@@ -495,7 +510,7 @@ def _likeness(config: Config, corpus: Corpus, guide: Guide) -> Likeness | None:
     if config.data.batching != "similar" or not isinstance(guide, StoredGuide):
         return None
     anchors = guide.anchor
-    return Likeness(config.data.similarity_depth, lambda rows: anchors.store.read(anchors.positions[corpus.anchor[rows]]))
+    return Likeness(config.data.similarity_depth, lambda rows: anchors.embeddings(corpus.anchor[rows]).numpy())
 
 
 def _refuse_rows_without_candidates(config: Config, corpus: Corpus) -> None:

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from gist_train.checks import check, check_folders
 from gist_train.config.errors import Fault, UserError
-from gist_train.config.models import GuideConfig, GuideVectorsConfig
 from gist_train.config.schema import Config
 from gist_train.data.files import no_room, write_json
 from gist_train.data.leases import held
@@ -38,6 +37,7 @@ from gist_train.training.distributed import (
     make_accelerator,
     precision_on,
 )
+from gist_train.training.guides import named_guide
 from gist_train.training.loop import StepRecord, steps
 from gist_train.training.ranks import TIMEOUT, Ranks
 from gist_train.training.resume import checkpoint_of_all, load_on_all, refuse_other_content, refuse_other_mathematics
@@ -354,11 +354,7 @@ def _first_line(config: Config, accelerator: Accelerator) -> str:
 def _plan_lines(config: Config, job: Job, done: int) -> str:
     counts = job.training.plan.counts(job.training.plan.epoch_of(done + 1))
     total = job.training.schedule.total_steps
-    match config.guide:
-        case GuideConfig(name=name) | GuideVectorsConfig(vectors=name):
-            guide = name
-        case other:
-            guide = other or "none"
+    guide = named_guide(config, job.training.guide)
     shared = f", {counts.shared_text:,} beside a row with the same text" if counts.shared_text else ""
     resuming = f", resuming from step {done:,}" if done else ""
     ends = f", stopping at {job.stop:,}" if job.stop < total else ""

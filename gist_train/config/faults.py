@@ -127,7 +127,8 @@ def _trace(loc: tuple[int | str, ...]) -> tuple[KeyPath, Any, str]:
             continue
         models = models_in(hint)
         if len(models) > 1:
-            hint = next(model for model in models if part in (tag_of(model), model.__name__))
+            # Else it is the tag of a list, in which the next part counts.
+            hint = next((model for model in models if part in (tag_of(model), model.__name__)), hint)
         elif part in models[0].model_fields:
             path = (*path, part)
             hint, about = hints_of(models[0])[part], models[0].model_fields[part].description or ""

@@ -23,6 +23,8 @@ class LossConfig(Section):
     """How the margin is taken off the threshold."""
     mask: Literal["hard", "soft"] = "hard"
     """Whether the guide leaves a candidate out, or lowers its weight by how far it is above or below the threshold."""
+    votes: Literal["any", "majority", "all"] | None = None
+    """Of several guides, how many must find a candidate too similar for it to be masked; null = their mean similarity decides."""
     softness: Positive = 0.05
     """Cosine from the threshold over which a soft mask falls; of no account where `mask` is hard."""
     hardness: PositiveOrZero = 0.0

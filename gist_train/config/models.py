@@ -1,6 +1,6 @@
 """The student, and the models that embed once: the guide, and what mining looks for triplets with."""
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import ValidationInfo, field_validator
 
@@ -100,3 +100,19 @@ class GuideConfig(StoredModelConfig):
         by_column = dict.fromkeys(GuidePrompts.model_fields, self.prompt) if self.prompts is None else dict(self.prompts)
         anchor, positive, negative = [StoredModelConfig(**{**plain, "prompt": prompt}) for prompt in by_column.values()]
         return anchor, positive, negative
+
+
+OneGuide: TypeAlias = GuideConfig | GuideVectorsConfig
+"""A guide whose embeddings are stored."""
+
+
+def stored_guides(guide: object) -> dict[str, OneGuide]:
+    """Of the config's `guide`, the guides whose embeddings are stored, by key; {} for none, and for the student itself."""
+    if isinstance(guide, list):
+        return {f"guide[{index}]": one for index, one in enumerate(guide)}
+    return {"guide": guide} if isinstance(guide, OneGuide) else {}
+
+
+def first_model(guide: object) -> GuideConfig | None:
+    """Of the config's `guide`, the first guide that is a model: triplets are mined with it where no other model is named."""
+    return next((one for one in stored_guides(guide).values() if isinstance(one, GuideConfig)), None)

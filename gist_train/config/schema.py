@@ -4,6 +4,7 @@ A string inside `Annotated` is what an error message says is allowed there. The 
 with its unit, and is shown in error messages too.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,7 +28,7 @@ from gist_train.config.fields import (
 )
 from gist_train.config.hard_negatives import HardNegativesConfig
 from gist_train.config.losses import DistillationConfig, LossConfig
-from gist_train.config.models import GuideConfig, GuideVectorsConfig, ModelConfig
+from gist_train.config.models import GuideConfig, GuideVectorsConfig, ModelConfig, OneGuide, first_model, stored_guides
 from gist_train.config.secrets import without_secrets
 from gist_train.config.sources import OUTSIDE_CORPUS, ClassificationSource, MediSource, Source, TextsSource
 from gist_train.config.training import TrainingConfig
@@ -142,14 +143,21 @@ def _guide_kind(guide: object) -> str | None:
         return "no guide"
     if guide == "self":
         return "self"
+    if isinstance(guide, list):
+        return "guides"
     if isinstance(guide, GuideVectorsConfig) or (isinstance(guide, dict) and "vectors" in guide):
         return "GuideVectorsConfig"
     return "GuideConfig" if isinstance(guide, dict | GuideConfig) else None
 
 
+_StoredGuide = Annotated[
+    Annotated[GuideConfig, Tag("GuideConfig")] | Annotated[GuideVectorsConfig, Tag("GuideVectorsConfig")],
+    Discriminator(_guide_kind),
+]
 Guide = Annotated[
     Annotated[GuideConfig, Tag("GuideConfig")]
     | Annotated[GuideVectorsConfig, Tag("GuideVectorsConfig")]
+    | Annotated[list[_StoredGuide], Field(min_length=2), Tag("guides"), "a list of such mappings"]
     | Annotated[Literal["self"], Tag("self")]
     | Annotated[None, Tag("no guide")],
     Discriminator(_guide_kind),
@@ -168,7 +176,14 @@ class Config(Section):
     model: ModelConfig
     """The model to train."""
     guide: Guide = None
-    """The guide: a model, or vectors computed elsewhere; null = unguided baseline; self = the student's own similarities."""
+    """The guide: a model, or vectors computed elsewhere, or several of these in a list, whose mean similarity counts; null =
+    unguided baseline; self = the student's own similarities."""
+
+    @field_validator("guide", mode="before")
+    @classmethod
+    def _one_in_a_list_is_one(cls, guide: object) -> object:
+        return guide[0] if isinstance(guide, list) and len(guide) == 1 else guide
+
     data: DataConfig
     """Training rows and batches."""
 
@@ -177,11 +192,12 @@ class Config(Section):
     def _mining_has_a_model(cls, data: DataConfig, info: ValidationInfo) -> DataConfig:
         for index, source in enumerate(data.train):
             mined = isinstance(source, ClassificationSource) and source.mining.model is None
-            if mined and "guide" in info.data and not isinstance(info.data["guide"], GuideConfig):
+            guide = info.data.get("guide")  # absent where it is at fault itself
+            if mined and "guide" in info.data and first_model(guide) is None:
                 raise MisplacedError(
                     "name the model that triplets are mined with, e.g. {name: BAAI/bge-small-en-v1.5}, or a guide",
                     path=("train", index, "mining", "model"),
-                    found=f"null, and guide: {info.data['guide'] or 'null'}",
+                    found=f"null, and guide: {'vectors' if stored_guides(guide) else guide or 'null'}",
                     expected="a model, or null where the guide is one",
                 )
         return data
@@ -190,7 +206,7 @@ class Config(Section):
     @classmethod
     def _likeness_has_a_guide(cls, data: DataConfig, info: ValidationInfo) -> DataConfig:
         guide = info.data.get("guide")
-        if "guide" not in info.data or isinstance(guide, GuideConfig | GuideVectorsConfig):
+        if "guide" not in info.data or stored_guides(guide):
             return data
         if data.hard_negatives is not None:
             raise MisplacedError(
@@ -210,6 +226,19 @@ class Config(Section):
 
     loss: LossConfig = LossConfig()
     """The loss."""
+
+    @field_validator("loss")
+    @classmethod
+    def _votes_of_several(cls, loss: LossConfig, info: ValidationInfo) -> LossConfig:
+        if loss.votes is not None and "guide" in info.data and not isinstance(info.data["guide"], list):
+            raise MisplacedError(
+                "give several guides as a list, or leave it out",
+                path=("votes",),
+                found=f"{loss.votes}, and one guide or none",
+                expected="null where there are not several guides to vote",
+            )
+        return loss
+
     distillation: Annotated[DistillationConfig, Field(validate_default=True)] = DistillationConfig()
     """What is learned of the guide's own similarities."""
 
@@ -217,7 +246,7 @@ class Config(Section):
     @classmethod
     def _something_is_learned(cls, distillation: DistillationConfig, info: ValidationInfo) -> DistillationConfig:
         guide, loss = info.data.get("guide"), info.data.get("loss")  # absent where they are at fault themselves
-        if distillation.on and "guide" in info.data and not isinstance(guide, GuideConfig | GuideVectorsConfig):
+        if distillation.on and "guide" in info.data and not stored_guides(guide):
             key = "weight" if distillation.weight else "regression"
             raise MisplacedError(
                 "name a guide, or leave distillation out",
@@ -300,6 +329,11 @@ class Config(Section):
     tracking: TrackingConfig = TrackingConfig()
     """Where metrics go besides metrics.jsonl."""
 
+    @property
+    def guides(self) -> dict[str, OneGuide]:
+        """The guides whose embeddings are stored, by key."""
+        return stored_guides(self.guide)
+
 
 def training_prompts(config: Config) -> dict[str, str]:
     """What rows are trained with, by sentence-transformers' names of the sides; {} where sources differ, or have none."""
@@ -354,12 +388,16 @@ def mathematics(config: Config) -> dict[str, object]:
     def flatten(fields: dict[str, object], above: str) -> None:
         for key, value in fields.items():
             path = above + key
-            if path in _FREE_ON_RESUME:
+            if re.sub(r"^guide\[\d+\]", "guide", path) in _FREE_ON_RESUME:
                 continue
-            if isinstance(value, dict):
-                flatten(value, f"{path}.")
-            else:
-                flat[path] = value
+            match value:
+                case dict():
+                    flatten(value, f"{path}.")
+                case list() if path == "guide":
+                    for index, one in enumerate(value):
+                        flatten(one, f"{path}[{index}].")
+                case _:
+                    flat[path] = value
 
     flatten(without_secrets(config.model_dump()), "")
     for index, source in enumerate(config.data.train):  # what the corpus does not know of its sources

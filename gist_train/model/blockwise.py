@@ -77,7 +77,7 @@ class _Blockwise(torch.autograd.Function):
         ctx.save_for_backward(*students, own, peak, total, bits.packed)
         ctx.span, ctx.options = span, options
         # Under a soft mask the guide's similarities are computed again; a hard one is in the bits.
-        soft = options.softness is not None and sides[0].guide is not None
+        soft = options.softness is not None and bool(sides[0].guides)
         ctx.guided = [replace(side, students=tuple(x.detach() for x in side.students)) for side in sides] if soft else None
         ctx.mark_non_differentiable(masked, candidates)
         return (_weights(options, own) * (peak - own + total.log())).sum(dim=0), masked, candidates

@@ -134,7 +134,7 @@ def _log_softmax(logits: Tensor, none: Tensor) -> Tensor:
 
 def _rows(sides: Sequence[Side], first: int, last: int, alone: Tensor | None) -> Rows:
     anchors, positives = (side.between(first, last) for side in sides[:2])
-    return Rows(first, anchors, positives, None, None if alone is None else alone[first:last])
+    return Rows(first, anchors, positives, (), None if alone is None else alone[first:last])
 
 
 def _no_candidates(side: int, candidates: Side, rows: Rows, left: int) -> Tensor:
@@ -154,9 +154,8 @@ def _no_candidates(side: int, candidates: Side, rows: Rows, left: int) -> Tensor
 
 
 def _guide_logits(rows: Rows, candidates: Side, scales: _Scales) -> Tensor:
-    assert rows.anchors.guide is not None
-    assert candidates.guide is not None
-    return rows.anchors.guide @ candidates.guide.T / scales.guide
+    (anchors,), (others,) = rows.anchors.guides, candidates.guides
+    return anchors @ others.T / scales.guide
 
 
 class _Blockwise(torch.autograd.Function):

@@ -55,6 +55,8 @@ def guided_contrastive_loss(
     contrast_positives: bool = True,
     mask: Literal["hard", "soft"] = "hard",
     softness: float = 0.05,
+    votes: Literal["any", "majority", "all"] | None = None,
+    guide_widths: Sequence[int] | None = None,
     hardness: float = 0.0,
     negatives: Literal["all", "hard"] = "all",
     block_size: int | None = None,
@@ -81,6 +83,9 @@ def guided_contrastive_loss(
         mask, softness: "hard" leaves candidates above that threshold out; "soft" adds to every candidate's logit
             log sigmoid((threshold - guide's similarity) / softness): far above it nothing is left of a candidate, far below all,
             and the hard mask is its limit.
+        votes, guide_widths: given, the guide's embeddings are those of guides of these widths, side by side, each with a
+            threshold of its own; a candidate is masked where any of them, over a half or all find it above. Under a soft mask
+            the guide counts whose excess over its threshold decides that.
         hardness: a candidate's logit gains this times its similarity, without gradient, so that candidates which the student
             finds similar count more (Lan et al. 2025, arXiv 2503.04812; Schechter Vera et al. 2025, arXiv 2509.20354).
         contrast_anchors, contrast_positives: whether the blocks aa and pp take part.
@@ -112,11 +117,14 @@ def guided_contrastive_loss(
     undoes.
     """
     _check_options(temperature, margin_strategy, mask, softness, hardness, negatives)
+    if (votes is None) != (guide_widths is None):
+        raise ValueError("votes and guide_widths come together: give both, or none")
     widths, weights = weighted_dimensions(dimensions, dimension_weights, anchor.shape[-1])
     start, stop = span_of(rows, len(anchor), block_size)
     own = None if own_negatives_only is None else torch.arange(len(anchor), device=anchor.device)
     sides = sides_of(
         widths,
+        guide_widths,
         student=(anchor, positive, negative),
         guide=(guide_anchor, guide_positive, guide_negative),
         ids=(anchor_ids, positive_ids, negative_ids),
@@ -130,6 +138,7 @@ def guided_contrastive_loss(
         contrast_anchors=contrast_anchors,
         contrast_positives=contrast_positives,
         softness=softness if mask == "soft" else None,
+        needed=1 if votes is None else _needed(votes, len(sides[0].guides)),
         hardness=hardness,
         hard_only=negatives == "hard",
         weights=weights,
@@ -155,6 +164,14 @@ def _check_options(temperature: float, margin_strategy: str, mask: str, softness
         raise ValueError(f"softness must be greater than 0 and hardness 0 or more, not {softness} and {hardness}")
     if negatives not in ("all", "hard"):
         raise ValueError(f'negatives must be "all" or "hard", not "{negatives}"')
+
+
+def _needed(votes: str, guides: int) -> int:
+    """How many of the guides must find a candidate too similar."""
+    needed = {"any": 1, "majority": guides // 2 + 1, "all": guides}
+    if votes not in needed:
+        raise ValueError(f'votes must be "any", "majority" or "all", or None, not "{votes}"')
+    return needed[votes]
 
 
 def _whole_losses(sides: Sequence[Side], start: int, stop: int, options: Options) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,6 +26,8 @@ class Options:
     contrast_positives: bool
     softness: float | None
     """Of the guide's mask; None where it is hard."""
+    needed: int
+    """Guides that must find a candidate too similar for it to be masked."""
     hardness: float
     """A candidate's similarity, without gradient, times this is added to its logit."""
     hard_only: bool
@@ -47,8 +49,8 @@ class Side:
 
     students: tuple[Tensor, ...]
     """(N, d) unit vectors, for each dimension d that the loss is taken over; only the whole embedding where none are given."""
-    guide: Tensor | None
-    """(N, G) unit vectors."""
+    guides: tuple[Tensor, ...]
+    """(N, G) unit vectors of each guide that has a say of its own; none without a guide."""
     ids: Tensor | None
     """(N,) text ids."""
     labels: Tensor | None
@@ -62,8 +64,9 @@ class Side:
     def between(self, first: int, last: int) -> "Side":
         """Those of number first to last."""
         students = tuple(x[first:last] for x in self.students)
-        guide, ids, labels, rows = (None if x is None else x[first:last] for x in (self.guide, self.ids, self.labels, self.rows))
-        return Side(students, guide, ids, labels, rows)
+        guides = tuple(x[first:last] for x in self.guides)
+        ids, labels, rows = (None if x is None else x[first:last] for x in (self.ids, self.labels, self.rows))
+        return Side(students, guides, ids, labels, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +77,8 @@ class Rows:
     """The number of the first: row i's own positive is in column first + i."""
     anchors: Side
     positives: Side
-    threshold: Tensor | None
-    """(R, 1) the guide's similarity above which a candidate is masked; None without a guide."""
+    thresholds: tuple[Tensor, ...]
+    """(R, 1) of each guide: its similarity above which a candidate is masked."""
     alone: Tensor | None
     """(R,) bool: those that contrast with their own negatives alone."""
 
@@ -102,10 +105,9 @@ class Tile:
 def rows_between(sides: Sequence[Side], first: int, last: int, options: Options) -> Rows:
     """Rows first to last of the batch; `sides` are anchors, positives and negatives."""
     a, p = sides[0].between(first, last), sides[1].between(first, last)
-    limit = None
-    if a.guide is not None and p.guide is not None:
-        limit = threshold((a.guide * p.guide).sum(dim=1), options.margin, options.margin_strategy)
-    return Rows(first, a, p, limit, None if options.own_only is None else options.own_only[first:last])
+    own = [(x * y).sum(dim=1) for x, y in zip(a.guides, p.guides, strict=True)]
+    limits = tuple(threshold(of_guide, options.margin, options.margin_strategy) for of_guide in own)
+    return Rows(first, a, p, limits, None if options.own_only is None else options.own_only[first:last])
 
 
 def tile_of(block: str, sides: Sequence[Side], rows: Rows, left: int, right: int, options: Options) -> Tile:
@@ -114,8 +116,8 @@ def tile_of(block: str, sides: Sequence[Side], rows: Rows, left: int, right: int
     query_side, candidate_side = SIDES[block]
     queries, candidates = (rows.anchors, rows.positives)[query_side], sides[candidate_side].between(left, right)
     own = rows.first - left  # the column of the first row's own positive, anchor or itself, here or not
-    similarity = None if queries.guide is None or candidates.guide is None else queries.guide @ candidates.guide.T
-    similar = None if similarity is None or rows.threshold is None else similarity > rows.threshold
+    excess = _excess(queries, candidates, rows, options.needed)
+    similar = None if excess is None else excess > 0
     mask = _known(candidates, rows)
     if similar is not None and options.softness is None:
         mask |= similar
@@ -129,13 +131,22 @@ def tile_of(block: str, sides: Sequence[Side], rows: Rows, left: int, right: int
         mask |= ~allowed
     if block != "an":  # column i belongs to row i itself
         mask.diagonal(own).fill_(block != "ap")
-    if similarity is None or rows.threshold is None or similar is None or options.softness is None:
+    if excess is None or similar is None or options.softness is None:
         return Tile(block, queries, candidates, mask, None, mask, count)
-    soft = logsigmoid((rows.threshold - similarity) / options.softness)
+    soft = logsigmoid(-excess / options.softness)
     if block == "ap":
         soft.diagonal(own).fill_(0.0)
         similar.diagonal(own).fill_(False)
     return Tile(block, queries, candidates, mask, soft, mask | similar, count)
+
+
+def _excess(queries: Side, candidates: Side, rows: Rows, needed: int) -> Tensor | None:
+    """(R, N) by how much a candidate is above the threshold in the eyes of `needed` guides at least; None without a guide."""
+    guides = zip(queries.guides, candidates.guides, rows.thresholds, strict=True)
+    excess = [(x @ y.T).sub_(limit) for x, y, limit in guides]
+    if len(excess) < 2:
+        return excess[0] if excess else None
+    return torch.stack(excess).kthvalue(len(excess) - needed + 1, dim=0).values
 
 
 def threshold(own: Tensor, margin: float, strategy: str) -> Tensor:

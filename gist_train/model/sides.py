@@ -43,11 +43,16 @@ def weighted_dimensions(
     return tuple(d for d, _ in descending), tuple(weight for _, weight in descending)
 
 
-def sides_of(dimensions: Sequence[int], **given: tuple[Tensor | None, Tensor | None, Tensor | None]) -> tuple[Side, Side, Side]:
+def sides_of(
+    dimensions: Sequence[int],
+    guide_widths: Sequence[int] | None = None,
+    **given: tuple[Tensor | None, Tensor | None, Tensor | None],
+) -> tuple[Side, Side, Side]:
     """Anchors, positives and negatives, checked against one another; absent negatives become a pool of none.
 
     Args:
         dimensions: how many of the student's dimensions, counted from the first, are taken.
+        guide_widths: given, the guide's embeddings are those of guides of these widths, side by side.
         given: by field of `Side`, what is given of anchors, positives and negatives.
     """
     anchor, _, negative = given["student"]
@@ -74,13 +79,22 @@ def sides_of(dimensions: Sequence[int], **given: tuple[Tensor | None, Tensor | N
         sides.append(
             Side(
                 students,
-                None if guide is None else _unit(guide.to(torch.promote_types(guide.dtype, student.dtype))),
+                () if guide is None else _of_guides(guide.to(torch.promote_types(guide.dtype, student.dtype)), guide_widths),
                 values["ids"],
                 values["labels"],
                 values["rows"],
             )
         )
     return sides[0], sides[1], sides[2]
+
+
+def _of_guides(guide: Tensor, widths: Sequence[int] | None) -> tuple[Tensor, ...]:
+    """The unit vectors of each of the guides whose embeddings (N, G) are side by side; of one, where no widths are given."""
+    if widths is None:
+        return (_unit(guide),)
+    if sum(widths) != guide.shape[1]:
+        raise ValueError(f"guide_widths {list(widths)} must add up to {guide.shape[1]}, the width of the guide's embeddings")
+    return tuple(map(_unit, torch.split(guide, list(widths), dim=1)))
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from gist_train.checks import check
-from gist_train.config.models import GuideConfig, GuideVectorsConfig, StoredModelConfig
+from gist_train.config.models import GuideConfig, GuideVectorsConfig, OneGuide, StoredModelConfig
 from gist_train.config.schema import Config, cache_folder
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Corpus, TokenTable
@@ -179,29 +179,41 @@ def _epoch(epoch: EpochTokens) -> EpochTokenCounts:
 
 
 def _guide(config: Config, corpus: Corpus) -> GuidePass | None:
-    if isinstance(config.guide, GuideVectorsConfig):
-        stored = folder_bytes(vector_store(cache_folder(config), config.guide).folder)
-        return GuidePass(config.guide.vectors, 0, 0, tokens_are_estimated=False, store_bytes=stored, store_bytes_now=stored)
-    if not isinstance(config.guide, GuideConfig):
+    passes = [_one_guide(config, guide, corpus, where) for where, guide in config.guides.items()]
+    if not passes:
         return None
+    return GuidePass(
+        name=", ".join(one.name for one in passes),
+        texts_to_embed=sum(one.texts_to_embed for one in passes),
+        tokens_to_embed=sum(one.tokens_to_embed for one in passes),
+        tokens_are_estimated=any(one.tokens_are_estimated for one in passes),
+        store_bytes=sum(one.store_bytes for one in passes),
+        store_bytes_now=sum(one.store_bytes_now for one in passes),
+    )
+
+
+def _one_guide(config: Config, guide: OneGuide, corpus: Corpus, where: str) -> GuidePass:
+    if isinstance(guide, GuideVectorsConfig):
+        stored = folder_bytes(vector_store(cache_folder(config), guide, where).folder)
+        return GuidePass(guide.vectors, 0, 0, tokens_are_estimated=False, store_bytes=stored, store_bytes_now=stored)
     width = missing_texts = tokens = sampled = stored_texts = bytes_now = 0
-    for part in guide_parts(config, config.guide, corpus):
+    for part in guide_parts(config, guide, corpus, where):
         store = GuideStore(part.folder)
         missing = part.texts[store.positions(part.hashes) < 0]
         width = width or store.width
         stored_texts += len(store) + len(missing)
         bytes_now += folder_bytes(part.folder)
         if len(missing):
-            guide = load_guide(part.model)
+            model = load_guide(part.model, where)
             sample = _drawn_texts(missing, EXACT_TEXTS)
-            read = guide.tokens(prompted(guide, part.model, [corpus.text(i) for i in sample.tolist()]))
-            width = guide.dimensions
+            read = model.tokens(prompted(model, part.model, [corpus.text(i) for i in sample.tolist()]))
+            width = model.dimensions
             sampled += len(sample)
             missing_texts += len(missing)
             tokens += round(sum(map(len, read)) * len(missing) / len(sample))
-    number = np.dtype(config.guide.dtype).itemsize
+    number = np.dtype(guide.dtype).itemsize
     return GuidePass(
-        name=config.guide.name,
+        name=guide.name,
         texts_to_embed=missing_texts,
         tokens_to_embed=tokens,
         tokens_are_estimated=sampled < missing_texts,
@@ -264,12 +276,15 @@ def _mean_flops(student: Pretrained, epoch: EpochTokens) -> float:
 def _measured(config: Config, prepared: Prepared, guide: GuidePass | None, stop: int) -> Measured:
     """Seconds of a step, of the guide's pass and of the whole run on this machine, of one process."""
     accelerator, _ = make_accelerator(config.training.precision)
-    stand_in = isinstance(config.guide, GuideConfig) and prepared.guide is None
+    models = {where: one for where, one in config.guides.items() if isinstance(one, GuideConfig)}
+    stand_in = bool(models) and prepared.guide is None
     pass_seconds = 0.0
-    if isinstance(config.guide, GuideConfig) and guide is not None and stand_in:
+    if guide is not None and stand_in:
         # Without a whole store: the student's own similarities, which cost a step as much as the guide's.
         prepared = replace(prepared, guide=SelfGuide())
-        pass_seconds = guide.tokens_to_embed / _guide_rate(config.guide.of_roles[0], prepared.corpus, accelerator.device)
+        for where, one in models.items():
+            tokens = _one_guide(config, one, prepared.corpus, where).tokens_to_embed
+            pass_seconds += tokens / _guide_rate(one.of_roles[0], prepared.corpus, accelerator.device)
     job = open_training(config, accelerator, prepared)
     records = list(steps(job.training, 0, min(1 + MEASURED_STEPS, job.training.schedule.total_steps)))
     timed = records[1:] or records  # the first one also sets up what the others use

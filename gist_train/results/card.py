@@ -74,8 +74,7 @@ def model_card(
     shown = config if hub_id is None else _without_folders(config)
     if hub_id is not None:
         config_text = yaml.safe_dump(_without_folders(yaml.safe_load(config_text)), sort_keys=False, allow_unicode=True)
-    base, guide = config["model"], config["guide"]
-    guide_model = guide if isinstance(guide, dict) and "name" in guide else None
+    base = config["model"]
     base_licence = licence_of(base["name"], base["revision"])
     metadata = card_metadata(config, sources, changed, base_licence)
     metadata["gist_train"] = {
@@ -93,10 +92,8 @@ def model_card(
         address=hub_id or f"path/to/{config['name']}",
         base=shown["model"],
         base_licence=base_licence,
-        guide=shown["guide"],
-        guide_on_hub=guide_model is not None and on_hub(guide_model["name"]),
-        guide_prompt=None if guide_model is None else _guide_prompt(guide_model),
-        guide_licence=None if guide_model is None else licence_of(guide_model["name"], guide_model["revision"]),
+        itself=config["guide"] == "self",
+        guides=_guides(config["guide"], shown["guide"]),
         config=config,
         config_text=config_text.strip(),
         step=step,
@@ -116,6 +113,22 @@ def model_card(
         version=__version__,
     )
     return hidden(f"---\n{metadata.to_yaml()}\n---\n\n{body}")
+
+
+def _guides(guide: Any, shown: Any) -> list[dict[str, Any]]:
+    """Of each guide whose embeddings are stored, what is shown of it, and what is known of the model."""
+    pairs = zip(guide, shown, strict=True) if isinstance(guide, list) else [(guide, shown)] if isinstance(guide, dict) else []
+    return [
+        {**of_shown}
+        if "name" not in one
+        else {
+            **of_shown,
+            "on_hub": on_hub(one["name"]),
+            "read_after": _guide_prompt(one),
+            "licence": licence_of(one["name"], one["revision"]),
+        }
+        for one, of_shown in pairs
+    ]
 
 
 def _guide_prompt(guide: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from gist_train.results.selected import Selected, read_selected
 from gist_train.run_folder import Run
 from gist_train.training.checkpoint import checkpoint_to_resume, no_checkpoint, no_such_step
 
-BASE, TUNED, GUIDE = "base", "tuned", "guide"
+BASE, TUNED = "base", "tuned"
 SIDE_BY_SIDE = 5
 """Models that a table has room for as columns."""
 POLL_SECONDS = 2.0
@@ -124,8 +124,9 @@ def _side_by_side(config: Config, run: Run, console: Console) -> Iterator[Subjec
         yield TUNED, partial(_of_checkpoint, run, newest.manifest["step"])
     else:
         console.print(f"{run} has no checkpoint yet: no tuned model to evaluate", highlight=False, soft_wrap=True)
-    if isinstance(config.guide, GuideConfig):
-        yield GUIDE, partial(_of_model, on_this_device(load_guide(config.guide)))
+    for where, guide in config.guides.items():  # "guide", or "guide[0]", "guide[1]"
+        if isinstance(guide, GuideConfig):
+            yield where, partial(_of_model, on_this_device(load_guide(guide, where)))
 
 
 def _of_model(model: TextModel, measuring: Measuring) -> Scores:

@@ -34,14 +34,15 @@ def refuse_unlike_content(ranks: Ranks, config: Config, prepared: Prepared, prec
     if ranks.size == 1:
         return
     student, guide = prepared.student, prepared.guide
-    stored = (guide.anchor, guide.positive, guide.negative) if isinstance(guide, StoredGuide) else ()
+    stored = [part for texts in guide.columns for part in texts.parts] if isinstance(guide, StoredGuide) else []
     facts = {
         "tokenizer of the student": student.tokenizer_fingerprint(),
         "weights of the student": student.fingerprint(),
         "precision": precision,
         "rows and texts": prepared.corpus.content,
         "guide": guide.fingerprint if isinstance(guide, StoredGuide) else type(guide).__name__,
-        "embeddings of the guide": [texts.store.content(texts.positions) for texts in stored],
+        "embeddings of the guide": [part.store.content(part.positions) for part in stored],
+        "weights of guides": guide.anchor.weights if isinstance(guide, StoredGuide) else (),
     }
     fix = f"have cache_dir ({cache_folder(config)}), models and data on a disk that all hosts share, or the same on each"
     ranks.agree("content", facts, fix)

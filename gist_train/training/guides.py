@@ -18,23 +18,55 @@ from gist_train.config.schema import Config, cache_folder
 from gist_train.data.corpus import Corpus
 from gist_train.model.guide import GuideStore, store_folder
 
+DRAWN_PAIRS = 8192
+"""Of which a guide's similarities say how far apart they lie."""
+SMALLEST_DEVIATION = 1e-6
+WEIGHT_DIGITS = 6
 
-@dataclass(frozen=True, slots=True)
-class StoredTexts:
-    """What a guide's store holds of a corpus."""
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextsOfStore:
+    """What a store holds of a corpus."""
 
     store: GuideStore
     positions: NDArray[np.int64]
     """(texts of the corpus,) where the store has each text; -1 for those that it is not asked for."""
 
+    def read(self, text_ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """(n, G) of n texts."""
+        return self.store.read(self.positions[text_ids])
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTexts:
+    """What the stores of one guide, or of several, hold of a corpus."""
+
+    parts: tuple[TextsOfStore, ...]
+    weights: tuple[float, ...]
+    """Of each guide in the mean of their similarities; they add up to 1."""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of each guide."""
+        return tuple(part.store.width for part in self.parts)
+
     def embeddings(self, text_ids: NDArray[np.int32]) -> Tensor:
-        """(n, G) float32 of n texts."""
-        return torch.from_numpy(self.store.read(self.positions[text_ids]))
+        """(n, G) float32 of n texts. Of several guides side by side, each times the root of its weight: the similarity of two
+        of these is the weighted mean of the guides' similarities."""
+        if len(self.parts) == 1:
+            return torch.from_numpy(self.parts[0].read(text_ids))
+        scaled = [np.float32(weight**0.5) * part.read(text_ids) for part, weight in zip(self.parts, self.weights, strict=True)]
+        return torch.from_numpy(np.concatenate(scaled, axis=1))
+
+    def hold(self, text_ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """(n,) which of n texts all of them hold."""
+        held: NDArray[np.bool_] = np.logical_and.reduce([part.positions[text_ids] >= 0 for part in self.parts])
+        return held
 
 
 @dataclass(frozen=True, slots=True)
 class StoredGuide:
-    """A guide whose embeddings are stored: the same store for all columns, unless it reads them after prompts of their own."""
+    """A guide whose embeddings are stored, or several in one; they may read each column after a prompt of its own."""
 
     anchor: StoredTexts
     positive: StoredTexts
@@ -43,19 +75,48 @@ class StoredGuide:
     @classmethod
     def alike(cls, store: GuideStore, positions: NDArray[np.int64]) -> "StoredGuide":
         """One that reads all columns alike, and has each text of the corpus at `positions` (N,)."""
-        texts = StoredTexts(store, positions)
+        texts = StoredTexts((TextsOfStore(store, positions),), (1.0,))
         return cls(texts, texts, texts)
 
     @classmethod
-    def of_parts(cls, parts: "Sequence[GuidePart]", stored: Sequence[StoredTexts]) -> "StoredGuide":
+    def of_parts(cls, parts: "Sequence[GuidePart]", stored: Sequence[TextsOfStore]) -> "StoredGuide":
         """One that reads the columns in parts, each after its prompt."""
         by_role = {role: texts for part, texts in zip(parts, stored, strict=True) for role in part.roles}
-        return cls(*[by_role[role] for role in range(3)])
+        return cls(*[StoredTexts((by_role[role],), (1.0,)) for role in range(3)])
+
+    @classmethod
+    def of_all(cls, guides: "Sequence[StoredGuide]", corpus: Corpus) -> "StoredGuide":
+        """Several guides in one, which find two texts as similar as they do in the mean, on one scale.
+
+        Guides differ in how far apart their similarities lie: those of one may be from 0.6 to 0.9, those of another from 0 to
+        0.8, and a plain mean would go by the second alone. So each is divided by the deviation of its similarities of pairs that
+        are drawn at random. (To take off their mean would change nothing that is compared: it is the same for all candidates.)
+        """
+        if len(guides) == 1:
+            return guides[0]
+        inverse = 1 / np.maximum([guide.deviation(corpus) for guide in guides], SMALLEST_DEVIATION)
+        # Rounded: hosts whose sums differ in the last bit agree.
+        weights = tuple(round(weight, WEIGHT_DIGITS) for weight in (inverse / inverse.sum()).tolist())
+        columns = ([guide.anchor for guide in guides], [guide.positive for guide in guides], [guide.negative for guide in guides])
+        return cls(*[StoredTexts(tuple(part for texts in column for part in texts.parts), weights) for column in columns])
+
+    @property
+    def columns(self) -> tuple[StoredTexts, StoredTexts, StoredTexts]:
+        """Of anchors, positives and negatives."""
+        return self.anchor, self.positive, self.negative
 
     @property
     def fingerprint(self) -> str:
-        """Of its model and prompts."""
-        return "+".join(dict.fromkeys(part.store.fingerprint for part in (self.anchor, self.positive, self.negative)))
+        """Of its models and prompts."""
+        guides = zip(*[texts.parts for texts in self.columns], strict=True)
+        return ",".join("+".join(dict.fromkeys(part.store.fingerprint for part in parts)) for parts in guides)
+
+    def deviation(self, corpus: Corpus) -> float:
+        """The standard deviation of its similarities of anchors and positives that are drawn at random."""
+        random = np.random.default_rng(0)
+        pairs = [column[random.integers(len(column), size=DRAWN_PAIRS)] for column in (corpus.anchor, corpus.positive)]
+        anchors, positives = (texts.embeddings(ids).double() for texts, ids in zip(self.columns[:2], pairs, strict=True))
+        return float((anchors * positives).sum(dim=1).std())
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +155,19 @@ class GuidePart:
         """The text `texts[index]`, without the prompt."""
         return self.corpus.text(int(self.texts[index]))
 
-    def stored(self, store: GuideStore, places: NDArray[np.int64]) -> StoredTexts:
+    def stored(self, store: GuideStore, places: NDArray[np.int64]) -> TextsOfStore:
         """The texts, of which the store has each at one of `places` (n,)."""
         positions = np.full(self.corpus.text_count, -1)
         positions[self.texts] = places
-        return StoredTexts(store, positions)
+        return TextsOfStore(store, positions)
 
 
-def guide_parts(config: Config, guide: GuideConfig, corpus: Corpus) -> list[GuidePart]:
-    """All that the guide reads of the corpus."""
+def guide_parts(config: Config, guide: GuideConfig, corpus: Corpus, where: str) -> list[GuidePart]:
+    """All that the guide reads of the corpus.
+
+    Args:
+        where: the guide's key in the YAML.
+    """
     parts, by_role = [], guide.of_roles
     for model in dict.fromkeys(by_role):
         roles = tuple(role for role, other in enumerate(by_role) if other == model)
@@ -110,5 +175,15 @@ def guide_parts(config: Config, guide: GuideConfig, corpus: Corpus) -> list[Guid
         if len(roles) < 3:
             columns = (corpus.anchor, corpus.positive, corpus.negative)
             texts = np.unique(np.concatenate([columns[role] for role in roles])).astype(np.int64)
-        parts.append(GuidePart(corpus, model, store_folder(cache_folder(config), model, "guide"), texts, roles))
+        parts.append(GuidePart(corpus, model, store_folder(cache_folder(config), model, where), texts, roles))
     return parts
+
+
+def named_guide(config: Config, guide: Guide) -> str:
+    """What guides, in words; of several guides each with its weight."""
+    names = [one.name if isinstance(one, GuideConfig) else one.vectors for one in config.guides.values()]
+    if not isinstance(guide, StoredGuide):
+        return "none" if guide is None else "self"
+    if len(names) == 1:
+        return names[0]
+    return ", ".join(f"{name} ({weight:.0%})" for name, weight in zip(names, guide.anchor.weights, strict=True))

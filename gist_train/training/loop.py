@@ -28,7 +28,7 @@ from gist_train.pulse import PULSE, waiting
 from gist_train.training.distributed import gather_with_gradient, sum_over_ranks
 from gist_train.training.gradient_cache import encode, hand_on
 from gist_train.training.graphs import Graphs
-from gist_train.training.guides import SelfGuide
+from gist_train.training.guides import SelfGuide, StoredGuide
 from gist_train.training.inputs import Inputs, LossInputs, inputs_of
 from gist_train.training.step_context import Training
 from gist_train.training.throughput import StepClock
@@ -253,6 +253,8 @@ def _losses(training: Training, inputs: Inputs, gathered: Sequence[Tensor]) -> L
     if training.loss.weight:
         # The config's section has the options of the loss, under their names. That texts are compared by id the inputs know.
         options = training.loss.model_dump(exclude={"mask_duplicates", "weight"})
+        if training.loss.votes is not None and isinstance(training.guide, StoredGuide):
+            options["guide_widths"] = training.guide.anchor.widths
         out = guided_contrastive_loss(**texts, **options)
         total = out.loss if training.loss.weight == 1 else training.loss.weight * out.loss
         masked, candidates = out.masked, out.candidates

@@ -26,6 +26,7 @@ NEWER_FIELDS = {
     "loss.mask": "hard",
     "loss.softness": 0.05,
     "loss.hardness": 0.0,
+    "loss.votes": None,
     "distillation.weight": 0.0,
     "distillation.temperature": 0.05,
     "distillation.guide_temperature": None,

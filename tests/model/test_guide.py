@@ -5,8 +5,10 @@ Legend: E embeddings in the store, N texts of a corpus, G the guide's width.
 
 import io
 import itertools
+import json
 import multiprocessing
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from sentence_transformers import SentenceTransformer
 from support.running import gist, metrics
 
 from gist_train import preparation
+from gist_train.config.errors import UserError
 from gist_train.config.loading import load_config
 from gist_train.config.models import GuideConfig
 from gist_train.config.schema import cache_folder
@@ -429,7 +432,8 @@ def test_prompts_by_column(make_model, write_config, write_rows, monkeypatch):
         return corpus, guide
 
     corpus, guide = prepared("query: ")
-    assert guide.positive.store.folder == guide.negative.store.folder != guide.anchor.store.folder
+    anchor, positive, negative = (texts.parts[0].store.folder for texts in guide.columns)
+    assert positive == negative != anchor
     for texts, ids, prompt in (
         (guide.anchor, corpus.anchor, "query: "),
         (guide.positive, corpus.positive, "passage: "),
@@ -440,7 +444,7 @@ def test_prompts_by_column(make_model, write_config, write_rows, monkeypatch):
         np.testing.assert_allclose(texts.embeddings(np.asarray(ids)).numpy(), expected, rtol=0, atol=1e-6)
     _, other = prepared("ask: ")
     assert sorted(embedded) == sorted(f"ask: q {i}" for i in range(16))
-    assert other.positive.store.folder == guide.positive.store.folder
+    assert other.positive.parts[0].store.folder == positive
     assert other.fingerprint != guide.fingerprint
 
 
@@ -451,6 +455,115 @@ def test_without_a_model_there_is_no_store(write_config, given, guide):
     corpus = preparation.prepare_corpus(config, CPU, QUIET)
     assert preparation.prepare_guide(config, corpus, CPU, QUIET) == guide
     assert not (cache_folder(config) / "guides").exists()
+
+
+# Several guides.
+
+
+def similarities(guide, corpus):
+    """(rows, rows) of all anchors with the first positives."""
+    positives = corpus.positive[corpus.positive_offsets[:-1]]
+    return (guide.anchor.embeddings(corpus.anchor) @ guide.positive.embeddings(positives).T).double().numpy()
+
+
+@pytest.fixture
+def two_guides(make_model):
+    """Of other widths; the second reads anchors after a prompt of its own."""
+    first, second = (str(make_model(width=width, layers=1, cased=True, vocabulary=300, seed=width)) for width in (48, 32))
+    return [{"name": first, "dtype": "float32"}, {"name": second, "dtype": "float32", "prompts": {"anchor": "ask: "}}]
+
+
+def prepared_with(guide, write_config):
+    config = load_config(write_config(guide=guide))
+    corpus = preparation.prepare_corpus(config, CPU, QUIET)
+    return config, corpus, preparation.prepare_guide(config, corpus, CPU, QUIET)
+
+
+def test_several_guides_are_one_of_their_mean_similarity(two_guides, write_config):
+    """Each divided by how far apart its own similarities lie, so that one whose cosines are all near 0.9 has its say too."""
+    config, corpus, both = prepared_with(two_guides, write_config)
+    alone = [prepared_with(one, write_config)[2] for one in two_guides]
+    inverse = np.array([1 / guide.deviation(corpus) for guide in alone])
+    expected = sum(weight * similarities(guide, corpus) for weight, guide in zip(inverse / inverse.sum(), alone, strict=True))
+    np.testing.assert_allclose(similarities(both, corpus), expected, rtol=0, atol=1e-5)
+    assert similarities(both, corpus).max() <= 1 + 1e-6
+    assert both.fingerprint == ",".join(guide.fingerprint for guide in alone)
+    again = preparation.guide_as_stored(config, corpus)
+    assert again.anchor.weights == both.anchor.weights
+    every = np.unique(corpus.negative)
+    assert torch.equal(again.negative.embeddings(every), both.negative.embeddings(every))
+
+
+def test_the_deviation_is_that_of_random_pairs(two_guides, write_config):
+    _, corpus, guide = prepared_with(two_guides[0], write_config)
+    assert guide.deviation(corpus) == pytest.approx(similarities(guide, corpus).std(), rel=0.1)
+    assert guide.deviation(corpus) == guide.deviation(corpus)
+
+
+def test_one_guide_in_a_list_is_one_guide(two_guides, write_config):
+    config, _, guide = prepared_with([two_guides[0]], write_config)
+    assert config == load_config(write_config(guide=two_guides[0]))
+    assert config.guide == GuideConfig(**two_guides[0])
+    assert guide.anchor.weights == (1.0,)
+
+
+def test_vectors_and_a_model_guide_together(two_guides, write_config, tmp_path):
+    """What is missing in the vectors is told under the guide's place in the list."""
+    _, corpus, alone = prepared_with(two_guides[0], write_config)
+    texts = [corpus.text(i) for i in range(corpus.text_count)]
+    np.save(tmp_path / "given.npy", alone.anchor.embeddings(np.arange(len(texts))).numpy())
+    lines = [json.dumps({"text": text}) + "\n" for text in texts]
+    (tmp_path / "given.jsonl").write_text("".join(lines), encoding="utf-8")
+    vectors = {"vectors": str(tmp_path / "given.npy"), "dtype": "float32"}
+    _, _, models = prepared_with(two_guides, write_config)
+    _, _, mixed = prepared_with([vectors, two_guides[1]], write_config)
+    assert mixed.anchor.weights == models.anchor.weights
+    np.testing.assert_allclose(similarities(mixed, corpus), similarities(models, corpus), rtol=0, atol=1e-6)
+    (tmp_path / "given.npy").unlink()
+    with pytest.raises(UserError) as caught:
+        prepared_with([two_guides[1], vectors], write_config)
+    assert "guide[1].vectors" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("guide", "where"),
+    [
+        ([{"name": "a"}, "self"], "guide[1]"),
+        ([{"name": "a"}, {"nme": "b"}], "guide[1].nme"),
+        ([{"name": "a"}, {"name": "b", "dtype": "float8"}], "guide[1].dtype"),
+        ([], "guide"),
+    ],
+)
+def test_a_fault_in_a_list_of_guides_is_told_in_its_place(guide, where, write_config):
+    with pytest.raises(UserError) as caught:
+        load_config(write_config(guide=guide))
+    assert f": {where}" in str(caught.value)
+
+
+def test_votes_need_several_guides(two_guides, write_config):
+    votes = {"votes": "majority"}
+    assert load_config(write_config(guide=two_guides, loss=votes)).loss.votes == "majority"
+    for guide in (two_guides[0], [two_guides[0]], "self", None):
+        with pytest.raises(UserError, match=r"loss\.votes"):
+            load_config(write_config(guide=guide, loss=votes))
+
+
+def test_a_run_with_several_guides(two_guides, write_config):
+    """It may resume with other places and sizes of them, and with no other guide."""
+    path = str(write_config(guide=two_guides, training={"batch_size": 8, "max_steps": 4, "precision": "float32"}))
+    done = gist("train", path, "--set", "training.stop_at_step=2")
+    assert done.code == 0, done.err
+    weights = re.findall(r"\((\d+)%\)", done.out + done.err)
+    assert len(weights) == 2
+    assert sum(map(int, weights)) == pytest.approx(100, abs=1)
+    resumed = gist("train", path, "--set", "guide[0].batch_tokens=512")
+    assert resumed.code == 0, resumed.err
+    other = gist("train", path, "--set", "guide[1].prompts.anchor=say: ")
+    assert other.code == 2
+    assert "guide[1].prompts.anchor" in other.err
+    planned = plan(load_config(Path(path)))
+    assert planned.guide.name == f"{two_guides[0]['name']}, {two_guides[1]['name']}"
+    assert planned.guide.texts_to_embed == 0
 
 
 # Through `prepare`.

@@ -96,12 +96,18 @@ def double_loop(
     negatives: str = "all",
     mask: str = "hard",
     softness: float = 0.05,
+    votes: str = "any",
+    guide_widths: tuple[int, ...] = (3,),
     hardness: float = 0.0,
 ) -> tuple[Tensor, dict[str, int], dict[str, int]]:
     """DESIGN.md, "The loss", one candidate of one row at a time: loss, masked and candidates of each block."""
 
     def cosine(x, y):
         return sum(u * v for u, v in zip(x, y, strict=True)) / math.sqrt(sum(u * u for u in x) * sum(v * v for v in y))
+
+    def cosines(x, y):  # of each guide
+        ends = list(itertools.accumulate(guide_widths)) if guide_widths != (3,) else [len(x)]
+        return [cosine(x[a:b], y[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
 
     a, p, n = ([] if x is None else [row / row.norm() for row in x.unbind()] for x in batch.students)
     guide_a, guide_p, guide_n = ([] if x is None else x.tolist() for x in batch.guides)
@@ -113,8 +119,9 @@ def double_loop(
     for i in range(len(a)):
         own = torch.dot(a[i], p[i])
         if guide_a:
-            own_guide = cosine(guide_a[i], guide_p[i])
-            threshold = own_guide - (margin if margin_strategy == "absolute" else abs(own_guide) * margin)
+            owns = cosines(guide_a[i], guide_p[i])
+            thresholds = [x - (margin if margin_strategy == "absolute" else abs(x) * margin) for x in owns]
+            needed = {"any": 1, "majority": len(owns) // 2 + 1, "all": len(owns)}[votes]
         others = [j for j in range(len(a)) if j != i and not (alone and alone[i])]
         pool = [k for k in range(len(n)) if not (alone and alone[i]) or row_n[k] == i]
         # block, what looks and what it looks at, for the student and for the guide, texts, labels, columns
@@ -128,7 +135,10 @@ def double_loop(
         for block, x, y, guide_x, guide_y, ids, labels_y, columns in looks:
             for j in columns:
                 score = torch.dot(x[i], y[j])
-                above = cosine(guide_x[i], guide_y[j]) - threshold if guide_a else -math.inf
+                above = -math.inf
+                if guide_a:
+                    excess = [x - y for x, y in zip(cosines(guide_x[i], guide_y[j]), thresholds, strict=True)]
+                    above = sorted(excess, reverse=True)[needed - 1]
                 leaves = bool(id_a) and ids[j] in (id_a[i], id_p[i])
                 leaves = leaves or (bool(labels) and labels[i] >= 0 and labels_y[j] == labels[i])
                 leaves = leaves or (negatives == "hard" and score.item() < own.item())
@@ -225,6 +235,60 @@ def test_the_hard_mask_is_the_limit_of_soft_ones(block_size):
     soft, hard = (batch.loss(mask=mask, softness=1e-6, block_size=block_size) for mask in ("soft", "hard"))
     assert_same((soft.loss, batch.gradients(soft.loss)), (hard.loss, batch.gradients(hard.loss)), to=1e-9)
     assert torch.equal(soft.masked, hard.masked)
+
+
+VOTES = [{}, {"mask": "soft", "softness": 0.3}, {"margin": 0.1, "margin_strategy": "relative", "hardness": 2.0}]
+
+
+@pytest.mark.parametrize("block_size", [None, 2])
+@pytest.mark.parametrize("pool", [None, 7], ids=["M=0", "M=7"])
+@pytest.mark.parametrize("options", VOTES, ids=["hard", "soft", "margin"])
+@pytest.mark.parametrize("votes", ["any", "majority", "all"])
+def test_votes_of_guides_equal_a_double_loop(votes, options, pool, block_size):
+    batch = of_three_guides(draw(6, pool, seed=3))
+    found = batch.loss(guide_widths=(3, 2, 4), votes=votes, temperature=0.1, block_size=block_size, **options)
+    expected, masked, _ = double_loop(batch, 0.1, guide_widths=(3, 2, 4), votes=votes, **options)
+    assert_same((found.loss, batch.gradients(found.loss)), (expected, batch.gradients(expected)), to=1e-9)
+    assert by_block(found.masked) == masked
+
+
+def of_three_guides(batch: Batch) -> Batch:
+    """With the embeddings of two more guides, of other lengths, beside those of the first."""
+    random = torch.Generator().manual_seed(5)
+
+    def beside(guide):
+        others = torch.randn(len(guide), 6, dtype=torch.float64, generator=random) * 7
+        return torch.cat([guide, others + 2 * guide.repeat(1, 2)], dim=1)
+
+    return replace(batch, guides=tuple(None if guide is None else beside(guide) for guide in batch.guides))
+
+
+def test_more_votes_needed_mask_fewer_candidates():
+    batch = of_three_guides(draw(20, 30, seed=1))
+    any_, most, all_ = (batch.loss(guide_widths=(3, 2, 4), votes=votes).masked for votes in ("any", "majority", "all"))
+    assert (any_ > most).all()
+    assert (most > all_).all()
+
+
+def test_the_vote_of_one_guide_is_its_mask():
+    batch = draw()
+    one, voted = batch.loss(), batch.loss(guide_widths=(3,), votes="majority")
+    assert torch.equal(one.loss, voted.loss)
+    assert all(map(torch.equal, batch.gradients(one.loss), batch.gradients(voted.loss)))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"votes": "any"}, "votes and guide_widths come together"),
+        ({"guide_widths": (3,)}, "votes and guide_widths come together"),
+        ({"votes": "some", "guide_widths": (3,)}, 'votes must be "any"'),
+        ({"votes": "all", "guide_widths": (3, 2)}, "must add up to 3"),
+    ],
+)
+def test_votes_that_do_not_fit_are_refused(options, told):
+    with pytest.raises(ValueError, match=told):
+        draw().loss(**options)
 
 
 @pytest.mark.parametrize("options", [{"mask": "fuzzy"}, {"softness": 0.0}, {"hardness": -1.0}, {"hardness": math.nan}])

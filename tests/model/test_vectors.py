@@ -89,12 +89,12 @@ def test_the_store_holds_them_at_length_1(vectors, tmp_path):
     columns = {"text": "input", "vector": "vec"}
     path = parquet(tmp_path / "v.parquet", TEXTS, vectors[1], columns.values())
     config = GuideVectorsConfig(vectors=path, columns=columns, dtype="float32")
-    store = vector_store(tmp_path, config)
+    store = vector_store(tmp_path, config, "guide")
     read = store.read(store.positions(text_hashes(TEXTS)))
     np.testing.assert_allclose(read, vectors[1] / np.linalg.norm(vectors[1], axis=1, keepdims=True), rtol=0, atol=1e-7)
-    assert vector_store(tmp_path, config).folder == store.folder
+    assert vector_store(tmp_path, config, "guide").folder == store.folder
     parquet(tmp_path / "v.parquet", TEXTS, vectors[1] + 1, columns.values())
-    assert vector_store(tmp_path, config).folder != store.folder
+    assert vector_store(tmp_path, config, "guide").folder != store.folder
 
 
 def broken(tmp_path, kind):
@@ -158,6 +158,6 @@ def test_broken_files_are_refused(tmp_path, kind, said):
     """A vector of no direction is alike to nothing, and masks nothing, without a word; nothing is left of a half-made store."""
     config = GuideVectorsConfig(vectors=broken(tmp_path, kind))
     with pytest.raises(UserError) as caught:
-        vector_store(tmp_path / "cache", config)
+        vector_store(tmp_path / "cache", config, "guide")
     assert said in str(caught.value)
     assert list((tmp_path / "cache").rglob("*.bin")) == []

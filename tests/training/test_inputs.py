@@ -75,7 +75,8 @@ def test_the_loss_is_given_what_it_asks_for():
     """A name of its own here would be an argument that the loss does not have, an hour into a run where it is on."""
     asked = inspect.signature(guided_contrastive_loss).parameters
     texts = {"anchor", "positive", "negative", "rows", *LossInputs().by_name()}
-    assert texts | (LossConfig.model_fields.keys() - {"mask_duplicates", "weight"}) == asked.keys()
+    options = LossConfig.model_fields.keys() - {"mask_duplicates", "weight"}
+    assert texts | options | {"guide_widths"} == asked.keys()  # which come with votes
     asked = inspect.signature(distillation_loss).parameters
     options = DistillationConfig.model_fields.keys() - {"weight", "regression"}
     shared = options | {"block_size", "dimensions", "dimension_weights"}

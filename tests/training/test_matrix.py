@@ -23,6 +23,8 @@ WAYS = {
     "no_guide-duplicates_stay": {"guide": None, "loss": {"mask_duplicates": False}},
     "dimensions-self": {"guide": "self", "loss": {"dimensions": [32, 8], "dimension_weights": [1.0, 2.0], "block_size": 7}},
     "soft_mask-hardness-blocks": {"loss": {"mask": "soft", "softness": 0.1, "hardness": 3.0, "block_size": 5}},
+    "two_guides": {"guides": 2, "loss": {"mask": "soft"}, "distillation": {"weight": 0.5, "regression": 0.2}},
+    "votes-blocks": {"guides": 2, "loss": {"votes": "all", "block_size": 5}},
     "similar": {"data": {"batching": "similar", "similarity_depth": 2}, "training": {"batch_size": 8}},
     "distilled": {"distillation": {"weight": 2.0}},
     "distilled_alone-cached": {
@@ -48,11 +50,13 @@ WAYS = {
 }
 
 
-def written(name, way, write_config, write_rows, triplets, model):
+def written(name, way, write_config, write_rows, triplets, model, guides):
     count = way.get("negatives")
     rows = triplets if count is None else [{**row, "negative": row["negative"][:count]} for row in triplets]
     kept = [row for row in rows if count is None or len(row["negative"]) == count]
     path = write_rows(f"{name}.jsonl", kept)
+    if "guides" in way:
+        way = {**way, "guide": guides}
     return write_config(
         name,
         model={"name": str(model)},
@@ -80,7 +84,8 @@ def train_all(paths, folder):
 @pytest.fixture
 def paths(write_config, write_rows, triplets, make_model):
     model = make_model(dropout=0.0)
-    return [written(name, way, write_config, write_rows, triplets, model) for name, way in WAYS.items()]
+    guides = [{"name": str(make_model(width=width, layers=1, seed=width)), "dtype": "float32"} for width in (48, 32)]
+    return [written(name, way, write_config, write_rows, triplets, model, guides) for name, way in WAYS.items()]
 
 
 def column(rows, name):
