@@ -1,5 +1,6 @@
 """Negatives that the guide finds: mined into files that others read, and trained on straight away."""
 
+import itertools
 import json
 
 import datasets
@@ -147,3 +148,62 @@ def test_an_interrupted_search_goes_on(write_config, monkeypatch):
     again = gist("prepare", path, "--set", RULES)
     assert again.code == 0, again.err
     assert len(calls) == 3 + 8  # of ten pieces two were done
+
+
+def negatives_by_row(corpus):
+    bounds = corpus.negative_offsets
+    return [[corpus.text(int(i)) for i in corpus.negative[a:b]] for a, b in itertools.pairwise(bounds.tolist())]
+
+
+@pytest.mark.parametrize("prompts", [None, {"anchor": "query: ", "positive": "passage: ", "negative": "passage: "}])
+def test_further_documents_become_negatives(write_config, tmp_path, triplets, prompts):
+    """Answers that no row has are the hard negatives of a search: they are embedded, drawn and read by the student."""
+    documents = [f"document {i} of the {word}" for i, word in enumerate(["river", "harbour", "bank", "market"] * 5)]
+    own = triplets[0]["positive"][0]
+    (tmp_path / "documents.txt").write_text("\n".join([*documents, own]) + "\n", encoding="utf-8")
+    config = write_config(training={"batch_size": 8, "max_steps": 3, "precision": "float32"})
+    rules = [RULES, f"data.hard_negatives.documents={{path: {tmp_path}/documents.txt}}", "data.hard_negatives.same_task=true"]
+    if prompts:
+        rules.append(f"guide.prompts={json.dumps(prompts)}")
+    settings = [word for rule in rules for word in ("--set", rule)]
+    ended = gist("train", config, *settings)
+    assert ended.code == 0, ended.err
+    plain, mined = corpora(tmp_path)
+    assert sorted(plain.text(int(i)) for i in plain.documents) == sorted([*documents, own])
+    drawn = negatives_by_row(mined)
+    assert len({text for row in drawn for text in row} & set(documents)) > 5
+    mine = [row for row in range(plain.row_count) if plain.text(int(plain.positive[plain.positive_offsets[row]])) == own]
+    assert mine
+    assert all(own not in drawn[row] for row in mine)
+    # Moved, they are the same documents: nothing is embedded again.
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "documents.txt").rename(tmp_path / "elsewhere" / "documents.txt")
+    settings = [word.replace("documents.txt", "elsewhere/documents.txt") for word in settings]
+    again = gist("train", config, *settings, "--set", "training.stop_at_step=3")
+    assert again.code == 0, again.err
+    assert len(corpora(tmp_path)) == 2
+
+
+def test_a_document_that_cannot_be_used_is_told(write_config, tmp_path):
+    path = tmp_path / "documents.jsonl"
+    path.write_text('{"text": "one"}\n{"text": 7}\n', encoding="utf-8")
+    setting = f"data.hard_negatives={{documents: {{path: {path}}}}}"
+    ended = gist("mine", write_config(), "--to", tmp_path / "mined.jsonl", "--set", setting)
+    assert ended.code == 2
+    assert "documents.jsonl, row 2" in ended.err
+    skipping = gist("mine", write_config(), "--to", tmp_path / "mined.jsonl", "--set", setting, "--set", "data.on_bad_row=skip")
+    assert skipping.code == 0, skipping.err
+    assert "1 rows were skipped" in skipping.err
+    gone = gist("mine", write_config(), "--to", tmp_path / "mined.jsonl", "--set", setting.replace("documents.jsonl", "no.jsonl"))
+    assert gone.code == 2
+    assert "data.hard_negatives.documents" in gone.err
+
+
+def test_documents_that_evaluation_judges_on_are_left_out(write_config, write_pairs, tmp_path):
+    (tmp_path / "documents.txt").write_text("a judged text\nanother text\n", encoding="utf-8")
+    path = write_config(evaluation=write_pairs(["A judged  text"]))
+    rules = f"data.hard_negatives={{per_row: 1, margin: 0, same_task: false, documents: {{path: {tmp_path}/documents.txt}}}}"
+    ended = gist("mine", path, "--to", tmp_path / "m.jsonl", "--set", rules, "--set", "data.exclude_evaluation_texts=true")
+    assert ended.code == 0, ended.err
+    plain, _ = corpora(tmp_path)
+    assert [plain.text(int(i)) for i in plain.documents] == ["another text"]

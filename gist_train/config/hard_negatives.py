@@ -4,9 +4,34 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from gist_train.config.fields import Count, PositiveOrZero, Section, Seed
+from gist_train.config.fields import Count, Delimiter, PathText, PositiveOrZero, Section, Seed, Text
+from gist_train.config.sources import TextColumns, TextsSource
 
 Ranks = Annotated[list[Count], Field(min_length=2, max_length=2), "a list of two whole numbers, the smaller one first"]
+
+
+class DocumentsConfig(Section):
+    """Further texts that negatives are taken from, besides those of the rows."""
+
+    path: PathText
+    """Text file, a text a line, or JSONL, CSV, TSV, Parquet or Excel file, a pattern of them, a data set's folder or hub id."""
+    columns: TextColumns = TextColumns()
+    """Names of the columns."""
+    delimiter: Delimiter | None = None
+    """Character between the columns of a CSV file; null = a comma, or a tab in a .tsv file."""
+    header: bool = True
+    """Whether the first row of a CSV file names the columns; without one they are called "1", "2", ..."""
+    revision: Text | None = None
+    """Commit, tag or branch on the hub; null = the newest."""
+    subset: Text | None = None
+    """Configuration of the data set, e.g. corpus; null = its only one, or its default."""
+    split: Text = "train"
+    """Split of the data set; single files have none."""
+
+    @property
+    def source(self) -> TextsSource:
+        """The same as a source of bare texts."""
+        return TextsSource(**self.model_dump())
 
 
 class HardNegativesConfig(Section):
@@ -23,7 +48,9 @@ class HardNegativesConfig(Section):
     pick: Literal["top", "random", "quantiles"] = "top"
     """Which of those that are left: the nearest, any, or one of each part of them in order of nearness."""
     same_task: bool = True
-    """Whether candidates are of rows of the same task alone."""
+    """Whether candidates are of rows of the same task alone, and of `documents`."""
+    documents: DocumentsConfig | None = None
+    """Further texts that negatives are taken from, for rows of all tasks; null = none."""
     drop_short: bool = False
     """Whether rows that got fewer than per_row are left out."""
     seed: Seed = 42

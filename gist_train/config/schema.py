@@ -370,6 +370,7 @@ _FREE_ON_RESUME = {
     "guide.batch_tokens",
     "guide.vectors",  # a checkpoint holds what is in the file
     "data.train",
+    "data.hard_negatives.documents.path",
     "data.exclude_evaluation_texts",
     "loss.block_size",
     "training.stop_at_step",

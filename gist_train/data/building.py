@@ -21,12 +21,13 @@ from gist_train.config.sources import ClassificationSource, Source
 from gist_train.data.collecting import TEXTS, Collector
 from gist_train.data.corpus import FORMAT
 from gist_train.data.files import naming, read_json, whole_folder, write_text
+from gist_train.data.fingerprints import DOCUMENTS
 from gist_train.data.manifests import damage_in, seal
 from gist_train.data.mining import mine_triplets
 from gist_train.data.opening import origin_of
 from gist_train.data.overlap import Exclusion
 from gist_train.data.sharing import shared_out
-from gist_train.data.sources import Labelled, Row, prompts_of, read_labelled, read_rows
+from gist_train.data.sources import Labelled, Row, prompts_of, read_labelled, read_rows, read_texts
 
 SHOWN_FAULTS = 10
 """Bad rows that an error message names; the others are counted."""
@@ -101,15 +102,19 @@ def build_corpus(
                 yield read
                 faults += reading.faults[: SHOWN_FAULTS - len(faults)]
                 counts.append(replace(reading.counts, not_drawn=collector.end_source(source)))
+            documents = yield from _read_documents(data, exclusion, collector, skipped, read)
+            faults += documents.faults[: SHOWN_FAULTS - len(faults)]
         settled()
-        bad, left_out = sum(count.bad for count in counts), sum(count.excluded for count in counts)
-        refuse_bad(data, faults, read, bad, len(collector.anchor), left_out)
+        bad = sum(count.bad for count in (*counts, documents.counts))
+        left_out = sum(count.excluded for count in counts)
+        refuse_bad(data, faults, read + documents.counts.read, bad, len(collector.anchor), left_out)
         if not bad:
             (beside / SKIPPED).unlink()
         meta = {"format": FORMAT, "fingerprint": fingerprint, "skipped_rows": bad, "data": data.model_dump(mode="json")}
         meta |= {"excluded_rows": left_out, "excluded_texts": len(exclusion.met)}
         origins = [origin_of(source, f"data.train[{index}]") for index, source in enumerate(data.train)]
-        collector.save(beside, {**meta, "sources": [asdict(count) for count in counts], "origins": origins})
+        meta |= {"sources": [asdict(count) for count in counts], "documents": documents.counts.read}
+        collector.save(beside, {**meta, "origins": origins})
         seal(beside, {})
         yield read
 
@@ -173,7 +178,7 @@ def _read_source(
             count.bad += 1
             if len(faults) < SHOWN_FAULTS:
                 faults.append(row)
-            skipped.write(json.dumps({"where": hidden(row.where), "found": row.found}, ensure_ascii=False) + "\n")
+            skipped.write(_skipped(row))
         else:
             collector.add(row)
         if read % 4096 == 0:
@@ -181,6 +186,33 @@ def _read_source(
     count.read += collector.rows_of_source + count.bad + count.excluded + count.filtered
     count.unread = list(unread)
     return _Reading(count, faults)
+
+
+def _read_documents(
+    data: DataConfig, exclusion: Exclusion, collector: Collector, skipped: IO[str], before: int
+) -> Generator[int, None, _Reading]:
+    """Collects the further texts that negatives are taken from; yields how many rows and texts are read, now and then.
+
+    Args:
+        before: rows of the sources.
+    """
+    count, faults = SourceCounts(), list[Fault]()
+    documents = None if data.hard_negatives is None else data.hard_negatives.documents
+    for one in () if documents is None else read_texts(documents.source, DOCUMENTS):
+        count.read += 1
+        if isinstance(one, Fault):
+            count.bad += 1
+            faults += [one] if len(faults) < SHOWN_FAULTS else []
+            skipped.write(_skipped(one))
+        elif one not in exclusion:
+            collector.add_document(one)
+        if count.read % 4096 == 0:
+            yield before + count.read
+    return _Reading(count, faults)
+
+
+def _skipped(row: Fault) -> str:
+    return json.dumps({"where": hidden(row.where), "found": row.found}, ensure_ascii=False) + "\n"
 
 
 def _absorbed(part: Path, exclusion: Exclusion, skipped: IO[str]) -> _Reading:

@@ -50,6 +50,7 @@ class Collector:
         self._positive, self._positive_offsets = array("i"), array("q", [0])
         self._negative, self._negative_offsets = array("i"), array("q", [0])
         self._label, self._negative_label = array("i"), array("i")
+        self._documents = array("i")
         self._ends: list[int] = []
         """Rows in all at the end of each source, before any draw."""
         self._kept: list[Int64] = []
@@ -71,6 +72,10 @@ class Collector:
         self._label.append(-1 if row.label is None else self._label_id(row.label))
         self._negative_label.extend(self._label_id(label) for label in row.negative_labels)
         self._negative_label.extend([-1] * (len(self._negative) - len(self._negative_label)))
+
+    def add_document(self, text: str) -> None:
+        """Takes in a text that is in no row, or may be in some."""
+        self._documents.append(self._text_id(text))
 
     def dump(self, folder: Path) -> None:
         """Writes the rows of the one source that was collected, before any draw: `absorb` takes them in."""
@@ -163,6 +168,8 @@ class Collector:
             "text_offsets": np.asarray(self._text_offsets, np.int64),
             "text_hashes": np.frombuffer(bytes(self._hashes), np.uint8).reshape(-1, 16),
         }
+        if len(self._documents):
+            arrays["documents"] = np.unique(np.asarray(self._documents, np.int32))
         tasks = list(self._tasks)
         if len(rows) < len(self.anchor):
             leave_out_unused_texts(folder / "texts.utf8", arrays)

@@ -115,6 +115,9 @@ class Corpus:
         self._negative_label = self.array("negative_label")
         self.row_prompts = self.array("row_prompts")
         """(R, 3) prompt ids of anchor, positives and negatives."""
+        there = "documents" in self.meta["sizes"]
+        self.documents: Int32 = self.array("documents") if there else np.empty(0, np.int32)
+        """Ascending ids of the further texts that negatives are taken from."""
         self.hashes = self.array("text_hashes")
         """(N, 16) uint8, `text_hash` of each text."""
         self._text_offsets = self.array("text_offsets")
@@ -173,7 +176,8 @@ class Corpus:
         )
 
     def _view(self, prompts: Int32, texts: Int32) -> Int64:
-        if len(self.prompts) == 1:  # no prompt but "": every text is one view, under its own number
+        # No prompt but "", and no document that no row has: every text is one view, under its own number.
+        if len(self.prompts) == 1 and len(self._views) == self.text_count:
             return texts.astype(np.int64)
         return np.searchsorted(self._views, view_key(prompts, texts))
 

@@ -51,8 +51,8 @@ def copy_texts(path: Path, bounds: Int64, chosen: NDArray[np.bool_], to: IO[byte
 
 
 def leave_out_unused_texts(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    """Numbers anew the texts that a row has, in their order, and rewrites the file without the others."""
-    columns = ("anchor", "positive", "negative")
+    """Numbers anew the texts that a row has, or that are documents, in their order, and rewrites the file without the others."""
+    columns = [name for name in ("anchor", "positive", "negative", "documents") if name in arrays]
     bounds = arrays["text_offsets"]
     used = np.zeros(len(bounds) - 1, bool)
     for name in columns:

@@ -25,6 +25,8 @@ def content_hash(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
+DOCUMENTS = "data.hard_negatives.documents"
+"""Their key in the YAML."""
 READERS = 2
 """Version of the readers: what they make of the same file is another corpus under another one."""
 
@@ -94,6 +96,9 @@ def corpus_fingerprint(
         texts = hashlib.blake2b(b"".join(sorted(excluded)), digest_size=16).hexdigest()
         # A row that keeps to its own negatives goes with the last of them: so here, the rows depend on it.
         parts.append([NORMALIZATION, texts, [source.in_batch_negatives for source in data.train]])
+    if data.hard_negatives is not None and (documents := data.hard_negatives.documents) is not None:
+        settings = documents.model_dump(exclude={"path", "revision"})
+        parts.append(["documents", settings, _content(documents.source, DOCUMENTS, hashes)])
     hashes.save()
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 

@@ -124,8 +124,8 @@ def read_rows(
                 if unread is not None:
                     unread.update(table.unread)
         case TextsSource():
-            for table, cells_of_rows in tables(source, where, [Field("text", (source.columns.text,), True, True)]):
-                yield from _paired(source, table, cells_of_rows)
+            for table, of_table in _text_tables(source, where):
+                yield from _paired(source, table, of_table)
         case ClassificationSource():
             raise TypeError("rows of labelled texts are mined")
 
@@ -139,14 +139,25 @@ def read_labelled(source: ClassificationSource, where: str) -> Iterator[Labelled
         yield from checked(table, (_labelled(fields, task, cells) for cells in rows))
 
 
-def _paired(source: TextsSource, table: Table, rows: Iterator[Cells | BadRow]) -> Iterator[Row | Fault]:
+def read_texts(source: TextsSource, where: str) -> Iterator[str | Fault]:
+    """Bare texts in order, a bad row as a Fault; UserError where a file is broken."""
+    for _, of_table in _text_tables(source, where):
+        yield from of_table
+
+
+def _text_tables(source: TextsSource, where: str) -> Iterator[tuple[Table, Iterator[str | Fault]]]:
+    for table, rows in tables(source, where, [Field("text", (source.columns.text,), True, True)]):
+        yield table, checked(table, (_text_of(source, cells) for cells in rows))
+
+
+def _paired(source: TextsSource, table: Table, texts_of_table: Iterator[str | Fault]) -> Iterator[Row | Fault]:
     """A row of each text and the next: what batches are made of, when all their texts are only candidates of each other."""
     task, waiting, first = source.task or table.name, "", ""
 
     def row_of(anchor: str, positive: str) -> Row:
         return Row(anchor, (positive,), (), task, prompts_of(source.prompts))
 
-    for one in checked(table, (_text_of(source, cells) for cells in rows)):
+    for one in texts_of_table:
         if isinstance(one, Fault):
             yield one
         elif waiting:

@@ -74,7 +74,8 @@ class Part:
 
 
 def parts_of(corpus: Corpus, *, same_task: bool, at_a_time: int = ROWS_AT_A_TIME) -> Iterator[Part]:
-    """All rows in pieces, with what they may take: positives and negatives of rows, of the same task or of all tasks."""
+    """All rows in pieces, with what they may take: positives and negatives of rows, of the same task or of all tasks, and the
+    corpus' documents."""
     texts = np.concatenate([corpus.positive, corpus.negative])
     rows = np.arange(corpus.row_count)
     row = np.concatenate([np.repeat(rows, np.diff(bounds)) for bounds in (corpus.positive_offsets, corpus.negative_offsets)])
@@ -84,7 +85,7 @@ def parts_of(corpus: Corpus, *, same_task: bool, at_a_time: int = ROWS_AT_A_TIME
     row_bounds, place_bounds = np.searchsorted(task[rows], tasks), np.searchsorted(task[row[places]], tasks)
     for one in tasks[:-1]:
         of_task = rows[row_bounds[one] : row_bounds[one + 1]]
-        pool = np.unique(texts[places[place_bounds[one] : place_bounds[one + 1]]])
+        pool = np.unique(np.concatenate([texts[places[place_bounds[one] : place_bounds[one + 1]]], corpus.documents]))
         for begin in range(0, len(of_task), at_a_time):
             yield Part(of_task[begin : begin + at_a_time], pool)
 

@@ -173,7 +173,7 @@ def guide_parts(config: Config, guide: GuideConfig, corpus: Corpus, where: str) 
         roles = tuple(role for role, other in enumerate(by_role) if other == model)
         texts = np.arange(corpus.text_count)
         if len(roles) < 3:
-            columns = (corpus.anchor, corpus.positive, corpus.negative)
+            columns = (corpus.anchor, corpus.positive, np.concatenate([corpus.negative, corpus.documents]))
             texts = np.unique(np.concatenate([columns[role] for role in roles])).astype(np.int64)
         parts.append(GuidePart(corpus, model, store_folder(cache_folder(config), model, where), texts, roles))
     return parts

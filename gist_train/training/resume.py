@@ -22,6 +22,7 @@ NEWER_FIELDS = {
     "training.skip_spikes": None,
     "data.similarity_depth": 3,
     "data.hard_negatives": None,
+    "data.hard_negatives.documents": None,
     "loss.weight": 1.0,
     "loss.mask": "hard",
     "loss.softness": 0.05,
