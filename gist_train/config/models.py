@@ -1,12 +1,33 @@
 """The student, and the models that embed once: the guide, and what mining looks for triplets with."""
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from gist_train.config.fields import BatchTokens, BelowOne, Layers, MaxLength, PathText, Prompt, Section, Text
+from gist_train.config.fields import (
+    BatchTokens,
+    BelowOne,
+    Count,
+    Layers,
+    MaxLength,
+    PathText,
+    Prompt,
+    Section,
+    Text,
+)
 
 Pooling = Literal["cls", "mean", "last"]
+
+
+class LoraConfig(Section):
+    """Low-rank adapters that are trained in place of the model's weights (extra lora)."""
+
+    rank: Count = 16
+    """Width of an adapter: a matrix of (out, in) gets rank * (out + in) weights that are trained."""
+    alpha: Count = 32
+    """What an adapter adds is multiplied by alpha / rank."""
+    targets: Annotated[list[Text], Field(min_length=1), "a list of names"] | None = None
+    """Names of the matrices that get one, e.g. [q_proj, v_proj]; null = all of every layer."""
 
 
 class ModelConfig(Section):
@@ -24,6 +45,8 @@ class ModelConfig(Section):
     """Encoder layers to keep, counted from 0; null = all."""
     dropout: BelowOne | None = None
     """Probability that replaces hidden and attention dropout; null = as the model says."""
+    lora: LoraConfig | None = None
+    """Low-rank adapters that are trained in place of the model's weights; null = all weights are trained."""
     trust_remote_code: bool = False
     """Whether Python code from the model's repository may run."""
 

@@ -275,6 +275,17 @@ class Config(Section):
 
     training: TrainingConfig = TrainingConfig()
     """Length, size and precision of the training."""
+
+    @field_validator("training")
+    @classmethod
+    def _no_graph_with_adapters(cls, training: TrainingConfig, info: ValidationInfo) -> TrainingConfig:
+        adapters = "model" in info.data and info.data["model"].lora is not None
+        for key in ("compile", "cuda_graph"):
+            if adapters and training.model_dump()[key]:
+                fix, expected = "set it to false, or leave model.lora out", "false where model.lora is given: untried together"
+                raise MisplacedError(fix, path=(key,), found="true, and model.lora", expected=expected)
+        return training
+
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW."""
     schedule: ScheduleConfig = ScheduleConfig()

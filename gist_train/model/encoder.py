@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
+from gist_train.model.adapters import adapted
 from gist_train.model.attention import PACKED, Borders, PackedLengths, Spans, at_least_float32, kernel_runs, spans_of
 from gist_train.model.bert import bert_hidden
 from gist_train.model.families import Family, family_of
@@ -156,7 +157,8 @@ class Encoder(nn.Module):
     @property
     def _own_layers(self) -> bool:
         """Whether this is a BERT in training, for which we have layers that cost less."""
-        return self._family is not None and self._family.own_layers and bool(self.transformer.training)
+        own = self._family is not None and self._family.own_layers and bool(self.transformer.training)
+        return own and not adapted(self.transformer)  # they read matrices, and would pass adapters by
 
     def spans(self, cumulative: Tensor, tokens: int) -> Spans | None:
         """What our own kernels read, where they run: a BERT in training, in half precision, on a GPU, with the usual GELU.

@@ -21,6 +21,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.models import ModelConfig, StoredModelConfig
 from gist_train.data.files import read_json
+from gist_train.model import adapters
+from gist_train.model.adapters import add_adapters, load_adapters, merge_adapters
 from gist_train.model.dropout import use_cheap_dropout
 from gist_train.model.encoder import Encoder
 from gist_train.model.families import in_embedding, kin_of
@@ -68,7 +70,9 @@ def load_student(config: ModelConfig, prompts: Mapping[str, str] | None = None) 
     ):
         student.sentence_transformer.default_prompt_name = "query"  # every text is trained with it
     for name, parameter in transformer.named_parameters():
-        parameter.requires_grad_(in_embedding(name))
+        parameter.requires_grad_(in_embedding(name) and config.lora is None)
+    if config.lora is not None:
+        add_adapters(transformer, config.lora)
     return student
 
 
@@ -95,7 +99,19 @@ def load_finished(folder_or_id: str, *, trust_remote_code: bool = False) -> Text
 
 
 def load_trained(folder: Path, config: ModelConfig) -> Pretrained:
-    """A checkpoint or an average of some, in eval mode: what was trained from `config` runs the same code."""
+    """A checkpoint or an average of some, in eval mode: what was trained from `config` runs the same code.
+
+    Adapters are merged.
+    """
+    if (folder / adapters.WEIGHTS).is_file():
+        trained = load_student(config)
+        load_adapters(trained.encoder.transformer, folder)
+        merge_adapters(trained.encoder.transformer)
+        names = read_json(folder / PROMPTS_FILE)
+        trained.sentence_transformer.prompts = names["prompts"]
+        trained.sentence_transformer.default_prompt_name = names["default_prompt_name"]
+        _frozen(trained)
+        return trained
     model = load_finished(str(folder), trust_remote_code=config.trust_remote_code)
     if not isinstance(model, Pretrained):
         raise _unfit("--model", str(folder), "modules that no training wrote", "a checkpoint", "name a checkpoint of the run")
@@ -221,7 +237,7 @@ def _load(where: str, config: ModelConfig | StoredModelConfig, *, encodes_only: 
 
 def _refuse_adapter(where: str, name: str) -> None:
     """Raises UserError where a folder holds a LoRA adapter, whose weights the packed encoder would pass by."""
-    file = Path(name) / "adapter_config.json"
+    file = Path(name) / adapters.CONFIG
     if file.is_file():
         try:
             base = shown(read_json(file)["base_model_name_or_path"])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from gist_train.config.schema import CheckpointConfig, SelectionConfig
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Corpus, TokenTable
+from gist_train.model.adapters import adapted
 from gist_train.model.encoder import Encoder
 from gist_train.model.families import kin_of, product_shapes
 from gist_train.training.checkpoint import in_window, steps_to_keep
@@ -159,8 +160,11 @@ def memory(
 
 
 def checkpoint_bytes(encoder: Encoder) -> int:
-    """Of one checkpoint: weights and the moments of those that are trained, both float32; the tokenizer is left out."""
-    parameters = list(encoder.parameters())
+    """Of one checkpoint: weights and the moments of those that are trained, both float32; the tokenizer is left out.
+
+    Of a model with adapters it holds these alone.
+    """
+    parameters = [p for p in encoder.parameters() if p.requires_grad or not adapted(encoder.transformer)]
     return sum(4 * p.numel() + (8 * p.numel() if p.requires_grad else 0) for p in parameters)
 
 

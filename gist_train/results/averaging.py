@@ -33,7 +33,7 @@ def averaged(run: Run, steps: Sequence[int], base: ModelConfig, base_weight: flo
     for weight in sums.values():
         weight *= (1 - base_weight) / len(steps)
     if base_weight:
-        of_base = _weights(load_student(base))
+        of_base = _weights(load_student(base.model_copy(update={"lora": None})))  # of checkpoints adapters are merged
         if {name: weight.shape for name, weight in of_base.items()} != {name: weight.shape for name, weight in sums.items()}:
             expected = "the model that the run was trained from"
             raise UserError(Fault("model.name", f"{base.name}, whose weights are of another shape", expected, "name that one"))

@@ -4,15 +4,19 @@ import os
 import shutil
 from pathlib import Path
 
+import yaml
 from huggingface_hub import metadata_load
 from rich.console import Console
 from yaml import YAMLError
 
 from gist_train.config.errors import Fault, UserError, listed
 from gist_train.config.evaluation import EvaluationConfig
+from gist_train.config.models import ModelConfig
 from gist_train.data.files import whole_folder
 from gist_train.data.leases import held
 from gist_train.data.manifests import foreign_files, verified_manifest
+from gist_train.model.adapters import WEIGHTS
+from gist_train.model.loading import load_trained
 from gist_train.progress import say, terminal
 from gist_train.results.card import model_card
 from gist_train.results.onnx import OnnxPlan, add_onnx, onnx_table
@@ -68,7 +72,7 @@ def export_model(
             found = f"{to}, which is no export of this package"
             raise UserError(Fault("--to", found, "a new folder, or an earlier export", "name another folder"))
         with whole_folder(to, replace=True) as partial:
-            _copy(origin, partial)
+            _copy(origin, run, partial)
             report = None if onnx is None else add_onnx(partial, onnx)
             card = model_card(run, origin.manifest, evaluation=evaluation, selected=selected, onnx=report, hub_id=hub_id)
             (partial / "README.md").write_text(card, encoding="utf-8")
@@ -77,8 +81,12 @@ def export_model(
     return to
 
 
-def _copy(origin: Checkpoint, to: Path) -> None:
-    """The files of the checkpoint that its manifest names, those of the training aside."""
+def _copy(origin: Checkpoint, run: Run, to: Path) -> None:
+    """The files of the checkpoint that its manifest names, those of the training aside; with adapters the merged model."""
+    if WEIGHTS in origin.manifest["files"]:
+        model = ModelConfig(**yaml.safe_load(run.config.read_text(encoding="utf-8"))["model"])
+        load_trained(origin.folder, model).save(to)
+        return
     for name in origin.manifest["files"]:
         if name != TRAINING_STATE:
             (to / name).parent.mkdir(parents=True, exist_ok=True)

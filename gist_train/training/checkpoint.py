@@ -19,6 +19,7 @@ from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.schema import SelectionConfig
 from gist_train.data.files import read_json, whole_folder
 from gist_train.data.manifests import seal, verified_manifest
+from gist_train.model.adapters import adapted, load_adapters
 from gist_train.model.pretrained import Pretrained
 from gist_train.progress import say
 from gist_train.run_folder import MANIFEST, TRAINING_STATE, Run
@@ -108,6 +109,24 @@ def load_checkpoint(folder: Path, student: Pretrained, optimizer: torch.optim.Op
         UserError: the checkpoint holds other weights than the student has.
     """
     transformer = student.encoder.transformer
+    if adapted(transformer):
+        load_adapters(transformer, folder)
+    else:
+        _load_weights(folder, transformer)
+    with safe_open(folder / TRAINING_STATE, framework="pt") as moments:
+        saved_names = set(moments.keys())
+        for name, value in state.parts().items():
+            value.copy_(moments.get_tensor(name))
+        step = torch.tensor(float(read_json(folder / MANIFEST)["step"] - state.skipped()))
+        for name, parameter in _trained(student):
+            if f"exp_avg.{name}" not in saved_names:
+                continue
+            of_weight = {key: moments.get_tensor(f"{key}.{name}").to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
+            # Fused AdamW counts steps on the device of the weight.
+            optimizer.state[parameter] = {"step": step.to(parameter.device, copy=True), **of_weight}
+
+
+def _load_weights(folder: Path, transformer: Any) -> None:
     saved = type(transformer).from_pretrained(folder, dtype=transformer.dtype)
     with torch.no_grad():
         own, loaded = transformer.state_dict(), saved.state_dict()
@@ -122,17 +141,6 @@ def load_checkpoint(folder: Path, student: Pretrained, optimizer: torch.optim.Op
             )
         for name, tensor in own.items():
             tensor.copy_(loaded[name])
-    with safe_open(folder / TRAINING_STATE, framework="pt") as moments:
-        saved_names = set(moments.keys())
-        for name, value in state.parts().items():
-            value.copy_(moments.get_tensor(name))
-        step = torch.tensor(float(read_json(folder / MANIFEST)["step"] - state.skipped()))
-        for name, parameter in _trained(student):
-            if f"exp_avg.{name}" not in saved_names:
-                continue
-            of_weight = {key: moments.get_tensor(f"{key}.{name}").to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
-            # Fused AdamW counts steps on the device of the weight.
-            optimizer.state[parameter] = {"step": step.to(parameter.device, copy=True), **of_weight}
 
 
 def send_checkpoint(student: Pretrained, optimizer: torch.optim.Optimizer, state: UpdateState, step: int) -> None:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from gist_train.data.files import no_room
+from gist_train.model.adapters import adapted
 from gist_train.model.pretrained import Pretrained
 from gist_train.run_folder import Run
 from gist_train.training import checkpoint as checkpoints
@@ -30,11 +31,15 @@ class HostCopy:
 
     def __init__(self, student: Pretrained, optimizer: torch.optim.Optimizer, state: UpdateState):
         self._live, self._optimizer, self._state = student, optimizer, state
-        weights: list[Tensor] = [*student.encoder.parameters(), *student.encoder.buffers()]
+        parameters = list(student.encoder.parameters())
+        frozen = [weight for weight in parameters if adapted(student.encoder.transformer) and not weight.requires_grad]
+        shared = {id(weight): weight for weight in frozen}
+        weights: list[Tensor] = [*(p for p in parameters if id(p) not in shared), *student.encoder.buffers()]
         self._weights = [(weight, _host_memory_for(weight)) for weight in weights]
         # A model of its own, in which our memory takes the place of the weights: it is saved the way that the live one would be.
         # The tokenizer is the live one: it is large, and nothing is tokenised while a checkpoint is written.
-        memo: dict[int, Any] = {id(student.tokenizer): student.tokenizer}
+        # So are weights under adapters, which no step changes, and which may be billions.
+        memo: dict[int, Any] = {id(student.tokenizer): student.tokenizer, **shared}
         for weight, host in self._weights:
             memo[id(weight)] = nn.Parameter(host, requires_grad=False) if isinstance(weight, nn.Parameter) else host
         self.student = copy.deepcopy(student, memo)

@@ -28,6 +28,7 @@ NEWER_FIELDS = {
     "loss.softness": 0.05,
     "loss.hardness": 0.0,
     "loss.votes": None,
+    "model.lora": None,
     "distillation.weight": 0.0,
     "distillation.temperature": 0.05,
     "distillation.guide_temperature": None,

@@ -165,7 +165,7 @@ some = torch.nn.functional.normalize(torch.randn(1000, width), dim=1)
 ids = np.arange(texts, dtype=np.int32)
 none = {"negative": ids[:0], "negative_offsets": np.zeros(texts + 1, np.int64), "label": np.full(texts, -1, np.int32)}
 rows = {"anchor": ids, "positive": ids[::-1].copy(), "positive_offsets": np.arange(texts + 1), "row_count": texts}
-corpus = SimpleNamespace(task=np.zeros(texts, np.int32), **none, **rows)
+corpus = SimpleNamespace(task=np.zeros(texts, np.int32), documents=ids[:0], **none, **rows)
 look_up = lambda asked: some[torch.from_numpy(asked % 1000)]
 part = next(parts_of(corpus, same_task=True))
 before = peak()

@@ -32,6 +32,10 @@ WAYS = {
         "distillation": {"weight": 1.0, "guide_temperature": 0.02},
         "training": {"max_tokens_per_forward": 512, "batch_size": 48},
     },
+    "adapters-cached": {
+        "model": {"lora": {"rank": 4}},
+        "training": {"max_tokens_per_forward": 512, "batch_size": 48},
+    },
     "cached": {"training": {"max_tokens_per_forward": 512, "batch_size": 48}},
     "mixed": {"data": {"batching": "mixed"}},
     "reference-a_batch_of_one": {"data": {"batching": "reference"}, "training": {"batch_size": 1}},
@@ -59,7 +63,7 @@ def written(name, way, write_config, write_rows, triplets, model, guides):
         way = {**way, "guide": guides}
     return write_config(
         name,
-        model={"name": str(model)},
+        model={"name": str(model), **way.get("model", {})},
         data={"train": [{"source": "jsonl", "path": str(path)}], **way.get("data", {})},
         loss={"temperature": 0.05, **way.get("loss", {})},
         training={"batch_size": 16, "max_steps": STEPS, "precision": "float32", **way.get("training", {})},
