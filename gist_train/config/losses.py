@@ -75,10 +75,14 @@ class DistillationConfig(Section):
     """The student's similarities are divided by this before the softmax; no unit."""
     guide_temperature: Positive | None = None
     """The guide's similarities are divided by this; null = as `temperature`."""
+    scores: PositiveOrZero = 0.0
+    """The divergence of the student's distribution over scored texts from that of their scores, times this, is added; 0 = off."""
+    score_temperature: Positive = 1.0
+    """Scores are divided by this before the softmax: what a difference of one is worth."""
     regression: PositiveOrZero = 0.0
     """1 - cosine of the student's embedding of a text and the guide's, times this, is added to the loss; 0 = off."""
 
     @property
     def on(self) -> bool:
-        """Whether anything is learned of the guide's own similarities or embeddings."""
-        return bool(self.weight or self.regression)
+        """Whether anything is learned of the guide's own similarities or embeddings, or of scores."""
+        return bool(self.weight or self.regression or self.scores)

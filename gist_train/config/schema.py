@@ -30,7 +30,7 @@ from gist_train.config.hard_negatives import HardNegativesConfig
 from gist_train.config.losses import DistillationConfig, LossConfig
 from gist_train.config.models import GuideConfig, GuideVectorsConfig, ModelConfig, OneGuide, first_model, stored_guides
 from gist_train.config.secrets import without_secrets
-from gist_train.config.sources import OUTSIDE_CORPUS, ClassificationSource, MediSource, Source, TextsSource
+from gist_train.config.sources import OUTSIDE_CORPUS, ClassificationSource, MediSource, Source, TableSource, TextsSource
 from gist_train.config.training import TrainingConfig
 
 
@@ -246,7 +246,7 @@ class Config(Section):
     @classmethod
     def _something_is_learned(cls, distillation: DistillationConfig, info: ValidationInfo) -> DistillationConfig:
         guide, loss = info.data.get("guide"), info.data.get("loss")  # absent where they are at fault themselves
-        if distillation.on and "guide" in info.data and not stored_guides(guide):
+        if (distillation.weight or distillation.regression) and "guide" in info.data and not stored_guides(guide):
             key = "weight" if distillation.weight else "regression"
             raise MisplacedError(
                 "name a guide, or leave distillation out",
@@ -262,6 +262,14 @@ class Config(Section):
                 expected="a number above 0 where loss.weight is 0: else nothing is learned",
             )
         sources = info.data["data"].train if "data" in info.data else []
+        scored = [index for index, source in enumerate(sources) if isinstance(source, TableSource) and source.scores is not None]
+        if bool(distillation.scores) != bool(scored) and "data" in info.data:
+            raise MisplacedError(
+                "set scores: texts or pairs for a source, and distillation.scores above 0: the two come together",
+                path=("scores",),
+                found=f"{distillation.scores:g}, and {len(scored) or 'no'} source{'' if len(scored) == 1 else 's'} with scores",
+                expected="above 0 where rows have scores, and else 0",
+            )
         bare = [index for index, source in enumerate(sources) if isinstance(source, TextsSource)]
         if bare and loss is not None and loss.weight:
             raise MisplacedError(

@@ -2,9 +2,22 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from gist_train.config.fields import Count, Delimiter, PathText, Positive, Prompt, Section, Seed, Text, Title, Weight, Where
+from gist_train.config.fields import (
+    Count,
+    Delimiter,
+    MisplacedError,
+    PathText,
+    Positive,
+    Prompt,
+    Section,
+    Seed,
+    Text,
+    Title,
+    Weight,
+    Where,
+)
 from gist_train.config.models import StoredModelConfig
 
 
@@ -24,6 +37,12 @@ class Columns(RowColumns):
 
     task: Title | None = None
     """Column of the task's name."""
+    pos_scores: Text | None = None
+    """With scores: texts, the column of the positives' scores; null = pos_scores."""
+    neg_scores: Text | None = None
+    """With scores: texts, the column of the negatives' scores; null = neg_scores."""
+    score: Text | None = None
+    """With scores: pairs, the column of the pair's score; null = score."""
 
 
 class LabelColumns(Section):
@@ -79,8 +98,21 @@ class TableSource(AnySource):
     """Task of all rows; null = as the column says, else the name of file or data set."""
     prompts: Prompts | None = None
     """Text the student reads before the texts; null = none."""
+    scores: Literal["texts", "pairs"] | None = None
+    """Scores that rows came with, for distillation.scores: of each positive and negative, or one of the pair; null = none."""
     where: Where | None = None
     """Rows that are taken: a condition over columns, such as label == 1 and lang in ["en", "de"]; null = all."""
+
+    @model_validator(mode="after")
+    def _columns_of_scores_are_read(self) -> "TableSource":
+        read = {"texts": ("pos_scores", "neg_scores"), "pairs": ("score",), None: ()}[self.scores]
+        for key in ("pos_scores", "neg_scores", "score"):
+            named = None if self.columns is None else self.columns.model_dump()[key]
+            if named is not None and key not in read:
+                expected = f"null where scores is {self.scores or 'null'}"
+                fix = "set scores: pairs" if key == "score" else "set scores: texts"
+                raise MisplacedError(fix, path=("columns", key), found=named, expected=expected)
+        return self
 
 
 class JsonlSource(TableSource):

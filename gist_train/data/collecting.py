@@ -27,6 +27,8 @@ ORDER = (
 DRAW_SEED = 42
 """Of the draws of max_rows, with the source's place in the list. No setting, so that trainings of all seeds share a corpus."""
 HASH_BYTES = 16
+NAN = float("nan")
+"""The score of a text that has none."""
 TEXTS, ARRAYS, NAMES = "texts.utf8", "ids.npz", "names.json"
 """Files of a part."""
 
@@ -50,6 +52,7 @@ class Collector:
         self._positive, self._positive_offsets = array("i"), array("q", [0])
         self._negative, self._negative_offsets = array("i"), array("q", [0])
         self._label, self._negative_label = array("i"), array("i")
+        self._positive_score, self._negative_score = array("f"), array("f")
         self._documents = array("i")
         self._ends: list[int] = []
         """Rows in all at the end of each source, before any draw."""
@@ -72,6 +75,8 @@ class Collector:
         self._label.append(-1 if row.label is None else self._label_id(row.label))
         self._negative_label.extend(self._label_id(label) for label in row.negative_labels)
         self._negative_label.extend([-1] * (len(self._negative) - len(self._negative_label)))
+        self._positive_score.extend(row.positive_scores or [NAN] * len(row.positives))
+        self._negative_score.extend(row.negative_scores or [NAN] * len(row.negatives))
 
     def add_document(self, text: str) -> None:
         """Takes in a text that is in no row, or may be in some."""
@@ -106,10 +111,12 @@ class Collector:
         for name, values in self._flat().items():
             if name in numbers:
                 values.frombytes(numbers[name][ids[name]].tobytes())
+            elif values.typecode == "f":
+                values.frombytes(ids[name].tobytes())
             else:  # offsets
                 values.frombytes((values[-1] + ids[name][1:]).tobytes())
 
-    def _flat(self) -> "dict[str, array[int]]":
+    def _flat(self) -> "dict[str, array[Any]]":
         return {
             "anchor": self.anchor,
             "task": self._task,
@@ -120,6 +127,8 @@ class Collector:
             "negative_offsets": self._negative_offsets,
             "label": self._label,
             "negative_label": self._negative_label,
+            "positive_score": self._positive_score,
+            "negative_score": self._negative_score,
         }
 
     def end_source(self, source: AnySource) -> int:
@@ -168,6 +177,10 @@ class Collector:
             "text_offsets": np.asarray(self._text_offsets, np.int64),
             "text_hashes": np.frombuffer(bytes(self._hashes), np.uint8).reshape(-1, 16),
         }
+        scores = np.asarray(self._positive_score, np.float32)
+        if np.isfinite(scores).any():
+            arrays["positive_score"] = of_rows(scores, positive_offsets, rows)
+            arrays["negative_score"] = of_rows(np.asarray(self._negative_score, np.float32), negative_offsets, rows)
         if len(self._documents):
             arrays["documents"] = np.unique(np.asarray(self._documents, np.int32))
         tasks = list(self._tasks)
@@ -233,5 +246,11 @@ def with_negatives(corpus: Corpus, folder: Path, chosen: NDArray[np.int32], labe
     arrays["negative"] = np.insert(arrays["negative"], ends, texts).astype(np.int32)
     arrays["negative_label"] = np.insert(arrays["negative_label"], ends, labels[texts]).astype(np.int32)
     arrays |= {name: np.asarray(corpus.array(name)) for name in ("text_offsets", "text_hashes")}
+    order = list(ORDER)
+    if corpus.scored:
+        arrays["positive_score"] = of_rows(np.asarray(corpus.array("positive_score")), corpus.positive_offsets, kept)
+        scores = of_rows(np.asarray(corpus.array("negative_score")), corpus.negative_offsets, kept)
+        arrays["negative_score"] = np.insert(scores, ends, np.float32(NAN))
+        order += ["positive_score", "negative_score"]
     shutil.copyfile(corpus.folder / TEXTS, folder / TEXTS)
-    write_arrays(folder, {name: arrays[name] for name in ORDER}, corpus.tasks, corpus.prompts, corpus.meta)
+    write_arrays(folder, {name: arrays[name] for name in order}, corpus.tasks, corpus.prompts, corpus.meta)

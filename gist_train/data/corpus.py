@@ -115,6 +115,8 @@ class Corpus:
         self._negative_label = self.array("negative_label")
         self.row_prompts = self.array("row_prompts")
         """(R, 3) prompt ids of anchor, positives and negatives."""
+        self.scored = "positive_score" in self.meta["sizes"]
+        """Whether some rows came with scores of their texts."""
         there = "documents" in self.meta["sizes"]
         self.documents: Int32 = self.array("documents") if there else np.empty(0, np.int32)
         """Ascending ids of the further texts that negatives are taken from."""
@@ -174,6 +176,17 @@ class Corpus:
             self.label[rows],
             self._negative_label[places],
         )
+
+    def scores(self, rows: Int64, positives: Int32) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(B,) of the positive that was drawn for each of `rows`, and (M,) of their negatives; NaN for none."""
+        first, count = self.positive_offsets[rows], self.positive_offsets[rows + 1] - self.positive_offsets[rows]
+        owner = np.repeat(np.arange(len(rows)), count)
+        places = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count - first, count)
+        drawn = np.flatnonzero(self.positive[places] == positives[owner])
+        chosen = drawn[np.unique(owner[drawn], return_index=True)[1]]  # a text that is there twice has its first score
+        first, count = self.negative_offsets[rows], self.negative_offsets[rows + 1] - self.negative_offsets[rows]
+        negatives = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count - first, count)
+        return self.array("positive_score")[places[chosen]], self.array("negative_score")[negatives]
 
     def _view(self, prompts: Int32, texts: Int32) -> Int64:
         # No prompt but "", and no document that no row has: every text is one view, under its own number.

@@ -1,7 +1,7 @@
 """Draws of rows, and what they leave out of a corpus: rows, texts and tasks that no drawn row has."""
 
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from gist_train.data.corpus import Int64
 
 COPIED_BYTES = 1 << 24
+Number = TypeVar("Number", np.int32, np.float32)
 
 
 def drawn_rows(task: NDArray[np.int32], max_rows: int | None, max_rows_per_task: int | None, seed: list[int]) -> Int64:
@@ -30,12 +31,12 @@ def offsets(counts: Int64) -> Int64:
     return np.concatenate([[0], np.cumsum(counts)])
 
 
-def of_rows(flat: NDArray[np.int32], bounds: Int64, rows: Int64) -> NDArray[np.int32]:
+def of_rows(flat: NDArray[Number], bounds: Int64, rows: Int64) -> NDArray[Number]:
     """Elements of `rows`, in their order, row r's being flat[bounds[r] : bounds[r + 1]]."""
     if len(rows) == len(bounds) - 1 and (rows[:-1] < rows[1:]).all():  # all of them
         return flat
     counts = np.diff(bounds)[rows]
-    gathered: NDArray[np.int32] = flat[np.arange(counts.sum()) + np.repeat(bounds[rows] - np.cumsum(counts) + counts, counts)]
+    gathered: NDArray[Number] = flat[np.arange(counts.sum()) + np.repeat(bounds[rows] - np.cumsum(counts) + counts, counts)]
     return gathered
 
 

@@ -6,7 +6,7 @@ Legend: N unique texts of the corpus, E different evaluation texts.
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from gist_train.data.sources import Row
 
 NORMALIZATION = 1
 """Version of `normalized`: hashes that were stored under another one are not read."""
+Value = TypeVar("Value", str, float)
 
 
 class _Separators(dict[int, str | None]):
@@ -159,8 +160,10 @@ class Exclusion:
             positives=_kept(row.positives, bad_positives),
             negatives=_kept(row.negatives, bad_negatives),
             negative_labels=_kept(row.negative_labels, bad_negatives) if row.negative_labels else (),
+            positive_scores=_kept(row.positive_scores, bad_positives) if row.positive_scores else (),
+            negative_scores=_kept(row.negative_scores, bad_negatives) if row.negative_scores else (),
         )
 
 
-def _kept(texts: tuple[str, ...], bad: list[bool]) -> tuple[str, ...]:
-    return tuple(text for text, out in zip(texts, bad, strict=True) if not out)
+def _kept(values: tuple[Value, ...], bad: list[bool]) -> tuple[Value, ...]:
+    return tuple(value for value, out in zip(values, bad, strict=True) if not out)

@@ -28,6 +28,7 @@ from gist_train.data.formats import Cells
 from gist_train.data.judging import WATCHED, Judging
 from gist_train.data.medi import Pairs, medi_pairs, pair
 from gist_train.data.opening import checked, table_files, tables
+from gist_train.data.scores import score_fields, with_scores
 from gist_train.data.tables import BadRow, Columns, Field, Table, TableFile, encodable, flat, text, texts
 
 ALIASES = {
@@ -63,6 +64,10 @@ class Row:
     """What anchor and positives are labelled with; None where they are not."""
     negative_labels: tuple[str, ...] = ()
     """Of each negative; empty where they have none."""
+    positive_scores: tuple[float, ...] = ()
+    """Of each positive; empty where they have none."""
+    negative_scores: tuple[float, ...] = ()
+    """Of each negative; empty where they have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +98,14 @@ def read_rows(
                 yield from checked(file, (_medi_row(file, pairs, keep_instructions) for pairs in medi_pairs(file)))
         case HubSource() | JsonlSource() | CsvSource() | XlsxSource() | ParquetSource():
             condition = None if source.where is None else Condition(source.where)
-            fields = _row_fields(source, keep_instructions)
+            fields, scored = _row_fields(source, keep_instructions), score_fields(source)
             asked = [] if condition is None else condition.columns
-            judges = {name: None for name in WATCHED if name not in asked}
+            read = {*asked, *(name for field in scored for name in field.names)}
+            judges = {name: None for name in WATCHED if name not in read}
+            after = len(fields) + len(scored)  # where the columns of `where` begin
             all_fields = [
                 *fields,
+                *scored,
                 *(Field(None, (name,), False, True) for name in asked),
                 *(Field(None, (name,), False, False, watched=True) for name in judges),
             ]
@@ -112,14 +120,16 @@ def read_rows(
                     if columns is not known:  # the same object from row to row, while the columns are the same
                         known, names = columns, _names(fields, columns[: len(fields)])
                         instructed = any(columns[len(ALIASES) : len(fields)])
-                        watched = any(column is not None for column in columns[len(fields) + len(asked) :])
+                        watched = any(column is not None for column in columns[after + len(asked) :])
                     if watched:
-                        judging.see(values[len(fields) + len(asked) :], has_negative=values[2] is not None and values[2] != [])
+                        judging.see(values[after + len(asked) :], has_negative=values[2] is not None and values[2] != [])
                     row = _row(table, names, source.task, prompts, values[: len(fields)], instructed=instructed)
+                    if scored and isinstance(row, Row):
+                        row = with_scores(row, [field.names[0] for field in scored], values[len(fields) : after])
                     if condition is None:
                         yield table.fault(row) if isinstance(row, BadRow) else row
                     else:
-                        yield _selected(table, condition, dict(zip(asked, values[len(fields) :], strict=False)), row)
+                        yield _selected(table, condition, dict(zip(asked, values[after:], strict=False)), row)
                 judging.refuse(table)
                 if unread is not None:
                     unread.update(table.unread)

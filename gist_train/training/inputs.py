@@ -58,6 +58,26 @@ class LossInputs:
 
 
 @dataclass(frozen=True, slots=True)
+class Scores:
+    """What `score_loss` is given beside the student's embeddings, of all rows of the batch."""
+
+    positive_scores: Tensor
+    """(B,) NaN for none."""
+    negative_scores: Tensor
+    """(M,) NaN for none."""
+    negative_rows: Tensor
+    """(M,)"""
+
+    def by_name(self) -> dict[str, Tensor]:
+        """The same by the names of the loss' arguments."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Scores":
+        """The same with every tensor changed."""
+        return Scores(**{name: change(x) for name, x in self.by_name().items()})
+
+
+@dataclass(frozen=True, slots=True)
 class Inputs:
     """The batch of one step as one rank needs it: which rows, the texts to encode, and what the loss asks of them besides."""
 
@@ -74,10 +94,13 @@ class Inputs:
     texts: Texts
     """Anchors, positives and negatives of this rank's rows, in this order."""
     loss: LossInputs
+    scores: Scores | None
+    """None where `distillation.scores` is 0."""
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
         """The same with every tensor changed: on another device, or page-locked."""
-        return replace(self, texts=self.texts.each(change), loss=self.loss.each(change))
+        scores = None if self.scores is None else self.scores.each(change)
+        return replace(self, texts=self.texts.each(change), loss=self.loss.each(change), scores=scores)
 
     def tensors(self) -> list[Tensor]:
         """Every tensor, in the order in which `each` comes to it."""
@@ -119,6 +142,7 @@ def inputs_of(training: Training, step: int) -> Inputs:
         computed_tokens=sum(computed_tokens(chunk, packed=training.packed) for chunk in encoded) + texts.filling,
         texts=texts,
         loss=_loss_inputs(training, batch),
+        scores=_scores(training, batch) if training.distillation.scores else None,
     )
     return inputs.each(Tensor.pin_memory) if accelerator.device.type == "cuda" else inputs
 
@@ -181,6 +205,12 @@ def _loss_inputs(training: Training, batch: Batch) -> LossInputs:
         own_negatives_only=_tensor(own_negatives_only),
         negative_rows=_tensor(negative_rows),
     )
+
+
+def _scores(training: Training, batch: Batch) -> Scores:
+    positives, negatives = training.corpus.scores(batch.rows, batch.positive)
+    row = np.repeat(np.arange(len(batch.rows)), np.diff(batch.negative_offsets))
+    return Scores(torch.from_numpy(positives), torch.from_numpy(negatives), torch.from_numpy(row))
 
 
 def _tensor(values: NDArray[Any] | None) -> Tensor | None:

@@ -24,6 +24,7 @@ from gist_train.config.errors import listed
 from gist_train.data.corpus import Corpus
 from gist_train.model.distillation import distillation_loss, regression_loss
 from gist_train.model.loss import BLOCKS, guided_contrastive_loss
+from gist_train.model.scores import score_loss
 from gist_train.pulse import PULSE, waiting
 from gist_train.training.distributed import gather_with_gradient, sum_over_ranks
 from gist_train.training.gradient_cache import encode, hand_on
@@ -41,6 +42,7 @@ METRICS = (
     *(f"candidates_{block}" for block in BLOCKS),
     "distillation_loss",
     "regression_loss",
+    "score_loss",
     "loss_scale",
     "spike",
     "skipped_spikes",
@@ -106,6 +108,11 @@ class StepRecord:
     def regression_loss(self) -> float:
         """1 - cosine of embeddings and the guide's, the mean over the batch's texts; 0 where it is not taken."""
         return self.metric("regression_loss")
+
+    @property
+    def score_loss(self) -> float:
+        """The divergence from the distribution of the rows' scores."""
+        return self.metric("score_loss")
 
     @property
     def loss_scale(self) -> float | None:
@@ -185,7 +192,8 @@ def _compute(training: Training, inputs: Inputs, seeds: Sequence[int], frozen: T
             hand_on(accelerator, training.model, texts, seeds, embeddings)
     clock.ends("backward")
 
-    figures = out.total.detach()[None], out.masked, out.candidates, out.distillation.detach()[None], out.regression.detach()[None]
+    parts = (out.distillation, out.regression, out.scores)
+    figures = out.total.detach()[None], out.masked, out.candidates, *(part.detach()[None] for part in parts)
     totals = sum_over_ranks(torch.cat([part.to(out.total.dtype) for part in figures]))
     clock.ends("communication")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -235,6 +243,8 @@ class Losses:
     """Scalar: the divergence from the guide's distribution, without its weight; 0 where it is not taken."""
     regression: Tensor
     """Scalar: how far embeddings are from the guide's, without its weight; 0 where it is not taken."""
+    scores: Tensor
+    """Scalar: the divergence from the distribution of the rows' scores, without its weight; 0 where it is not taken."""
     masked: Tensor
     """(4,) as `LossOutput` has them; 0 where the contrastive loss is not taken."""
     candidates: Tensor
@@ -248,7 +258,7 @@ def _losses(training: Training, inputs: Inputs, gathered: Sequence[Tensor]) -> L
     if isinstance(training.guide, SelfGuide):
         given = replace(given, guide_anchor=anchor.detach(), guide_positive=positive.detach(), guide_negative=negative.detach())
     texts: dict[str, Any] = {"anchor": anchor, "positive": positive, "negative": negative, "rows": inputs.here, **given.by_name()}
-    total = distillation = regression = anchor.new_zeros((), dtype=torch.promote_types(anchor.dtype, torch.float32))
+    total = distillation = regression = scores = anchor.new_zeros((), dtype=torch.promote_types(anchor.dtype, torch.float32))
     masked = candidates = torch.zeros(len(BLOCKS), dtype=torch.int64, device=anchor.device)
     if training.loss.weight:
         # The config's section has the options of the loss, under their names. That texts are compared by id the inputs know.
@@ -259,7 +269,7 @@ def _losses(training: Training, inputs: Inputs, gathered: Sequence[Tensor]) -> L
         total = out.loss if training.loss.weight == 1 else training.loss.weight * out.loss
         masked, candidates = out.masked, out.candidates
     if training.distillation.weight:
-        options = training.distillation.model_dump(exclude={"weight", "regression"})
+        options = training.distillation.model_dump(include={"temperature", "guide_temperature"})
         options |= training.loss.model_dump(include={"block_size", "dimensions", "dimension_weights"})
         unlabelled = {name: value for name, value in texts.items() if name not in ("labels", "negative_labels")}
         distillation = distillation_loss(**unlabelled, **options).loss
@@ -267,7 +277,12 @@ def _losses(training: Training, inputs: Inputs, gathered: Sequence[Tensor]) -> L
     if training.distillation.regression:
         regression = _regression(training, inputs, gathered, given)
         total = total + training.distillation.regression * regression
-    return Losses(total, distillation, regression, masked, candidates)
+    if inputs.scores is not None:
+        options = training.distillation.model_dump(include={"temperature", "score_temperature"})
+        options |= training.loss.model_dump(include={"dimensions", "dimension_weights"}) | inputs.scores.by_name()
+        scores = score_loss(anchor, positive, negative, rows=inputs.here, **options)
+        total = total + training.distillation.scores * scores
+    return Losses(total, distillation, regression, scores, masked, candidates)
 
 
 def _regression(training: Training, inputs: Inputs, gathered: Sequence[Tensor], given: LossInputs) -> Tensor:

@@ -33,6 +33,8 @@ NEWER_FIELDS = {
     "distillation.temperature": 0.05,
     "distillation.guide_temperature": None,
     "distillation.regression": 0.0,
+    "distillation.scores": 0.0,
+    "distillation.score_temperature": 1.0,
 }
 """Fields that manifests from before they were there lack, and what runs did then."""
 FIX_CHANGE = "set it back, or give this training a name of its own"

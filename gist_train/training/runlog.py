@@ -132,6 +132,8 @@ class RunLog:
             row |= self._traffic.row(record.gathered, row["communication_seconds"], row["step_seconds"])
         if self._distillation.weight:
             row["distillation_loss"] = record.distillation_loss
+        if self._distillation.scores:
+            row["score_loss"] = record.score_loss
         if self._distillation.regression:
             row["regression_loss"] = record.regression_loss
         if record.loss_scale is not None:

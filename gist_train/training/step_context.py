@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gist_train.config.losses import DistillationConfig, LossConfig
-from gist_train.config.sources import ClassificationSource, Source
+from gist_train.config.sources import ClassificationSource, Source, TableSource
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Batch, Corpus, TokenTable
 from gist_train.training.guides import Guide
@@ -26,14 +26,16 @@ class SourceRules:
     """By source, (S,) bool: what its rows contrast with."""
 
     own_negatives_only: NDArray[np.bool_]
-    """With their own negatives alone: `in_batch_negatives: false`."""
+    """With their own negatives alone: `in_batch_negatives: false`, and pairs with a score, which have none."""
     mask_same_label: NDArray[np.bool_]
     """With no candidate that is known to carry the anchor's label."""
 
     @classmethod
     def of(cls, sources: Sequence[Source]) -> "SourceRules":
         """Those of the config's sources."""
-        alone = [not source.in_batch_negatives for source in sources]
+        # A pair with a score may be none that belongs together: it is no pair of the contrastive loss.
+        graded = [isinstance(source, TableSource) and source.scores == "pairs" for source in sources]
+        alone = [not source.in_batch_negatives or by_score for source, by_score in zip(sources, graded, strict=True)]
         masked = [isinstance(source, ClassificationSource) and source.mask_same_label for source in sources]
         return cls(np.array(alone), np.array(masked))
 

@@ -33,8 +33,8 @@ class Teaching:
         candidates, masked = (sum(metrics[f"{kind}_{block}"] for block in BLOCKS) for kind in ("candidates", "masked"))
         self._steps += 1
         self._zeros = self._zeros + 1 if metrics["loss"] == 0 else 0
-        if not self._config.loss.weight:
-            pass  # the guide teaches, and nothing is masked
+        if not self._config.loss.weight or (self._config.distillation.on and not candidates):
+            pass  # the guide teaches, or scores do, and nothing is masked
         elif masked >= candidates:
             self._empty += 1
             nothing = f"step {step:,}: no candidate is left in the batch, and the step teaches nothing"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.corpora import PROMPTS, ROWS, built, data_of, expected_rows, no_embeddings, read_back, settled
+from support.corpora import PROMPTS, ROWS, built, data_of, expected_rows, no_embeddings, read_back, settled, texts_of
 
 from gist_train.config.errors import UserError
 from gist_train.config.models import GuideConfig
@@ -349,7 +349,7 @@ def test_nothing_left_is_told_with_the_key(tmp_path, write_rows):
 
 
 SOURCES_APART = {
-    "plain": {},
+    "plain": {"scores": "texts"},
     "prompts": {"prompts": PROMPTS},
     "drawn": {"max_rows": 3, "max_rows_per_task": 2},
 }
@@ -357,7 +357,11 @@ SOURCES_APART = {
 
 def of_several_sources(write_rows) -> tuple[DataConfig, list[str]]:
     """Sources that share texts, tasks and labels, with prompts, draws, bad rows and mined triplets; and texts to leave out."""
-    rows = {name: write_rows(f"{name}.jsonl", some) for name, some in (("one", ROWS), ("two", BAD), ("three", ROWS[::-1]))}
+    scored = [
+        {**row, "pos_scores": [n + 0.5] * len(texts_of(row["positive"])), "neg_scores": [n] * len(texts_of(row.get("negative")))}
+        for n, row in enumerate(ROWS)
+    ]
+    rows = {name: write_rows(f"{name}.jsonl", some) for name, some in (("one", scored), ("two", BAD), ("three", ROWS[::-1]))}
     labelled = [{"text": text, "label": label} for text, label in zip("abcdefpn", "xyxyzzxy", strict=True)]
     train = [JsonlSource(path=str(path), **SOURCES_APART[kind]) for path, kind in zip(rows.values(), SOURCES_APART, strict=True)]
     for name, some in (("labels", labelled), ("more", labelled[::-1])):

@@ -105,6 +105,7 @@ CHANGED = {
     "delimiter": ";",
     "header": False,
     "mining": {"seed": 1},
+    "scores": "texts",
 }
 MINING = {"seed": 1, "positives": 5, "temperature": 0.1, "negatives": "least_similar", "negative_pool": 5}
 

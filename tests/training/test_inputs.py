@@ -12,6 +12,7 @@ from gist_train.config.loading import load_config
 from gist_train.config.losses import DistillationConfig, LossConfig
 from gist_train.model.distillation import distillation_loss
 from gist_train.model.loss import guided_contrastive_loss
+from gist_train.model.scores import score_loss
 from gist_train.training.distributed import share
 from gist_train.training.inputs import LossInputs, deal, inputs_of
 
@@ -78,6 +79,9 @@ def test_the_loss_is_given_what_it_asks_for():
     options = LossConfig.model_fields.keys() - {"mask_duplicates", "weight"}
     assert texts | options | {"guide_widths"} == asked.keys()  # which come with votes
     asked = inspect.signature(distillation_loss).parameters
-    options = DistillationConfig.model_fields.keys() - {"weight", "regression"}
+    options = DistillationConfig.model_fields.keys() - {"weight", "regression", "scores", "score_temperature"}
     shared = options | {"block_size", "dimensions", "dimension_weights"}
     assert (texts - {"labels", "negative_labels"}) | shared == asked.keys()
+    asked = inspect.signature(score_loss).parameters
+    texts = {"anchor", "positive", "negative", "rows", "positive_scores", "negative_scores", "negative_rows"}
+    assert texts | {"temperature", "score_temperature", "dimensions", "dimension_weights"} == asked.keys()

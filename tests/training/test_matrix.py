@@ -32,6 +32,8 @@ WAYS = {
         "distillation": {"weight": 1.0, "guide_temperature": 0.02},
         "training": {"max_tokens_per_forward": 512, "batch_size": 48},
     },
+    "scores": {"scores": "texts", "distillation": {"scores": 0.7}},
+    "scored_pairs-dimensions": {"scores": "pairs", "distillation": {"scores": 0.7}, "loss": {"dimensions": [32, 8]}},
     "adapters-cached": {
         "model": {"lora": {"rank": 4}},
         "training": {"max_tokens_per_forward": 512, "batch_size": 48},
@@ -58,13 +60,17 @@ def written(name, way, write_config, write_rows, triplets, model, guides):
     count = way.get("negatives")
     rows = triplets if count is None else [{**row, "negative": row["negative"][:count]} for row in triplets]
     kept = [row for row in rows if count is None or len(row["negative"]) == count]
-    path = write_rows(f"{name}.jsonl", kept)
+    source = {"source": "jsonl"}
+    if "scores" in way:
+        kept = [scored(row, way["scores"]) for row in kept]
+        source["scores"] = way["scores"]
+    source["path"] = str(write_rows(f"{name}.jsonl", kept))
     if "guides" in way:
         way = {**way, "guide": guides}
     return write_config(
         name,
         model={"name": str(model), **way.get("model", {})},
-        data={"train": [{"source": "jsonl", "path": str(path)}], **way.get("data", {})},
+        data={"train": [source], **way.get("data", {})},
         loss={"temperature": 0.05, **way.get("loss", {})},
         training={"batch_size": 16, "max_steps": STEPS, "precision": "float32", **way.get("training", {})},
         optimizer={"lr": 1e-3, "eps": 1e-3},
@@ -72,6 +78,15 @@ def written(name, way, write_config, write_rows, triplets, model, guides):
         tracking={"log_every": 1},
         **{key: way[key] for key in ("guide", "distillation") if key in way},
     )
+
+
+def scored(row, what):
+    """The row with scores, or its pair with one."""
+    by = np.random.default_rng(len(row["anchor"]))
+    if what == "pairs":
+        return {**row, "positive": row["positive"][:1], "negative": [], "score": round(5 * by.random(), 2)}
+    drawn = [by.normal(size=len(row[side])).tolist() for side in ("positive", "negative")]
+    return {**row, "pos_scores": drawn[0], "neg_scores": drawn[1]}
 
 
 def train_all(paths, folder):

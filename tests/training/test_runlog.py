@@ -52,7 +52,9 @@ def record(step, loss=None, frozen=0.0, scale=0.0, spikes=(0.0, 0.0)):
         clock=Clock(torch.device("cpu")),
         gathered=(16,),
         seconds=0.5,
-        metrics=torch.tensor([step * step if loss is None else loss, 2.0, *counts, DISTILLATION, 0.5, scale, *spikes, frozen]),
+        metrics=torch.tensor(
+            [step * step if loss is None else loss, 2.0, *counts, DISTILLATION, 0.5, 0.25, scale, *spikes, frozen]
+        ),
     )
 
 
