@@ -169,8 +169,8 @@ def mine(
         corpus = add_hard_negatives(loaded, corpus, device, err, processes)
         if ranks.rank == 0:
             write_rows(corpus, to)
-    if len(corpus.prompts) > 1:
-        err.print(f"{to} has no prompts: these stay in the YAML", soft_wrap=True)
+    if len(corpus.prompts) > 1 or corpus.scored:
+        err.print(f"{to} has no prompts and no scores: these stay in the YAML and its files", soft_wrap=True)
     err.print(f"{corpus.row_count:,} rows: {to}", highlight=False, soft_wrap=True)
 
 
