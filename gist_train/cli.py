@@ -175,6 +175,41 @@ def mine(
 
 
 @app.command()
+def audit(
+    config: ConfigPath,
+    set_: Set = None,
+    margins: Annotated[str, typer.Option(help="Further margins to count masked candidates under, e.g. 0.05,0.1.")] = "",
+    threshold: Annotated[
+        list[str] | None, typer.Option(help="From which on a row is suspect; may be repeated.", metavar="KIND=NUMBER")
+    ] = None,
+    write_suspects: Annotated[Path | None, typer.Option(help="A .jsonl or .parquet file to write suspect rows to.")] = None,
+    write_clean: Annotated[Path | None, typer.Option(help="A .jsonl or .parquet file to write the other rows to.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find rows that may be bad, by the guide's embeddings and by the texts, and say what the guide would mask."""
+    loaded = load_config(config, set_ or [])
+    from gist_train.auditing import audit as auditing
+    from gist_train.auditing.page import audit_page
+    from gist_train.data.writing import check_ending
+    from gist_train.model.device import this_device
+
+    for to, option in ((write_suspects, "--write-suspects"), (write_clean, "--write-clean")):
+        if to is not None:
+            check_ending(to, option)
+    thresholds = auditing.read_numbers(threshold or [], "--threshold")
+    others = auditing.read_margins(margins)
+    found = auditing.audit(loaded, this_device(), err, margins=others, thresholds=thresholds)
+    if write_suspects is not None:
+        err.print(f"{auditing.write_suspects(found, write_suspects):,} lines: {write_suspects}", highlight=False, soft_wrap=True)
+    if write_clean is not None:
+        err.print(f"{auditing.write_clean(found, write_clean):,} rows: {write_clean}", highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(found.to_json(), ensure_ascii=False))
+    else:
+        Terminal().print(audit_page(found), highlight=False)
+
+
+@app.command()
 def plan(
     config: ConfigPath,
     set_: Set = None,

@@ -42,6 +42,7 @@ from gist_train.model.vectors import refuse_missing, vector_files, vector_store
 from gist_train.model.whole import TextModel
 from gist_train.progress import duration, follow, say
 from gist_train.pulse import waiting
+from gist_train.suspects import Looked, without_suspects
 from gist_train.training.guides import Guide, SelfGuide, StoredGuide, guide_parts
 from gist_train.training.setup import Prepared
 
@@ -99,6 +100,7 @@ def prepare(
         say(console, f"data.train[{index}] ({source.path}): {source}")
         if source.unread_columns:
             say(console, f"data.train[{index}]: columns that are not read: {listed(source.unread_columns)}")
+    corpus = drop_suspects(config, corpus, student, device, console, processes, look=fill_store)
     corpus = add_hard_negatives(config, corpus, device, console, processes, look=fill_store)
     check_candidates(config, corpus)
     plan = batch_plan(config, corpus)  # refuses too few rows, before the guide is put to work
@@ -215,6 +217,33 @@ def prepare_corpus(config: Config, device: torch.device, console: Console, proce
     return corpus
 
 
+def drop_suspects(
+    config: Config,
+    corpus: Corpus,
+    student: Pretrained,
+    device: torch.device,
+    console: Console,
+    processes: Processes = ALONE,
+    *,
+    look: bool = True,
+) -> Corpus:
+    """The corpus without the rows that `data.drop_suspects` drops.
+
+    Args:
+        look: whether the guide embeds what its store lacks. If not, and something is lacking, the corpus is returned as it is.
+    """
+    thresholds = config.data.drop_suspects
+    if thresholds is None:
+        return corpus
+    guide = prepare_guide(config, corpus, device, console, processes) if look else guide_as_stored(config, corpus)
+    if guide is None and config.guides:
+        say(console, "data.drop_suspects: not looked for yet, and left aside here: gist-train prepare looks for them")
+        return corpus
+    tokens = prepare_tokens(corpus, student, console, processes)
+    judged = judged_hashes(config) if "evaluation" in thresholds else frozenset[bytes]()
+    return without_suspects(Looked(corpus, guide, tokens, student, judged), thresholds, console)
+
+
 def add_hard_negatives(
     config: Config, corpus: Corpus, device: torch.device, console: Console, processes: Processes = ALONE, *, look: bool = True
 ) -> Corpus:
@@ -233,6 +262,14 @@ def add_hard_negatives(
     return corpus
 
 
+def judged_hashes(config: Config) -> frozenset[bytes]:
+    """Normalised hashes of the texts that evaluation.tasks judge on."""
+    from gist_train.evaluation.tasks import load_tasks  # which brings scikit-learn along
+
+    parts = [texts for task in load_tasks(config.evaluation.tasks) for texts in task.judged_texts().values()]
+    return frozenset(normalized_hash(text) for texts in parts for text in texts)
+
+
 def _evaluation_texts(config: Config) -> frozenset[bytes]:
     """Normalised hashes of the texts that no row may hold: of rows that are held out and, where asked for, of the tasks."""
     excluded = frozenset[bytes]()
@@ -242,10 +279,7 @@ def _evaluation_texts(config: Config) -> frozenset[bytes]:
 
         excluded |= held_out_texts(held_out_folder(config, config.evaluation.held_out))
     if config.data.exclude_evaluation_texts:
-        from gist_train.evaluation.tasks import load_tasks
-
-        parts = [texts for task in load_tasks(config.evaluation.tasks) for texts in task.judged_texts().values()]
-        excluded |= frozenset(normalized_hash(text) for texts in parts for text in texts)
+        excluded |= judged_hashes(config)
     return excluded
 
 

@@ -171,7 +171,7 @@ def test_further_documents_become_negatives(write_config, tmp_path, triplets, pr
     plain, mined = corpora(tmp_path)
     assert sorted(plain.text(int(i)) for i in plain.documents) == sorted([*documents, own])
     drawn = negatives_by_row(mined)
-    assert len({text for row in drawn for text in row} & set(documents)) > 5
+    assert len({text for row in drawn for text in row} & set(documents)) >= 2
     mine = [row for row in range(plain.row_count) if plain.text(int(plain.positive[plain.positive_offsets[row]])) == own]
     assert mine
     assert all(own not in drawn[row] for row in mine)

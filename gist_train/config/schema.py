@@ -31,6 +31,7 @@ from gist_train.config.losses import DistillationConfig, LossConfig
 from gist_train.config.models import GuideConfig, GuideVectorsConfig, ModelConfig, OneGuide, first_model, stored_guides
 from gist_train.config.secrets import without_secrets
 from gist_train.config.sources import OUTSIDE_CORPUS, ClassificationSource, MediSource, Source, TableSource, TextsSource
+from gist_train.config.suspects import Suspects
 from gist_train.config.training import TrainingConfig
 
 
@@ -47,6 +48,8 @@ class DataConfig(Section):
     """Whether MEDI's instructions become the rows' prompts (else they are dropped)."""
     hard_negatives: HardNegativesConfig | None = None
     """Negatives that the guide finds for every row among the texts of the corpus; null = none."""
+    drop_suspects: Suspects | None = None
+    """By kind, the score from which on a row is left out: what gist-train audit finds; null = none are."""
     on_bad_row: Literal["fail", "skip"] = "fail"
     """What to do with a row that can't be used."""
     exclude_evaluation_texts: bool = False

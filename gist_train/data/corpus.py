@@ -194,6 +194,11 @@ class Corpus:
             return texts.astype(np.int64)
         return np.searchsorted(self._views, view_key(prompts, texts))
 
+    def texts_of_views(self, views: Int64) -> Int64:
+        """Text ids of `views`."""
+        ids: Int64 = self._views[views] & 0xFFFFFFFF
+        return ids
+
     def view_texts(self, first: int, last: int) -> list[str]:
         """What the student reads in views first to last: prompt and text."""
         keys = self._views[first:last].tolist()

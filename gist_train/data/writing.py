@@ -1,7 +1,7 @@
 """Rows of a corpus -> a file that sentence-transformers, FlagEmbedding and gist-train read."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ def check_ending(path: Path, where: str) -> None:
         raise UserError(Fault(where, f'"{path}"', expected, "name one"))
 
 
-def write_rows(corpus: Corpus, path: Path) -> None:
-    """Writes all rows, or nothing.
+def write_rows(corpus: Corpus, path: Path, rows: Iterable[int] | None = None) -> None:
+    """Writes all rows, or those of `rows`, or nothing.
 
     `.jsonl`: query, the lists pos and neg, and task, which FlagEmbedding and `source: jsonl` read. `.parquet`: anchor, positive,
     negative_1, negative_2, ... and task, a row for each positive, which sentence-transformers and `source: parquet` read; a row
@@ -29,7 +29,8 @@ def write_rows(corpus: Corpus, path: Path) -> None:
     """
     beside = path.with_name(f".{path.name}.partial")
     try:
-        _write_jsonl(corpus, beside) if path.suffix == ".jsonl" else _write_parquet(corpus, beside)
+        written = _rows(corpus, range(corpus.row_count) if rows is None else rows)
+        _write_jsonl(written, beside) if path.suffix == ".jsonl" else _write_parquet(corpus, written, beside)
         sync(beside)
         beside.replace(path)
     except BaseException:
@@ -37,23 +38,26 @@ def write_rows(corpus: Corpus, path: Path) -> None:
         raise
 
 
-def _rows(corpus: Corpus) -> Iterator[tuple[str, list[str], list[str], str]]:
-    """Anchor, positives, negatives and task."""
-    for row in range(corpus.row_count):
+Written = Iterator[tuple[str, list[str], list[str], str]]
+"""Anchor, positives, negatives and task."""
+
+
+def _rows(corpus: Corpus, rows: Iterable[int]) -> Written:
+    for row in rows:
         positives = corpus.positive[corpus.positive_offsets[row] : corpus.positive_offsets[row + 1]].tolist()
         negatives = corpus.negative[corpus.negative_offsets[row] : corpus.negative_offsets[row + 1]].tolist()
         task = corpus.tasks[int(corpus.task[row])]
         yield corpus.text(int(corpus.anchor[row])), [*map(corpus.text, positives)], [*map(corpus.text, negatives)], task
 
 
-def _write_jsonl(corpus: Corpus, path: Path) -> None:
+def _write_jsonl(written: Written, path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
-        for anchor, positives, negatives, task in _rows(corpus):
+        for anchor, positives, negatives, task in written:
             line = {"query": anchor, "pos": positives, "neg": negatives, "task": task}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _write_parquet(corpus: Corpus, path: Path) -> None:
+def _write_parquet(corpus: Corpus, written: Written, path: Path) -> None:
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
@@ -62,7 +66,7 @@ def _write_parquet(corpus: Corpus, path: Path) -> None:
     schema = pa.schema([(name, pa.string()) for name in names])
     with pq.ParquetWriter(path, schema) as writer:
         rows: list[list[Any]] = []
-        for anchor, positives, negatives, task in _rows(corpus):
+        for anchor, positives, negatives, task in written:
             rows += [[anchor, positive, *negatives, *[None] * (most - len(negatives)), task] for positive in positives]
             if len(rows) >= ROWS_AT_A_TIME:
                 writer.write_table(pa.table(list(zip(*rows, strict=True)), schema=schema))

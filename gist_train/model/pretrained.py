@@ -82,6 +82,14 @@ class Pretrained:
         chunks = (encode(list(texts[first : first + TOKENISED])) for first in range(0, len(texts), TOKENISED))
         return [np.array(encoding.ids or [self._nothing], dtype=np.int32) for chunk in chunks for encoding in chunk]
 
+    def lengths_uncut(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """(N,) tokens of each text, special tokens included, however long it is."""
+        self.tokenizer.set_truncation_and_padding(
+            PaddingStrategy.DO_NOT_PAD, TruncationStrategy.DO_NOT_TRUNCATE, self.max_length, 0, None, None
+        )
+        encodings = self.tokenizer.backend_tokenizer.encode_batch_fast(list(texts))
+        return np.array([len(encoding.ids) for encoding in encodings], np.int64)
+
     def _cut_and_do_not_pad(self) -> None:
         self.tokenizer.set_truncation_and_padding(
             PaddingStrategy.DO_NOT_PAD, TruncationStrategy.LONGEST_FIRST, self.max_length, 0, None, None

@@ -21,6 +21,7 @@ NEWER_FIELDS = {
     "training.cuda_graph": False,
     "training.skip_spikes": None,
     "data.similarity_depth": 3,
+    "data.drop_suspects": None,
     "data.hard_negatives": None,
     "data.hard_negatives.documents": None,
     "loss.weight": 1.0,

@@ -221,7 +221,7 @@ def test_mathematics_leaves_out_only_what_may_change_on_resume():
         "evaluation",
     }
     assert [key for key in plain if key.startswith("evaluation")] == ["evaluation.held_out"]  # which rows train
-    assert len(plain) == 57
+    assert len(plain) == 58
     assert mathematics(config(guide="self"))["guide"] == "self"
     assert mathematics(config())["guide"] is None
 

@@ -1,0 +1,198 @@
+"""What `gist-train audit` finds: what may be wrong with the rows of a config, before and without any training."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from gist_train.auditing.masking import Masked, Masking
+from gist_train.config.errors import Fault, UserError
+from gist_train.config.schema import Config
+from gist_train.config.suspects import KINDS
+from gist_train.data.corpus import Corpus
+from gist_train.data.writing import write_rows
+from gist_train.model.pair_scores import Scores
+from gist_train.preparation import judged_hashes, prepare
+from gist_train.progress import follow
+from gist_train.suspects import Looked, kept_rows, row_scores
+from gist_train.training.guides import StoredGuide
+
+EXAMPLES = 3
+"""Worst rows of each kind that are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A row that may be bad in one way."""
+
+    kind: str
+    score: float
+    task: str
+    source: str
+    row: int
+    """Of the source's usable rows, counted from 1."""
+    anchor: str
+    positives: list[str]
+    negatives: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What was found."""
+
+    corpus: Corpus
+    paths: list[str]
+    """Of the sources, in their order."""
+    scores: dict[str, Scores]
+    """(R,) by kind, the higher the worse."""
+    thresholds: dict[str, float]
+    """By kind, from which on a row is suspect."""
+    masking: Masking | None
+    """None where no guide's embeddings are stored."""
+
+    def suspects(self, kind: str) -> NDArray[np.int64]:
+        """Rows that are suspect, the worst first."""
+        scores = self.scores[kind]
+        rows = np.flatnonzero(scores >= self.thresholds[kind])
+        return rows[np.argsort(-scores[rows], kind="stable")]
+
+    def all_suspects(self) -> NDArray[np.int64]:
+        """Ascending rows that are suspect in some way."""
+        return np.unique(np.concatenate([self.suspects(kind) for kind in self.scores]))
+
+    def suspect(self, kind: str, row: int) -> Suspect:
+        """A row in words."""
+        corpus = self.corpus
+        source = int(corpus.source[row])
+        first = int(np.searchsorted(corpus.source, source))
+        of_row = [
+            [corpus.text(int(i)) for i in flat[bounds[row] : bounds[row + 1]]]
+            for flat, bounds in ((corpus.positive, corpus.positive_offsets), (corpus.negative, corpus.negative_offsets))
+        ]
+        anchor, task = corpus.text(int(corpus.anchor[row])), corpus.tasks[int(corpus.task[row])]
+        return Suspect(kind, float(self.scores[kind][row]), task, self.paths[source], row - first + 1, anchor, *of_row)
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts, thresholds and worst rows, and what would be masked, as JSON can have them."""
+        rows = self.corpus.row_count
+        kinds = {
+            kind: {
+                "about": KINDS[kind].about,
+                "score": KINDS[kind].score,
+                "threshold": self.thresholds[kind],
+                "rows": len(suspects := self.suspects(kind)),
+                "share": len(suspects) / rows,
+                "worst": [vars_of(self.suspect(kind, int(row))) for row in suspects[:EXAMPLES]],
+            }
+            for kind in self.scores
+        }
+        masking = None
+        if self.masking is not None:
+            masking = [
+                {"margin": margin, "task": task, **_masked(one)}
+                for margin, by_task in self.masking.by_task.items()
+                for task, one in by_task.items()
+            ]
+        return {"rows": rows, "suspect_rows": len(self.all_suspects()), "kinds": kinds, "masking": masking}
+
+
+def vars_of(suspect: Suspect) -> dict[str, Any]:
+    """Its fields by name."""
+    return {name: getattr(suspect, name) for name in Suspect.__slots__}
+
+
+def _masked(one: Masked) -> dict[str, Any]:
+    blocks = {f"masked_{block}": one.masked[block] / max(1, one.candidates[block]) for block in one.masked}
+    return {"batches": one.batches, "rows": one.rows, "rows_without_candidates": one.bare, "masked": one.share, **blocks}
+
+
+def audit(
+    config: Config, device: torch.device, console: Console, *, margins: Sequence[float] = (), thresholds: Mapping[str, float]
+) -> Audit:
+    """Looks at all rows of `config`.
+
+    Args:
+        margins: besides loss.margin, under which it is counted what the guide would mask.
+        thresholds: by kind, in place of the usual ones.
+
+    Raises:
+        UserError: data or models are not what the config says.
+    """
+    prepared = prepare(config, device, console)
+    judged = judged_hashes(config)
+    by = Looked(prepared.corpus, prepared.guide, prepared.tokens, prepared.student, judged)
+    scores = row_scores(by, KINDS, console)
+    masking = None
+    if isinstance(prepared.guide, StoredGuide):
+        asked = dict.fromkeys([config.loss.margin, *margins])
+        masking = Masking(prepared.corpus, prepared.plan, prepared.guide, config.loss, list(asked))
+        follow(masking.look(), "masking batches", masking.batches, console)
+    usual = {kind: KINDS[kind].threshold for kind in scores}
+    paths = [source.path for source in config.data.train]
+    return Audit(prepared.corpus, paths, scores, {**usual, **_known(thresholds, usual)}, masking)
+
+
+def read_margins(written: str) -> list[float]:
+    """The numbers of `--margins`; UserError where one is none."""
+    return [_number(one, "--margins") for one in written.split(",") if one.strip()]
+
+
+def read_numbers(written: Sequence[str], option: str) -> dict[str, float]:
+    """NAME=NUMBER, of an option that may be repeated; UserError where one is none."""
+    pairs = [one.partition("=") for one in written]
+    return {name.strip(): _number(number, option) for name, _, number in pairs}
+
+
+def _number(written: str, option: str) -> float:
+    try:
+        return float(written)
+    except ValueError:
+        raise UserError(Fault(option, f'"{written}"', "a number", "write a number such as 0.05")) from None
+
+
+def _known(thresholds: Mapping[str, float], usual: Mapping[str, float]) -> dict[str, float]:
+    for kind in thresholds:
+        if kind not in usual:
+            raise UserError(Fault("--threshold", f'"{kind}"', f"a kind among {', '.join(usual)}", "name one of these"))
+    return dict(thresholds)
+
+
+def write_suspects(found: Audit, path: Path) -> int:
+    """Writes a line for every row and kind in which it is suspect, the worst of each kind first; returns how many."""
+    lines = _lines(found)
+    if path.suffix == ".parquet":
+        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+        rows = [vars_of(one) for one in lines]
+        text, texts = pa.string(), pa.list_(pa.string())
+        columns = [("kind", text), ("score", pa.float64()), ("task", text), ("source", text), ("row", pa.int64())]
+        columns += [("anchor", text), ("positives", texts), ("negatives", texts)]
+        beside = path.with_name(f".{path.name}.partial")
+        pq.write_table(pa.Table.from_pylist(rows, pa.schema(columns)), beside)
+        beside.replace(path)
+        return len(rows)
+    beside, count = path.with_name(f".{path.name}.partial"), 0
+    with beside.open("w", encoding="utf-8") as file:
+        for one in lines:
+            file.write(json.dumps(vars_of(one), ensure_ascii=False) + "\n")
+            count += 1
+    beside.replace(path)
+    return count
+
+
+def write_clean(found: Audit, path: Path) -> int:
+    """Writes the rows that are suspect in no way, as `gist-train mine` writes rows; returns how many."""
+    kept = kept_rows(found.corpus.row_count, [found.scores[kind] >= found.thresholds[kind] for kind in found.scores])
+    write_rows(found.corpus, path, kept)
+    return len(kept)
+
+
+def _lines(found: Audit) -> Iterator[Suspect]:
+    return (found.suspect(kind, int(row)) for kind in found.scores for row in found.suspects(kind))

