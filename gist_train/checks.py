@@ -17,6 +17,7 @@ from gist_train.model.pretrained import Pretrained
 from gist_train.run_folder import Run
 from gist_train.training.distributed import check_precision, precision_on
 from gist_train.training.setup import check_dimensions, check_family, check_graphs, checkpoint_gradients
+from gist_train.training.trackers import wandb_mode
 
 
 def check(config: Config) -> Measuring:
@@ -100,6 +101,6 @@ def report_device(config: Config, student: Pretrained, device: torch.device, con
 
 def _check_tracker(config: Config) -> None:
     wandb = config.tracking.wandb
-    if wandb is not None and wandb.mode != "disabled" and find_spec("wandb") is None:
+    if wandb is not None and wandb_mode(wandb) != "disabled" and find_spec("wandb") is None:
         fix = 'pip install "gist-train[wandb]", or take tracking.wandb out'
         raise UserError(Fault("tracking.wandb", "no package wandb", "the package, which is an extra", fix))

@@ -5,6 +5,8 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TextIO, cast
@@ -90,6 +92,14 @@ def _go_on_alike(ranks: "Ranks", config: Config) -> None:
 
     refuse_unlike_configs(ranks, config)
     err.quiet = ranks.rank != 0
+
+
+@contextmanager
+def _answering(as_json: bool) -> Iterator[TextIO]:
+    """Where a command's answer goes. While it works out one that is JSON, what libraries print there goes to stderr."""
+    out = sys.stdout
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        yield out
 
 
 @app.command()
@@ -188,25 +198,28 @@ def audit(
 ) -> None:
     """Find rows that may be bad, by the guide's embeddings and by the texts, and say what the guide would mask."""
     loaded = load_config(config, set_ or [])
-    from gist_train.auditing import audit as auditing
-    from gist_train.auditing.page import audit_page
-    from gist_train.data.writing import check_ending
-    from gist_train.model.device import this_device
+    with _answering(as_json) as out:
+        from gist_train.auditing import audit as auditing
+        from gist_train.auditing.page import audit_page
+        from gist_train.data.writing import check_ending
+        from gist_train.model.device import this_device
 
-    for to, option in ((write_suspects, "--write-suspects"), (write_clean, "--write-clean")):
-        if to is not None:
-            check_ending(to, option)
-    thresholds = auditing.read_numbers(threshold or [], "--threshold")
-    others = auditing.read_margins(margins)
-    found = auditing.audit(loaded, this_device(), err, margins=others, thresholds=thresholds)
-    if write_suspects is not None:
-        err.print(f"{auditing.write_suspects(found, write_suspects):,} lines: {write_suspects}", highlight=False, soft_wrap=True)
-    if write_clean is not None:
-        err.print(f"{auditing.write_clean(found, write_clean):,} rows: {write_clean}", highlight=False, soft_wrap=True)
-    if as_json:
-        print(json.dumps(found.to_json(), ensure_ascii=False))
-    else:
-        Terminal().print(audit_page(found), highlight=False)
+        for to, option in ((write_suspects, "--write-suspects"), (write_clean, "--write-clean")):
+            if to is not None:
+                check_ending(to, option)
+        thresholds = auditing.read_numbers(threshold or [], "--threshold")
+        others = auditing.read_margins(margins)
+        found = auditing.audit(loaded, this_device(), err, margins=others, thresholds=thresholds)
+        if write_suspects is not None:
+            err.print(
+                f"{auditing.write_suspects(found, write_suspects):,} lines: {write_suspects}", highlight=False, soft_wrap=True
+            )
+        if write_clean is not None:
+            err.print(f"{auditing.write_clean(found, write_clean):,} rows: {write_clean}", highlight=False, soft_wrap=True)
+        if as_json:
+            print(json.dumps(found.to_json(), ensure_ascii=False), file=out)
+        else:
+            Terminal().print(audit_page(found), highlight=False)
 
 
 @app.command()
@@ -218,14 +231,15 @@ def plan(
 ) -> None:
     """Say what training will do, without training: steps, warm-up, dropped rows, tokens, memory, disk."""
     loaded = load_config(config, set_ or [])  # before anything slow is imported: a typo is reported at once
-    from gist_train.planning.page import plan_page
-    from gist_train.planning.plan import plan as make_plan
+    with _answering(as_json) as out:
+        from gist_train.planning.page import plan_page
+        from gist_train.planning.plan import plan as make_plan
 
-    planned = make_plan(loaded, measure=measure, console=err)
-    if as_json:
-        print(json.dumps(asdict(planned)))
-    else:
-        Terminal().print(plan_page(planned), highlight=False)
+        planned = make_plan(loaded, measure=measure, console=err)
+        if as_json:
+            print(json.dumps(asdict(planned)), file=out)
+        else:
+            Terminal().print(plan_page(planned), highlight=False)
 
 
 @app.command()
@@ -272,24 +286,27 @@ def evaluate(
         _leave_to_one("evaluate --watch")
     if not _launched_together():
         config_and_run(config, set_ or [])  # before anything slow is imported: a typo is reported at once
-    from gist_train.results.comparison import compare, comparison_table, joined, watched
-    from gist_train.training_run import launched
+    with _answering(as_json) as out:
+        from gist_train.results.comparison import compare, comparison_table, joined, watched
+        from gist_train.training_run import launched
 
-    with launched(None) as ranks:
-        loaded, run = config_and_run(config, set_ or [])
-        _go_on_alike(ranks, loaded)
-        if watch:
-            models = watched(loaded, run, err)
+        with launched(None) as ranks:
+            loaded, run = config_and_run(config, set_ or [])
+            _go_on_alike(ranks, loaded)
+            if watch:
+                models = watched(loaded, run, err)
+            else:
+                named, share = [expanded(name) for name in model or []], (ranks.rank, ranks.size)
+                compared = compare(
+                    loaded, run, models=named, steps=steps, dimensions=truncate_dim or [], console=err, share=share
+                )
+                models = joined([json.loads(said) for said in ranks.all_say(json.dumps(dict(compared)))])
+        if ranks.rank != 0:
+            return
+        if as_json:
+            print(json.dumps(next(iter(models.values())) if len(models) == 1 else models), file=out)
         else:
-            named, share = [expanded(name) for name in model or []], (ranks.rank, ranks.size)
-            compared = compare(loaded, run, models=named, steps=steps, dimensions=truncate_dim or [], console=err, share=share)
-            models = joined([json.loads(said) for said in ranks.all_say(json.dumps(dict(compared)))])
-    if ranks.rank != 0:
-        return
-    if as_json:
-        print(json.dumps(next(iter(models.values())) if len(models) == 1 else models))
-    else:
-        Terminal().print(comparison_table(models))
+            Terminal().print(comparison_table(models))
 
 
 @app.command()
@@ -321,25 +338,27 @@ def select(
 ) -> None:
     """Choose a run's final model, with the reason and a confidence interval, and keep its checkpoint."""
     loaded, run = config_and_run(config, set_ or [])
-    from gist_train.results.criteria import criteria_of
-    from gist_train.results.select import select as choose
-    from gist_train.results.selection_table import selection_page
+    with _answering(as_json) as out:
+        from gist_train.results.criteria import criteria_of
+        from gist_train.results.select import select as choose
+        from gist_train.results.selection_table import selection_page
 
-    criteria = criteria_of(
-        loaded,
-        metrics=metric or [],
-        rule=rule,
-        around=around,
-        window=window,
-        average=average,
-        average_of=average_of,
-        merge_base=merge_base,
-    )
-    selected = choose(loaded, run, criteria, err)
-    if as_json:
-        print(json.dumps({**selected.model_dump(mode="json", by_alias=True), "checkpoint": str(selected.folder(run))}))
-    else:
-        Terminal().print(selection_page(selected))
+        criteria = criteria_of(
+            loaded,
+            metrics=metric or [],
+            rule=rule,
+            around=around,
+            window=window,
+            average=average,
+            average_of=average_of,
+            merge_base=merge_base,
+        )
+        selected = choose(loaded, run, criteria, err)
+        if as_json:
+            chosen = {**selected.model_dump(mode="json", by_alias=True), "checkpoint": str(selected.folder(run))}
+            print(json.dumps(chosen), file=out)
+        else:
+            Terminal().print(selection_page(selected))
 
 
 @app.command()

@@ -48,6 +48,7 @@ from gist_train.training.shortage import training_work
 from gist_train.training.signals import Stopped, StopSignal
 from gist_train.training.team import RankTeam
 from gist_train.training.throughput import TrainingCost, matmul_rate
+from gist_train.training.trackers import missing_login
 from gist_train.training.traffic import Traffic
 from gist_train.version import __version__
 
@@ -97,8 +98,9 @@ def train_on(ranks: Ranks, config: Config, *, resume: str = "auto", console: Con
     console = console or terminal()
     console.quiet = console.quiet or not accelerator.is_main_process
     console.print(_first_line(config, accelerator))
-    if note:
-        console.print(note)
+    for line in (note, missing_login(config)):
+        if line:
+            say(console, line)
     run = Run.of(config)
     ranks.stacks, ranks.safe = run.stacks, partial(_safe, run)
     check_folders(config)

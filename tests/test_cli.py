@@ -217,6 +217,37 @@ def test_evaluate_prints_one_json_object(measured, tmp_path):
     assert "tuned - base" in table.out
 
 
+def test_what_libraries_print_is_no_part_of_the_object(write_config, monkeypatch):
+    """W&B says its mode on stdout where it is imported: who reads the object would read that first."""
+    from gist_train.planning import plan as planning
+
+    real = planning.plan
+    monkeypatch.setattr(planning, "plan", lambda *args, **given: (print("[INFO] a library's line"), real(*args, **given))[1])
+    ended = gist("plan", write_config(), "--json")
+    assert json.loads(ended.out)["name"] == "run"
+    assert "a library's line" in ended.err
+
+
+def test_a_guide_is_measured_once(write_config, write_pairs, monkeypatch):
+    """It does not change, and took over half of the command."""
+    from gist_train.evaluation.measuring import Measuring
+
+    measured, real = [], Measuring._evaluate
+
+    def counting(self, model, *rest):
+        measured.append(model.width)
+        return real(self, model, *rest)
+
+    monkeypatch.setattr(Measuring, "_evaluate", counting)
+    evaluation = write_pairs([f"text {n}" for n in range(9)])
+    first = gist("evaluate", write_config(evaluation=evaluation), "--json")
+    assert first.code == 0, first.err
+    assert measured == [32, 48]
+    again = gist("evaluate", write_config("other", evaluation=evaluation), "--json")
+    assert measured == [32, 48, 32]
+    assert json.loads(again.out) == json.loads(first.out)
+
+
 def test_the_version():
     """The first thing that is asked for in a report of a fault."""
     assert gist("--version").out == f"{__version__}\n"

@@ -121,10 +121,10 @@ class SelectionConfig(Section):
 class WandbConfig(Section):
     """Weights & Biases."""
 
-    project: WandbName
-    """Project that the run is logged to."""
-    mode: Literal["online", "offline", "disabled"] = "online"
-    """Whether the run is uploaded."""
+    project: WandbName | None = None
+    """Project that the run is logged to; null = $WANDB_PROJECT, else gist-train."""
+    mode: Literal["online", "offline", "disabled"] | None = None
+    """Whether the run is uploaded; null = as $WANDB_DISABLED or $WANDB_MODE says, else online."""
     entity: WandbName | None = None
     """User or team; null = the account's default."""
 

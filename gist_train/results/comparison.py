@@ -10,7 +10,7 @@ from rich.table import Table
 
 from gist_train.config.errors import Fault, UserError, listed, shown
 from gist_train.config.models import GuideConfig
-from gist_train.config.schema import Config, training_prompts
+from gist_train.config.schema import Config, cache_folder, training_prompts
 from gist_train.evaluation.measuring import Measuring, Scores, on_this_device, scores_line, values
 from gist_train.evaluation.metrics import metric_of, task_of
 from gist_train.model.loading import load_finished, load_guide, load_student, load_trained
@@ -126,11 +126,18 @@ def _side_by_side(config: Config, run: Run, console: Console) -> Iterator[Subjec
         console.print(f"{run} has no checkpoint yet: no tuned model to evaluate", highlight=False, soft_wrap=True)
     for where, guide in config.guides.items():  # "guide", or "guide[0]", "guide[1]"
         if isinstance(guide, GuideConfig):
-            yield where, partial(_of_model, on_this_device(load_guide(guide, where)))
+            yield where, partial(_of_guide, config, load_guide(guide, where))
 
 
 def _of_model(model: TextModel, measuring: Measuring) -> Scores:
     return values(measuring.of_model(model))
+
+
+def _of_guide(config: Config, guide: TextModel, measuring: Measuring) -> Scores:
+    """Measured once for all runs that share a cache: a guide does not change."""
+    kept = Run(cache_folder(config) / "guide-scores")
+    kept.folder.mkdir(parents=True, exist_ok=True)
+    return measuring.of_step(kept, 0, on_this_device(guide))
 
 
 def _of_checkpoint(run: Run, step: int, measuring: Measuring) -> Scores | None:

@@ -1,9 +1,12 @@
 """Where a run's metrics and evaluation scores go besides its own files. None of them ends a training, or holds it up for long."""
 
+import os
 import secrets
 from collections.abc import Mapping
+from netrc import NetrcParseError, netrc
 from threading import Thread
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from gist_train.config.errors import shown
 from gist_train.config.schema import Config, WandbConfig
@@ -32,7 +35,32 @@ def trackers_of(config: Config, run: Run, notes: list[str]) -> list[Tracker]:
         notes: what is to be said is added to it.
     """
     wandb = config.tracking.wandb
-    return [] if wandb is None or wandb.mode == "disabled" else [Wandb(wandb, config, run, notes)]
+    return [] if wandb is None or wandb_mode(wandb) == "disabled" else [Wandb(wandb, config, run, notes)]
+
+
+def wandb_mode(wandb: WandbConfig) -> str:
+    """What the config says of uploading, else what W&B's own variables say."""
+    if wandb.mode is not None:
+        return wandb.mode
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes"):
+        return "disabled"
+    return {"dryrun": "offline", "": "online"}.get(mode := os.environ.get("WANDB_MODE", ""), mode)
+
+
+def missing_login(config: Config) -> str | None:
+    """What is said before any work where a run is to be uploaded to W&B, and nobody is logged in; None where all is well."""
+    wandb = config.tracking.wandb
+    if wandb is None or wandb_mode(wandb) != "online" or os.environ.get("WANDB_API_KEY"):
+        return None
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        known = netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, NetrcParseError):
+        known = False
+    if known:
+        return None
+    kept = "the log will be kept in the run folder, to be uploaded later"
+    return f"warning: Weights & Biases: nobody is logged in to {host} (WANDB_API_KEY, or wandb login): {kept}"
 
 
 class Wandb:
@@ -73,12 +101,13 @@ def _begun(wandb_config: WandbConfig, config: Config, run: Run, notes: list[str]
     import wandb  # an extra, and slow to import
 
     reason = None
-    for mode in dict.fromkeys((wandb_config.mode, "offline")):
+    asked = "offline" if missing_login(config) else wandb_mode(wandb_config)  # that one is missing was said in the beginning
+    for mode in dict.fromkeys((asked, "offline")):
         try:
             begun = wandb.init(
-                project=wandb_config.project,
+                project=wandb_config.project or os.environ.get("WANDB_PROJECT") or "gist-train",
                 entity=wandb_config.entity,
-                mode=mode,
+                mode=mode,  # type: ignore[arg-type]  # whatever $WANDB_MODE says
                 name=config.name,
                 id=_run_id(run),
                 resume="allow",
@@ -92,6 +121,8 @@ def _begun(wandb_config: WandbConfig, config: Config, run: Run, notes: list[str]
         else:
             if reason is not None:
                 notes.append(f"warning: Weights & Biases: {reason}. {_upload(begun)}")
+            elif mode == "offline":
+                notes.append(f"Weights & Biases: {_upload(begun)}")
             return begun
     notes.append(f"warning: Weights & Biases: {reason}. Training goes on without it; metrics.jsonl has all rows.")
     return None

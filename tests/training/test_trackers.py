@@ -11,6 +11,9 @@ import pytest
 from support.running import gist
 from support.wandb_server import KEY, wandb_server
 
+from gist_train.config.schema import WandbConfig
+from gist_train.training.trackers import wandb_mode
+
 pytestmark = [
     pytest.mark.usefixtures("on_cpu"),
     pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed"),
@@ -48,11 +51,40 @@ def test_without_a_key_the_log_is_kept_for_later(path, tmp_path):
     ended = gist("train", path)
     assert ended.code == 0, ended.err
     (warning,) = warnings_of(ended)
-    assert "No API key configured" in warning
-    kept = warning.partition("wandb sync ")[2]
+    assert "nobody is logged in" in warning
+    assert ended.err.index(warning) < ended.err.index("rows, ")  # before any work
+    kept = ended.err.partition("wandb sync ")[2].splitlines()[0]
     assert list(Path(kept).glob("*.wandb"))
     assert (tmp_path / "runs" / "run" / "wandb").samefile(Path(kept).parent)
     assert len((tmp_path / "runs" / "run" / "metrics.jsonl").read_text().splitlines()) == 12
+
+
+@pytest.mark.parametrize(
+    ("variables", "mode"),
+    [
+        ({}, "online"),
+        ({"WANDB_MODE": "offline"}, "offline"),
+        ({"WANDB_MODE": "dryrun"}, "offline"),
+        ({"WANDB_MODE": "disabled"}, "disabled"),
+        ({"WANDB_DISABLED": "true", "WANDB_MODE": "online"}, "disabled"),
+    ],
+)
+def test_its_own_variables_are_obeyed(variables, mode, monkeypatch):
+    """A batch job sets them where no YAML can be changed; what the YAML says rules over them."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert wandb_mode(WandbConfig()) == mode
+    assert wandb_mode(WandbConfig(mode="offline")) == "offline"
+
+
+def test_the_project_of_the_environment_is_taken(path, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_PROJECT", "of-the-job")
+    ended = gist("train", path, "--set", "tracking.wandb={}")
+    assert ended.code == 0, ended.err
+    assert warnings_of(ended) == []
+    (log,) = (tmp_path / "runs" / "run" / "wandb").glob("offline-run-*/*.wandb")
+    assert b"of-the-job" in log.read_bytes()
 
 
 def test_a_resumed_run_is_the_same_run_and_has_no_step_twice(path, monkeypatch, tmp_path):
@@ -124,6 +156,8 @@ def test_a_server_that_falls_silent_does_not_keep_the_end(path, monkeypatch):
 def test_what_wandb_raises_ends_no_training(path, monkeypatch):
     """In the middle of it, and at its beginning both ways."""
     import wandb
+
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
 
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
