@@ -55,6 +55,17 @@ ROWS: dict[str, Changes] = {
     "regression, weight 20": {"distillation": {"regression": 20.0}},
     "KL, mined": {"distillation": KL, "data": {"hard_negatives": {"per_row": 1}}},
     "KL, mined, two guides": {"distillation": KL, "data": {"hard_negatives": {"per_row": 1}}, "second": True},
+    "KL alone, two guides": {"distillation": {**KL, "weight": 1.0}, "loss": {"weight": 0.0}, "second": True},
+    "KL alone, mined": {
+        "distillation": {**KL, "weight": 1.0},
+        "loss": {"weight": 0.0},
+        "data": {"hard_negatives": {"per_row": 1}},
+    },
+    "KL alone, similar, depth 2": {
+        "distillation": {**KL, "weight": 1.0},
+        "loss": {"weight": 0.0},
+        "data": {"batching": "similar", "similarity_depth": 2},
+    },
     "two guides": {"second": True},
     "two guides, votes of any": {"second": True, "loss": {"votes": "any"}},
     "KL, regression": {"distillation": {**KL, "regression": 1.0}},
