@@ -362,6 +362,28 @@ def select(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or the YAMLs that made them.", metavar="RUN...")],
+    to: Annotated[
+        Path | None, typer.Option(help="The .html file to write. [default: RUN/report.html]", show_default=False)
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Serve the page on this machine while runs train.")] = False,
+) -> None:
+    """Write a page of a run, or of several side by side: one HTML file that opens anywhere."""
+    from gist_train.reporting.figures import figures_of
+    from gist_train.reporting.page import write_report
+    from gist_train.reporting.serving import serve
+
+    folders = [config_and_run(one, [])[1] for one in runs]
+    if follow:
+        serve(folders, err)
+        return
+    path = to or folders[0].report
+    write_report([figures_of(one) for one in folders], path)
+    err.print(f"{path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def export(
     config: RunPath,
     set_: Set = None,

@@ -50,6 +50,11 @@ class Run:
         return self.folder / "stacks"
 
     @property
+    def report(self) -> Path:
+        """The page of the run."""
+        return self.folder / "report.html"
+
+    @property
     def metrics(self) -> Path:
         """A row every `tracking.log_every` steps."""
         return self.folder / "metrics.jsonl"

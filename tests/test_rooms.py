@@ -28,6 +28,7 @@ FLOORS = (
     "results",
     "planning",
     "auditing",
+    "reporting",
     "starter",
     "training_run",
     "cli",

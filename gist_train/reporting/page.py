@@ -1,0 +1,118 @@
+"""One HTML file of one run or several: no request leaves it, and texts from data stay texts."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from gist_train.config.errors import Fault, UserError
+from gist_train.data.files import write_text
+from gist_train.reporting.charts import charts_of
+from gist_train.reporting.figures import Figures
+from gist_train.results.selection_table import Change, changes, counted
+from gist_train.version import __version__
+
+LIBRARY = "Vega, Vega-Lite and Vega-Embed (BSD 3-Clause, University of Washington Interactive Data Lab and contributors)"
+VEGA_LITE = "5.21"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A key of the configs that differs between runs."""
+
+    key: str
+    values: list[str]
+    """Of each run."""
+
+
+def page_of(runs: Sequence[Figures], *, refresh: int | None = None) -> str:
+    """The page.
+
+    Args:
+        refresh: seconds after which a browser loads it again; None for never.
+
+    Raises:
+        UserError: the chart library is not installed.
+    """
+    environment = Environment(
+        loader=PackageLoader("gist_train", "reporting"),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    changed = [changes(run.before, run.after) for run in runs]
+    return environment.get_template("page.html.jinja").render(
+        title=" and ".join(run.name for run in runs),
+        runs=runs,
+        facts=[list(_facts(run)) for run in runs],
+        differences=list(_differences(runs)),
+        changes=changed,
+        counted=[counted(one) for one in changed],
+        side_by_side=_side_by_side(runs) if len(runs) > 1 else [],
+        charts=[(title, f"chart-{number}") for number, title in enumerate(charts_of(runs))],
+        specs=_script({f"chart-{number}": spec for number, spec in enumerate(charts_of(runs).values())}),
+        library=LIBRARY,
+        bundle=_bundle(),
+        refresh=refresh,
+        version=__version__,
+    )
+
+
+def write_report(runs: Sequence[Figures], to: Path) -> None:
+    """Writes the page, or nothing; UserError where `to` is in no folder."""
+    if not to.parent.is_dir():
+        raise UserError(Fault("--to", f'"{to}"', "a file in a folder that is there", "name one"))
+    write_text(to, page_of(runs))
+
+
+def _bundle() -> str:
+    try:
+        import vl_convert  # an extra
+    except ImportError:
+        found, fix = "no package vl-convert-python", 'pip install "gist-train[report]"'
+        raise UserError(Fault("gist-train report", found, "the package, which is an extra", fix)) from None
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
+    return bundle.replace("</script", "<\\/script")
+
+
+def _script(value: object) -> str:
+    """JSON that is safe within a script element, whatever texts are in it."""
+    return json.dumps(value).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _facts(run: Figures) -> Iterator[tuple[str, str]]:
+    """What was trained on what, in words."""
+    described, config = run.described, run.config
+    yield "model", str(config["model.name"])
+    names = [str(value) for key, value in config.items() if key.startswith("guide") and key.endswith((".name", ".vectors"))]
+    yield "guide", ", ".join(names) or str(config.get("guide") or "none")
+    for source in described["data"]:
+        rows = f", {source['rows']:,} rows" if "rows" in source else ""
+        yield "data", f"{source['name']}{rows}"
+    step = int(run.rows[-1]["step"]) if run.rows else 0
+    yield "steps", f"{step:,} of {described['total_steps']:,}, {config['training.batch_size']} rows each"
+    yield "learning rate", f"{config['optimizer.lr']:g}, {config['schedule.type']}, warm-up {config['schedule.warmup_ratio']:g}"
+    yield "loss", f"temperature {config['loss.temperature']:g}, margin {config['loss.margin']:g}, mask {config['loss.mask']}"
+    if run.selected is not None:
+        yield "selected", f"{run.selected.name}, by {run.selected.rule}"
+    yield "device", f"{described['processes']} process(es) on {described['device']}, {described['precision']}"
+    packages = ", ".join(f"{name} {version}" for name, version in described["packages"].items())
+    yield "software", f"gist-train {described['gist_train']}, Python {described['python']}, {packages}"
+
+
+def _differences(runs: Sequence[Figures]) -> Iterator[Difference]:
+    for key in dict.fromkeys(key for run in runs for key in run.config):
+        values = [json.dumps(run.config[key], ensure_ascii=False) if key in run.config else "-" for run in runs]
+        if len(set(values)) > 1 and key != "name":
+            yield Difference(key, values)
+
+
+def _side_by_side(runs: Sequence[Figures]) -> list[tuple[str, list[Change]]]:
+    """Of each score that two runs have: each run's against the first's."""
+    keys = dict.fromkeys(key for run in runs for key in run.after)
+    first = runs[0].after
+    both = [key for key in keys if sum(key in run.after for run in runs) > 1]
+    return [(key, [Change(key, first.get(key), run.after[key]) for run in runs if key in run.after]) for key in both]

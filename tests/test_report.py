@@ -1,0 +1,171 @@
+"""`gist-train report`: what is on the page, and what a browser makes of it.
+
+Legend: a chart is an element of Vega's, one for each title.
+"""
+
+import json
+import re
+import shutil
+import urllib.request
+from html.parser import HTMLParser
+from threading import Thread
+
+import pytest
+from support.running import gist
+
+from gist_train.config.loading import load_config
+from gist_train.reporting.figures import MOST_ROWS, figures_of, thinned
+from gist_train.reporting.page import page_of
+from gist_train.reporting.serving import server_of
+from gist_train.run_folder import Run
+
+pytest.importorskip("vl_convert", reason="vl-convert-python (extra report) is not installed")
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
+HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture
+def run(write_config, write_pairs, quickstart_texts):
+    """A finished run of 12 steps, three of which were measured, whose task has a hostile name in the selection's note."""
+    evaluation = {**write_pairs(quickstart_texts[:20]), "every": 4}
+    path = write_config(evaluation=evaluation, selection={"metric": {"pairs/spearman": 1.0}, "note": HOSTILE})
+    assert gist("train", path).code == 0
+    assert gist("select", path).code == 0
+    return Run.of(load_config(path))
+
+
+class Texts(HTMLParser):
+    """The elements of a page, and its text outside of scripts."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.addresses, self.text, self._script = [], [], "", False
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href")]
+        self._script = tag in ("script", "style")
+
+    def handle_endtag(self, _):
+        self._script = False
+        self.text += " "
+
+    def handle_data(self, data):
+        self.text += "" if self._script else data
+
+
+def parsed(page):
+    found = Texts()
+    found.feed(page)
+    return found
+
+
+def test_the_page_of_a_run(run):
+    """All that a person asks of it, in one file that asks nobody else."""
+    ended = gist("report", run.folder)
+    assert ended.code == 0, ended.err
+    assert str(run.report) in ended.err.replace("\n", "")
+    page = run.report.read_text(encoding="utf-8")
+    assert len(page) < 3e6
+    found = parsed(page)
+    assert set(found.addresses) == {"data:,"}
+    assert "img" not in found.tags
+    assert found.tags.count("script") == 2
+    assert HOSTILE in found.text  # as a text, in the config
+    for words in ("pairs/spearman", "Loss", "Masked candidates", "Learning rate", "Scores by step", "12 of 12", "gist-train"):
+        assert words in found.text
+    scores = figures_of(run)
+    assert f"{100 * scores.before['pairs/spearman']:.1f}" in found.text
+    assert f"{100 * scores.after['pairs/spearman']:.1f}" in found.text
+
+
+def test_runs_side_by_side(run, write_config):
+    other = write_config("other", guide=None, optimizer={"lr": 1e-5})
+    assert gist("train", other, "--set", "training.max_steps=4").code == 0
+    page = page_of([figures_of(one) for one in (run, Run.of(load_config(other)))])
+    text = " ".join(parsed(page).text.split())
+    assert "optimizer.lr 0.001 1e-05" in text
+    assert "Nothing was measured" in text
+    assert '"run"' in page
+    assert '"other"' in page
+
+
+def test_a_million_rows_are_few_on_the_page():
+    """The means of neighbours: no row is left out, and no step is told that was not there."""
+    rows = [{"step": n, "loss": float(n % 7), "note": "text", "off": True} for n in range(1, 100_001)]
+    found = thinned(iter(rows))
+    assert MOST_ROWS / 2 <= len(found) <= MOST_ROWS + 1
+    assert found[-1]["step"] == 100_000
+    assert all(row.keys() == {"step", "loss"} for row in found)
+    assert sum(row["loss"] for row in found) / len(found) == pytest.approx(3, abs=0.05)
+    assert thinned(iter(rows[:5])) == [{"step": float(n), "loss": float(n % 7)} for n in range(1, 6)]
+
+
+def test_what_is_no_run_is_refused(tmp_path, write_config):
+    for target, told in ((tmp_path, "a run folder"), (write_config(), "train first")):
+        ended = gist("report", target)
+        assert ended.code == 2
+        assert told in ended.err
+
+
+def test_a_run_is_followed_on_this_machine_alone(run):
+    with server_of([run]) as server:
+        assert server.server_address[0] == "127.0.0.1"
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/"
+        page = urllib.request.urlopen(address, timeout=30).read().decode()
+        assert 'http-equiv="refresh"' in page
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(f"{address}config.yaml", timeout=30)
+        server.shutdown()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1200, "light")])
+def test_in_a_browser(run, width, scheme):
+    """Charts are drawn, a line tells its values, tables sort by keyboard; no error, no request, nothing wider than the screen."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    assert gist("report", run.folder).code == 0
+    errors, requests = [], []
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("dialog", lambda dialog: errors.append(dialog.message))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(run.report.as_uri())
+        page.wait_for_selector("#chart-0 svg")
+        assert page.locator(".chart svg").count() == page.locator(".chart").count() >= 6
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        box = page.locator("#chart-0 svg").bounding_box()
+        page.locator("#chart-0").scroll_into_view_if_needed()
+        box = page.locator("#chart-0 svg").bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.mouse.move(box["x"] + box["width"] / 2 + 3, box["y"] + box["height"] / 2)
+        page.wait_for_selector("#vg-tooltip-element.visible")
+        assert "step" in page.inner_text("#vg-tooltip-element")
+        rows = page.locator("table.sortable tbody tr th")
+        before = rows.all_inner_texts()
+        button = page.locator("table.sortable thead button").first
+        button.focus()
+        page.keyboard.press("Enter")
+        assert rows.all_inner_texts() == sorted(before)
+        page.keyboard.press("Enter")
+        assert rows.all_inner_texts() == sorted(before, reverse=True)
+        ink, paper = page.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
+        browser.close()
+    assert errors == []
+    assert [url for url in requests if not re.match(r"file:|data:|blob:", url)] == []
+    light = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper)]
+    assert (light[0] > light[1]) == (scheme == "dark")
+
+
+def test_scripts_end_where_they_end(run):
+    """A text that ends the script element would be run as a page."""
+    page = page_of([figures_of(run)])
+    specs = json.loads(re.search(r"const specs = (.*);\n", page).group(1))
+    assert len(specs) >= 6
+    assert page.count("</script>") == 2
