@@ -25,6 +25,7 @@ POOL = 4096
 """Positives of a task that a row's own is ranked among: drawn, where there are more."""
 WINDOW = 4096
 """Rows that a row of a task is looked for duplicates among: all, or those next to it along a random direction."""
+PAIRS_AT_A_TIME = 1 << 16
 NEAR = 0.97
 """Cosine from which on two texts are nearly the same."""
 USUAL = 0.5
@@ -81,8 +82,10 @@ class PairScores:
             similarities = anchors @ others.T
             place, ids = self._own(some, "positive")
             own = _cosines(anchors, place, self._positives(ids))
-            nearer = similarities[torch.from_numpy(place)] > (own + similarity_tolerance(own))[:, None]
-            share = nearer.float().mean(dim=1).numpy()
+            if len(place) > len(some):  # several positives of a row are ranked alike
+                similarities = similarities[torch.from_numpy(place)]
+            nearer = similarities > (own + similarity_tolerance(own))[:, None]
+            share = (nearer.sum(dim=1) / max(1, len(pool))).float().numpy()
             np.maximum.at(self.scores["outranked"], some[place], share)
             least = np.full(len(some), np.inf, np.float32)
             np.minimum.at(least, place, own.numpy())
@@ -102,24 +105,32 @@ class PairScores:
         first_positive = corpus.positive[corpus.positive_offsets[rows]]
         for begin in range(0, len(rows), AT_A_TIME):
             near = np.arange(max(0, begin - WINDOW), min(len(rows), begin + AT_A_TIME + WINDOW))
-            some = near[(near >= begin) & (near < begin + AT_A_TIME)]
+            here = slice(begin - near[0], min(begin + AT_A_TIME, len(rows)) - near[0])
             anchors, positives = self._anchors(corpus.anchor[rows[near]]), self._positives(first_positive[near])
-            here = torch.from_numpy(some - near[0])
-            by_anchor, by_positive = anchors[here] @ anchors.T, positives[here] @ positives.T
-            labels = torch.from_numpy(np.asarray(corpus.label[rows[near]]))
-            labelled = labels[here] >= 0
-            # A positive that was mined says nothing: of labelled texts the label counts.
-            same_label = labels[here][:, None] == labels[None, :]
-            by_positive = torch.where(labelled[:, None], torch.where(same_label, 1.0, -1.0), by_positive)
-            number = torch.from_numpy(rows[near])
-            by_anchor[torch.arange(len(here)), here] = -1.0  # a row is no other row
-            earlier = number[None, :] < number[here][:, None]
-            alike = torch.minimum(by_anchor, by_positive).masked_fill(~earlier, 0.0).amax(dim=1)
-            apart = (by_anchor - by_positive).masked_fill(by_anchor < NEAR, 0.0).amax(dim=1).clamp(min=0)
-            self.scores["duplicate"][rows[some]] = alike.numpy()
-            self.scores["disagreeing"][rows[some]] = apart.masked_fill(labelled, 0.0).numpy()
-            self.scores["labels"][rows[some]] = (apart - 1).clamp(min=0).masked_fill(~labelled, 0.0).numpy()
-            yield len(some)
+            ours, theirs = torch.nonzero(anchors[here] @ anchors.T >= NEAR, as_tuple=True)
+            for first in range(0, len(ours), PAIRS_AT_A_TIME):
+                a, b = (x[first : first + PAIRS_AT_A_TIME] for x in (ours + here.start, theirs))
+                self._compare(rows[near[a.numpy()]], rows[near[b.numpy()]], anchors, positives, a, b)
+            yield here.stop - here.start
+
+    def _compare(
+        self, row: NDArray[np.int64], other: NDArray[np.int64], anchors: Tensor, positives: Tensor, a: Tensor, b: Tensor
+    ) -> None:
+        """Takes in pairs of rows with nearly the same anchor; `a` and `b` are their places in the vectors."""
+        by_anchor = (anchors[a] * anchors[b]).sum(dim=1).numpy()
+        by_positive = (positives[a] * positives[b]).sum(dim=1).numpy()
+        labels = np.asarray(self._corpus.label)
+        labelled = labels[row] >= 0
+        # A positive that was mined says nothing: of labelled texts the label counts.
+        by_positive = np.where(labelled, np.where(labels[row] == labels[other], 1.0, -1.0), by_positive)
+        alike, apart = np.minimum(by_anchor, by_positive), by_anchor - by_positive
+        is_other, earlier = row != other, other < row
+        same = earlier & (alike >= NEAR)
+        np.maximum.at(self.scores["duplicate"], row[same], alike[same])
+        apart_rows = is_other & ~labelled & (apart > 0)
+        np.maximum.at(self.scores["disagreeing"], row[apart_rows], apart[apart_rows])
+        unlike = is_other & labelled & (labels[row] != labels[other])
+        np.maximum.at(self.scores["labels"], row[unlike], by_anchor[unlike])
 
     def _in_order(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows of a task; many of them so that those with like anchors are near each other."""

@@ -66,7 +66,7 @@ def test_scores_equal_a_loop(corpus, vectors, monkeypatch, at_a_time):
         for other in task:
             by_anchor = exact[anchor] @ exact[texts_of(corpus, other)[0]]
             by_positive = exact[positives[0]] @ exact[texts_of(corpus, other)[1][0]]
-            alike += [min(by_anchor, by_positive)] if other < row else []
+            alike += [min(by_anchor, by_positive)] if other < row and min(by_anchor, by_positive) >= NEAR else []
             apart += [by_anchor - by_positive] if other != row and by_anchor >= NEAR else []
         assert found.scores["duplicate"][row] == pytest.approx(max(alike), abs=1e-5)
         assert found.scores["disagreeing"][row] == pytest.approx(max(apart), abs=1e-5)
