@@ -43,7 +43,7 @@ from gist_train.model.whole import TextModel
 from gist_train.progress import duration, follow, say
 from gist_train.pulse import waiting
 from gist_train.suspects import Looked, without_suspects
-from gist_train.training.guides import Guide, SelfGuide, StoredGuide, guide_parts
+from gist_train.training.guides import Guide, GuidePart, SelfGuide, StoredGuide, TextsOfStore, guide_parts
 from gist_train.training.setup import Prepared
 
 
@@ -435,38 +435,40 @@ def prepare_guide(config: Config, corpus: Corpus, device: torch.device, console:
     Raises:
         UserError: the guide can't be loaded, or its store is damaged.
     """
-    guides = []
-    for where, guide in config.guides.items():
-        if isinstance(guide, GuideVectorsConfig):
-            guides.append(_guide_of_vectors(config, guide, corpus, where))
-            continue
-        parts = guide_parts(config, guide, corpus, where)
-        embedders = [_Embedder(part.model, where, part.folder) for part in parts]
-        stored = [
-            part.stored(*embedder.embed(part.hashes, part.lengths, part.text, device, console, processes))
-            for part, embedder in zip(parts, embedders, strict=True)
-        ]
-        guides.append(StoredGuide.of_parts(parts, stored))
-    return _as_one(config, guides, corpus)
+
+    def embedded(part: GuidePart, where: str) -> TextsOfStore:
+        embedder = _Embedder(part.model, where, part.folder)
+        return part.stored(*embedder.embed(part.hashes, part.lengths, part.text, device, console, processes))
+
+    return _guide_of(config, corpus, embedded)
 
 
 def guide_as_stored(config: Config, corpus: Corpus) -> Guide:
     """The guide where nothing is left to embed; None where its store lacks a text."""
+
+    def as_stored(part: GuidePart, _: str) -> TextsOfStore | None:
+        store = GuideStore(part.folder)
+        places = store.positions(part.hashes)
+        return None if (places < 0).any() else part.stored(store, places)
+
+    return _guide_of(config, corpus, as_stored)
+
+
+def _guide_of(config: Config, corpus: Corpus, stored: Callable[[GuidePart, str], TextsOfStore | None]) -> Guide:
+    """The guides whose embeddings are stored in one, else the student itself, or none; None where one lacks a text."""
     guides = []
     for where, guide in config.guides.items():
         if isinstance(guide, GuideVectorsConfig):
             guides.append(_guide_of_vectors(config, guide, corpus, where))
             continue
         parts = guide_parts(config, guide, corpus, where)
-        stored = []
-        for part in parts:
-            store = GuideStore(part.folder)
-            places = store.positions(part.hashes)
-            if (places < 0).any():
-                return None
-            stored.append(part.stored(store, places))
-        guides.append(StoredGuide.of_parts(parts, stored))
-    return _as_one(config, guides, corpus)
+        texts = [one for part in parts if (one := stored(part, where)) is not None]
+        if len(texts) < len(parts):
+            return None
+        guides.append(StoredGuide.of_parts(parts, texts))
+    if guides:
+        return StoredGuide.of_all(guides, corpus)
+    return None if config.guide is None else SelfGuide()
 
 
 def check_candidates(config: Config, corpus: Corpus) -> None:
@@ -492,13 +494,6 @@ def _guide_of_vectors(config: Config, guide: GuideVectorsConfig, corpus: Corpus,
     positions = store.positions(corpus.hashes)
     refuse_missing(store, [corpus.text(int(i)) for i in np.flatnonzero(positions < 0)], corpus.text_count, where)
     return StoredGuide.alike(store, positions)
-
-
-def _as_one(config: Config, guides: Sequence[StoredGuide], corpus: Corpus) -> Guide:
-    """The guides whose embeddings are stored in one, else the student itself, or none."""
-    if guides:
-        return StoredGuide.of_all(guides, corpus)
-    return None if config.guide is None else SelfGuide()
 
 
 def batch_plan(config: Config, corpus: Corpus, guide: Guide = None) -> BatchPlan:
