@@ -165,7 +165,8 @@ def mine(
     from gist_train.data.writing import check_ending, write_rows
     from gist_train.hard_negatives import with_rules
     from gist_train.model.device import this_device
-    from gist_train.preparation import Processes, add_hard_negatives, prepare_corpus
+    from gist_train.model.loading import load_student
+    from gist_train.preparation import Processes, add_hard_negatives, drop_suspects, prepare_corpus
     from gist_train.training_run import launched
 
     keep_kernels(FEW_KERNELS)
@@ -176,6 +177,8 @@ def mine(
         check(loaded)
         device, processes = this_device(), Processes(ranks.size, ranks.first_here)
         corpus = prepare_corpus(loaded, device, err, processes)
+        if loaded.data.drop_suspects is not None:
+            corpus = drop_suspects(loaded, corpus, load_student(loaded.model), device, err, processes)
         corpus = add_hard_negatives(loaded, corpus, device, err, processes)
         if ranks.rank == 0:
             write_rows(corpus, to)
@@ -215,7 +218,8 @@ def audit(
                 f"{auditing.write_suspects(found, write_suspects):,} lines: {write_suspects}", highlight=False, soft_wrap=True
             )
         if write_clean is not None:
-            err.print(f"{auditing.write_clean(found, write_clean):,} rows: {write_clean}", highlight=False, soft_wrap=True)
+            rows = auditing.write_clean(found, write_clean)
+            err.print(f"{rows:,} rows, without prompts and scores: {write_clean}", highlight=False, soft_wrap=True)
         if as_json:
             print(json.dumps(found.to_json(), ensure_ascii=False), file=out)
         else:

@@ -55,7 +55,7 @@ def with_rules(config: Config) -> Config:
 def folder_of(corpus: Corpus, guide: StoredGuide, rules: HardNegativesConfig) -> Path:
     """Where the corpus is, or will be, whose rows have the negatives that `guide` finds for them."""
     # Documents are in the corpus' content, wherever they were read from.
-    asked = [VERSION, corpus.content, guide.fingerprint, rules.model_dump(exclude={"documents"})]
+    asked = [VERSION, corpus.content, guide.by_column, rules.model_dump(exclude={"documents"})]
     return corpus.folder.with_name(hashlib.blake2b(json.dumps(asked).encode(), digest_size=16).hexdigest())
 
 

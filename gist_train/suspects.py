@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from gist_train.config.errors import Fault, UserError
-from gist_train.data.collecting import with_negatives
+from gist_train.data.collecting import with_rows
 from gist_train.data.corpus import Corpus, TokenTable
 from gist_train.data.files import read_json, whole_folder, write_json
 from gist_train.data.leases import locked
@@ -78,7 +78,7 @@ def without_suspects(by: Looked, thresholds: Mapping[str, float], console: Conso
 
 
 def _folder_of(by: Looked, thresholds: Mapping[str, float]) -> Path:
-    guide = by.guide.fingerprint if isinstance(by.guide, StoredGuide) else None
+    guide = by.guide.by_column if isinstance(by.guide, StoredGuide) else None
     asked = [VERSION, by.corpus.content, guide, by.student.tokenizer_fingerprint(), sorted(thresholds.items())]
     digest = hashlib.blake2b(json.dumps(asked).encode(), digest_size=16)
     if "evaluation" in thresholds:
@@ -94,9 +94,8 @@ def _write(by: Looked, thresholds: Mapping[str, float], folder: Path, console: C
         found = f"{dict(thresholds)}, and no row is left"
         fix = "raise them: gist-train audit shows scores"
         raise UserError(Fault("data.drop_suspects", found, "thresholds that leave rows", fix))
-    none = np.empty((by.corpus.row_count, 0), np.int32)
     with whole_folder(folder, replace=True) as beside:
-        with_negatives(by.corpus, beside, none, np.full(by.corpus.text_count, -1, np.int32), kept)
+        with_rows(by.corpus, beside, kept)
         rows = {kind: int(of_kind.sum()) for kind, of_kind in suspect.items()}
         dropped = by.corpus.row_count - len(kept)
         write_json(beside / REPORT, {"rows": rows, "dropped": dropped, "of": by.corpus.row_count, "content": by.corpus.content})

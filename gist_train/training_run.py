@@ -142,7 +142,8 @@ def _train_alone(
     job = open_training(config, accelerator, prepared)
     sums = LogSums(step=0)
     if origin is not None:
-        refuse_other_content(origin, job.facts, excluding=config.data.exclude_evaluation_texts)
+        judged = config.data.exclude_evaluation_texts or "evaluation" in (config.data.drop_suspects or {})
+        refuse_other_content(origin, job.facts, excluding=judged)
         load_on_all(origin, job)
         sums = checkpoints.sums_of(origin.manifest)
     if accelerator.is_main_process and (warning := _short_of_room(config, job, run)):

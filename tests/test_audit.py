@@ -138,3 +138,45 @@ def test_what_drops_all_rows_or_needs_a_guide_is_refused(write_config):
     ended = gist("prepare", write_config(guide=None), "--set", "data.drop_suspects={duplicate: 1}")
     assert ended.code == 2
     assert "duplicate" in ended.err
+
+
+def test_dropping_keeps_documents_for_negatives(write_config, triplets, write_rows, tmp_path):
+    """Both in one YAML: the corpus without suspects has the documents still, and `mine` leaves the suspects out too."""
+    (tmp_path / "documents.txt").write_text("".join(f"document {n} of many\n" for n in range(30)), encoding="utf-8")
+    rows = [*triplets, *triplets[:9]]
+    rules = {"per_row": 3, "margin": 0, "ranks": [1, 50], "documents": {"path": str(tmp_path / "documents.txt")}}
+    data = {"train": [{"source": "jsonl", "path": str(write_rows("twice.jsonl", rows))}], "hard_negatives": rules}
+    path = write_config(data={**data, "drop_suspects": {"duplicate": 0.999}})
+    ended = gist("mine", path, "--to", tmp_path / "mined.jsonl")
+    assert ended.code == 0, ended.err
+    lines = [json.loads(line) for line in (tmp_path / "mined.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == len(triplets)
+    assert any(text.startswith("document ") for line in lines for text in line["neg"])
+    report = json.loads(gist("audit", path, "--json", "--threshold", "duplicate=0.999").out)
+    assert report["rows"] == len(rows)  # an audit looks at all of them
+    assert report["kinds"]["duplicate"]["rows"] == 9
+
+
+def test_a_task_in_brackets_is_no_markup(write_config, write_rows, triplets):
+    rows = [{**row, "task": "mail [/INST]"} for row in triplets]
+    ended = gist("audit", write_config(data={"train": [{"source": "jsonl", "path": str(write_rows("t.jsonl", rows))}]}))
+    assert ended.code == 0, ended.err
+    assert "mail [/INST]" in ended.out
+
+
+def test_candidates_that_training_never_has_are_not_counted(write_config, triplets, write_rows):
+    """Rows that keep to their own negatives have none in their batch."""
+    rows = [{**row, "negative": [*row["negative"], "one more"]} for row in triplets]
+    source = {"source": "jsonl", "path": str(write_rows("own.jsonl", rows)), "in_batch_negatives": False}
+    report = json.loads(gist("audit", write_config(data={"train": [source]}), "--json").out)
+    assert all(line["masked_ap"] == line["masked_aa"] == 0 for line in report["masking"])
+
+
+@pytest.mark.parametrize("threshold", ["{cut: high}", "{duplicate: }", "{duplicate: .nan}"])
+def test_a_threshold_that_is_no_number_is_told(write_config, threshold):
+    path = write_config()
+    text = path.read_text(encoding="utf-8").replace("data:\n", f"data:\n  drop_suspects: {threshold}\n")
+    path.write_text(text, encoding="utf-8")
+    ended = gist("plan", path)
+    assert ended.code == 2
+    assert "data.drop_suspects." in ended.err

@@ -7,15 +7,17 @@ import json
 import re
 import shutil
 import urllib.request
+from dataclasses import replace
 from html.parser import HTMLParser
 from threading import Thread
 
 import pytest
+import yaml
 from support.running import gist
 
 from gist_train.config.loading import load_config
 from gist_train.reporting.figures import MOST_ROWS, figures_of, thinned
-from gist_train.reporting.page import page_of
+from gist_train.reporting.page import _side_by_side, page_of
 from gist_train.reporting.serving import server_of
 from gist_train.run_folder import Run
 
@@ -90,6 +92,30 @@ def test_runs_side_by_side(run, write_config):
     assert "Nothing was measured" in text
     assert '"run"' in page
     assert '"other"' in page
+
+
+def test_each_score_stands_under_its_own_run(run):
+    """A run that lacks a score has none, and not its neighbour's; two runs of one name are told apart."""
+    whole = figures_of(run)
+    key, other = "pairs/spearman", "pairs/pearson"
+    runs = [replace(whole, selected=None, scores={4: scores}) for scores in ({key: 0.1, other: 0.2}, {other: 0.3}, {key: 0.9})]
+    rows = dict(_side_by_side(runs))
+    assert [None if one is None else one.after for one in rows[key]] == [0.1, None, 0.9]
+    assert [None if one is None else one.after for one in rows[other]] == [0.2, 0.3, None]
+    page = page_of(runs)
+    assert all(f"run ({number})" in page for number in (1, 2, 3))
+
+
+def test_a_run_of_an_earlier_version_has_a_page(run):
+    """Its config lacks later fields, its description what was not said then."""
+    config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    del config["loss"]["mask"], config["distillation"]
+    run.config.write_text(yaml.safe_dump(config), encoding="utf-8")
+    described = json.loads(run.description.read_text(encoding="utf-8"))
+    del described["total_steps"]
+    run.description.write_text(json.dumps(described), encoding="utf-8")
+    ended = gist("report", run.folder)
+    assert ended.code == 0, ended.err
 
 
 def test_a_million_rows_are_few_on_the_page():

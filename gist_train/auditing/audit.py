@@ -22,6 +22,7 @@ from gist_train.preparation import judged_hashes, prepare
 from gist_train.progress import follow
 from gist_train.suspects import Looked, kept_rows, row_scores
 from gist_train.training.guides import StoredGuide
+from gist_train.training.step_context import SourceRules
 
 EXAMPLES = 3
 """Worst rows of each kind that are shown."""
@@ -124,14 +125,17 @@ def audit(
     Raises:
         UserError: data or models are not what the config says.
     """
-    prepared = prepare(config, device, console)
+    # All rows, as they came: those that training drops too, and without the negatives that it adds.
+    whole = config.data.model_copy(update={"drop_suspects": None, "hard_negatives": None})
+    prepared = prepare(config.model_copy(update={"data": whole}), device, console)
     judged = judged_hashes(config)
     by = Looked(prepared.corpus, prepared.guide, prepared.tokens, prepared.student, judged)
     scores = row_scores(by, KINDS, console)
     masking = None
     if isinstance(prepared.guide, StoredGuide):
         asked = dict.fromkeys([config.loss.margin, *margins])
-        masking = Masking(prepared.corpus, prepared.plan, prepared.guide, config.loss, list(asked))
+        rules = SourceRules.of(config.data.train)
+        masking = Masking(prepared.corpus, prepared.plan, prepared.guide, config.loss, rules, list(asked))
         follow(masking.look(), "masking batches", masking.batches, console)
     usual = {kind: KINDS[kind].threshold for kind in scores}
     paths = [source.path for source in config.data.train]

@@ -5,6 +5,7 @@ Legend: B rows of a batch.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,11 @@ from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Batch, Corpus
 from gist_train.model.loss import BLOCKS, guided_contrastive_loss
 from gist_train.training.guides import StoredGuide
+from gist_train.training.step_context import SourceRules, labels_of, own_negatives_of
 
 SAMPLED_BATCHES = 200
+BLOCK = 2048
+"""Rows and columns of similarities that are in memory at a time, where the loss says nothing of it."""
 SEVERAL = "(several tasks)"
 """Of batches whose rows are of more than one."""
 
@@ -48,8 +52,16 @@ class Masking:
         loss: its options; the margin is that of each of `margins` in turn.
     """
 
-    def __init__(self, corpus: Corpus, plan: BatchPlan, guide: StoredGuide, loss: LossConfig, margins: Sequence[float]):
-        self._corpus, self._plan, self._guide, self._loss = corpus, plan, guide, loss
+    def __init__(
+        self,
+        corpus: Corpus,
+        plan: BatchPlan,
+        guide: StoredGuide,
+        loss: LossConfig,
+        sources: SourceRules,
+        margins: Sequence[float],
+    ):
+        self._corpus, self._plan, self._guide, self._loss, self._sources = corpus, plan, guide, loss, sources
         self.margins = tuple(margins)
         self.by_task: dict[float, dict[str, Masked]] = {margin: {} for margin in margins}
         """By margin and task."""
@@ -82,10 +94,17 @@ class Masking:
         if self._loss.votes is not None:
             options["guide_widths"] = self._guide.anchor.widths
         ids = [
-            _ids(of_role) if self._loss.mask_duplicates else None for of_role in (batch.anchor, batch.positive, batch.negative)
+            _tensor(of_role) if self._loss.mask_duplicates else None for of_role in (batch.anchor, batch.positive, batch.negative)
         ]
+        labels = labels_of(self._sources, batch)
+        own = own_negatives_of(self._sources, batch)
         out = guided_contrastive_loss(
             *guides,
+            labels=_tensor(labels[0]),
+            negative_labels=_tensor(labels[1]),
+            own_negatives_only=_tensor(own[0]),
+            negative_rows=_tensor(own[1]),
+            block_size=self._loss.block_size or BLOCK,
             guide_anchor=guides[0],
             guide_positive=guides[1],
             guide_negative=guides[2],
@@ -104,5 +123,5 @@ class Masking:
             to.candidates[block] += candidates
 
 
-def _ids(ids: NDArray[np.int32]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(ids))
+def _tensor(values: NDArray[Any] | None) -> Tensor | None:
+    return None if values is None else torch.from_numpy(np.ascontiguousarray(values))

@@ -72,9 +72,9 @@ def _masking(found: Audit) -> RenderableType:
     return Group(Text(about, "bold"), table)
 
 
-def _of_task(task: str, by_margin: list[Masked]) -> Iterator[str]:
+def _of_task(task: str, by_margin: list[Masked]) -> Iterator[str | Text]:
     one = by_margin[0]
-    yield task
+    yield Text(task)  # whose brackets are no markup
     yield f"{one.batches:,}"
     for block in BLOCKS:
         yield f"{one.masked[block] / one.candidates[block]:.0%}" if one.candidates[block] else "-"

@@ -126,7 +126,10 @@ def _trace(loc: tuple[int | str, ...]) -> tuple[KeyPath, Any, str]:
             hint = next(get_args(option)[0] for option in options_of(hint) if get_origin(option) is list)
             continue
         models = models_in(hint)
-        if len(models) > 1:
+        mapping = next((option for option in options_of(hint) if get_origin(option) is dict), None)
+        if not models and mapping is not None:  # a key of the user's own
+            path, hint = (*path, part), get_args(mapping)[1]
+        elif len(models) > 1:
             # Else it is the tag of a list, in which the next part counts.
             hint = next((model for model in models if part in (tag_of(model), model.__name__)), hint)
         elif part in models[0].model_fields:

@@ -35,6 +35,10 @@ from gist_train.config.suspects import Suspects
 from gist_train.config.training import TrainingConfig
 
 
+def _graded(sources: list[Source]) -> bool:
+    return any(isinstance(source, TableSource) and source.scores == "pairs" for source in sources)
+
+
 class DataConfig(Section):
     """Training rows and how batches are cut from them."""
 
@@ -50,6 +54,15 @@ class DataConfig(Section):
     """Negatives that the guide finds for every row among the texts of the corpus; null = none."""
     drop_suspects: Suspects | None = None
     """By kind, the score from which on a row is left out: what gist-train audit finds; null = none are."""
+
+    @field_validator("drop_suspects")
+    @classmethod
+    def _graded_pairs_may_be_unrelated(cls, kinds: dict[str, float] | None, info: ValidationInfo) -> dict[str, float] | None:
+        by_pair = sorted({*(kinds or {})} & {"unrelated", "outranked", "disagreeing"})
+        if by_pair and _graded(info.data.get("train", [])):
+            raise ValueError(f"leave {', '.join(by_pair)} out where rows are graded pairs (scores: pairs), related or not")
+        return kinds
+
     on_bad_row: Literal["fail", "skip"] = "fail"
     """What to do with a row that can't be used."""
     exclude_evaluation_texts: bool = False
@@ -60,6 +73,8 @@ class DataConfig(Section):
     def _negatives_of_pairs(cls, negatives: HardNegativesConfig | None, info: ValidationInfo) -> HardNegativesConfig | None:
         if negatives is not None and any(isinstance(source, TextsSource) for source in info.data.get("train", [])):
             raise ValueError("leave it out where rows are bare texts (source: texts): they have no positive to go by")
+        if negatives is not None and _graded(info.data.get("train", [])):
+            raise ValueError("leave it out where rows are graded pairs (scores: pairs): they would contrast with negatives")
         return negatives
 
     @field_validator("batching")
@@ -425,4 +440,6 @@ def mathematics(config: Config) -> dict[str, object]:
     flatten(without_secrets(config.model_dump()), "")
     for index, source in enumerate(config.data.train):  # what the corpus does not know of its sources
         flat |= {f"data.train[{index}].{key}": value for key, value in source.model_dump(include=OUTSIDE_CORPUS).items()}
+        if isinstance(source, TableSource) and source.scores is not None:  # decides too what a row contrasts with
+            flat[f"data.train[{index}].scores"] = source.scores
     return flat

@@ -226,13 +226,28 @@ def _content_hash(arrays: dict[str, NDArray[Any]], names: list[list[str]]) -> st
     return content.hexdigest()
 
 
-def with_negatives(corpus: Corpus, folder: Path, chosen: NDArray[np.int32], labels: NDArray[np.int32], kept: Int64) -> None:
+def with_rows(corpus: Corpus, folder: Path, kept: Int64) -> None:
+    """Writes a corpus of the same texts and documents into the empty `folder`, that has the rows `kept` alone, ascending."""
+    none, labels = np.empty((corpus.row_count, 0), np.int32), np.full(corpus.text_count, -1, np.int32)
+    with_negatives(corpus, folder, none, labels, kept, documents=True)
+
+
+def with_negatives(
+    corpus: Corpus,
+    folder: Path,
+    chosen: NDArray[np.int32],
+    labels: NDArray[np.int32],
+    kept: Int64,
+    *,
+    documents: bool = False,
+) -> None:
     """Writes a corpus of the same texts into the empty `folder`, whose rows have further negatives, after their own.
 
     Args:
         chosen: (R, P) text ids, -1 for none.
         labels: (N,) of texts, -1 for none.
         kept: ascending rows that the new corpus has.
+        documents: whether it has the documents too, for negatives that are taken later.
     """
     there = chosen[kept] >= 0
     counts, more = np.diff(corpus.negative_offsets)[kept], there.sum(axis=1)
@@ -252,5 +267,8 @@ def with_negatives(corpus: Corpus, folder: Path, chosen: NDArray[np.int32], labe
         scores = of_rows(np.asarray(corpus.array("negative_score")), corpus.negative_offsets, kept)
         arrays["negative_score"] = np.insert(scores, ends, np.float32(NAN))
         order += ["positive_score", "negative_score"]
+    if documents and len(corpus.documents):
+        arrays["documents"] = np.asarray(corpus.documents)
+        order.append("documents")
     shutil.copyfile(corpus.folder / TEXTS, folder / TEXTS)
     write_arrays(folder, {name: arrays[name] for name in order}, corpus.tasks, corpus.prompts, corpus.meta)

@@ -186,6 +186,8 @@ class Corpus:
         chosen = drawn[np.unique(owner[drawn], return_index=True)[1]]  # a text that is there twice has its first score
         first, count = self.negative_offsets[rows], self.negative_offsets[rows + 1] - self.negative_offsets[rows]
         negatives = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count - first, count)
+        if not self.scored:  # no row of a source with scores was usable
+            return np.full(len(rows), np.nan, np.float32), np.full(len(negatives), np.nan, np.float32)
         return self.array("positive_score")[places[chosen]], self.array("negative_score")[negatives]
 
     def _view(self, prompts: Int32, texts: Int32) -> Int64:

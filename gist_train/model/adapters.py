@@ -4,6 +4,7 @@ A matrix W (out, in) acts as W + alpha / rank * B A, with A (rank, in) and B (ou
 and B alone, in peft's format; what is exported is merged.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from gist_train.config.errors import Fault, UserError, listed, shown
 from gist_train.config.models import LoraConfig
+from gist_train.data.files import read_json
+from gist_train.run_folder import MANIFEST
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """Files of a folder of adapters, as peft calls them."""
@@ -72,6 +75,11 @@ def load_adapters(transformer: Any, folder: Path) -> None:
     Raises:
         UserError: these are adapters of other matrices, or of another rank.
     """
+    settings, mine = read_json(folder / CONFIG), transformer.peft_config["default"]
+    if (settings["r"], settings["lora_alpha"]) != (mine.r, mine.lora_alpha):
+        found = f"adapters of rank {settings['r']} and alpha {settings['lora_alpha']}"
+        expected = f"rank {mine.r} and alpha {mine.lora_alpha}, as model.lora says"
+        raise UserError(Fault(f"checkpoint {folder}", found, expected, "open it with what it was made of"))
     own, saved = adapter_weights(transformer), load_file(folder / WEIGHTS)
     if {name: weight.shape for name, weight in own.items()} != {name: weight.shape for name, weight in saved.items()}:
         expected = "those of model.name and model.lora"
@@ -79,6 +87,24 @@ def load_adapters(transformer: Any, folder: Path) -> None:
     with torch.no_grad():
         for name, weight in own.items():
             weight.copy_(saved[name])
+
+
+def base_fingerprint(transformer: Any) -> str:
+    """32 hex digits over the weights under the adapters."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in transformer.named_parameters():
+        if ".lora_" not in name:
+            digest.update(name.encode())
+            digest.update(weight.detach().float().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def refuse_other_base(transformer: Any, folder: Path) -> None:
+    """Raises UserError where a checkpoint's adapters were trained on other weights than the transformer has."""
+    trained_on = read_json(folder / MANIFEST).get("base")
+    if trained_on not in (None, base_fingerprint(transformer)):
+        fix = "name that model, or its revision: a branch on the hub may have moved"
+        raise UserError(Fault(f"checkpoint {folder}", "adapters of other weights", "those of model.name", fix))
 
 
 def merge_adapters(transformer: Any) -> None:

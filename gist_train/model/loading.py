@@ -22,7 +22,7 @@ from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.models import ModelConfig, StoredModelConfig
 from gist_train.data.files import read_json
 from gist_train.model import adapters
-from gist_train.model.adapters import add_adapters, load_adapters, merge_adapters
+from gist_train.model.adapters import add_adapters, load_adapters, merge_adapters, refuse_other_base
 from gist_train.model.dropout import use_cheap_dropout
 from gist_train.model.encoder import Encoder
 from gist_train.model.families import in_embedding, kin_of
@@ -105,6 +105,7 @@ def load_trained(folder: Path, config: ModelConfig) -> Pretrained:
     """
     if (folder / adapters.WEIGHTS).is_file():
         trained = load_student(config)
+        refuse_other_base(trained.encoder.transformer, folder)
         load_adapters(trained.encoder.transformer, folder)
         merge_adapters(trained.encoder.transformer)
         names = read_json(folder / PROMPTS_FILE)

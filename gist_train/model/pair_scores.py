@@ -25,7 +25,8 @@ POOL = 4096
 """Positives of a task that a row's own is ranked among: drawn, where there are more."""
 WINDOW = 4096
 """Rows that a row of a task is looked for duplicates among: all, or those next to it along a random direction."""
-PAIRS_AT_A_TIME = 1 << 16
+NUMBERS_AT_A_TIME = 1 << 25
+"""Of the vectors of pairs of rows with nearly the same anchor."""
 NEAR = 0.97
 """Cosine from which on two texts are nearly the same."""
 USUAL = 0.5
@@ -82,10 +83,12 @@ class PairScores:
             similarities = anchors @ others.T
             place, ids = self._own(some, "positive")
             own = _cosines(anchors, place, self._positives(ids))
-            if len(place) > len(some):  # several positives of a row are ranked alike
-                similarities = similarities[torch.from_numpy(place)]
-            nearer = similarities > (own + similarity_tolerance(own))[:, None]
-            share = (nearer.sum(dim=1) / max(1, len(pool))).float().numpy()
+            limit, shares = (own + similarity_tolerance(own))[:, None], []
+            for first in range(0, len(place), AT_A_TIME):  # more than rows, where these have several positives
+                part = slice(first, first + AT_A_TIME)
+                of_part = similarities if len(place) == len(some) else similarities[torch.from_numpy(place[part])]
+                shares.append((of_part > limit[part]).sum(dim=1) / max(1, len(pool)))
+            share = torch.cat(shares).float().numpy()
             np.maximum.at(self.scores["outranked"], some[place], share)
             least = np.full(len(some), np.inf, np.float32)
             np.minimum.at(least, place, own.numpy())
@@ -108,8 +111,9 @@ class PairScores:
             here = slice(begin - near[0], min(begin + AT_A_TIME, len(rows)) - near[0])
             anchors, positives = self._anchors(corpus.anchor[rows[near]]), self._positives(first_positive[near])
             ours, theirs = torch.nonzero(anchors[here] @ anchors.T >= NEAR, as_tuple=True)
-            for first in range(0, len(ours), PAIRS_AT_A_TIME):
-                a, b = (x[first : first + PAIRS_AT_A_TIME] for x in (ours + here.start, theirs))
+            at_a_time = max(1, NUMBERS_AT_A_TIME // anchors.shape[1])
+            for first in range(0, len(ours), at_a_time):
+                a, b = (x[first : first + at_a_time] for x in (ours + here.start, theirs))
                 self._compare(rows[near[a.numpy()]], rows[near[b.numpy()]], anchors, positives, a, b)
             yield here.stop - here.start
 

@@ -21,6 +21,7 @@ DROPPED = {
     "filtered": "left out by where",
     "excluded": "left out for their evaluation texts",
     "not_drawn": "left out by max_rows",
+    "suspects": "dropped as suspects, or for too few hard negatives",
     "short_window": "in a last window that is not full",
     "mixed_window": "in windows of more than one task",
     "left_over": "in no batch of the first epoch (too few for one more, or a weight below 1): each epoch leaves out others",

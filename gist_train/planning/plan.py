@@ -130,6 +130,8 @@ def _dropped(config: Config, corpus: Corpus, batches: BatchPlan) -> dict[str, in
     size, rows = config.training.batch_size, corpus.row_count
     dropped = {key: sum(count[key] for count in counts) for key in ("bad", "alone", "same_text", "filtered", "not_drawn")}
     dropped["excluded"] = corpus.excluded_rows
+    came = sum(count["read"] for count in counts) - sum(dropped.values())
+    dropped["suspects"] = came - rows
     if config.data.batching == "reference":
         dropped["short_window"] = rows % size
         dropped["mixed_window"] = rows - rows % size - batches.steps_per_epoch * size

@@ -1,13 +1,12 @@
 """What a run's folder says of it, small enough for a page however long the run is."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
-
 from gist_train.config.errors import Fault, UserError
+from gist_train.config.loading import load_config
 from gist_train.data.files import json_lines, read_json
 from gist_train.evaluation.score_file import Terms, read_scores
 from gist_train.results.selected import Selected, read_selected
@@ -59,12 +58,21 @@ def figures_of(run: Run) -> Figures:
     if not run.config.is_file() or not run.description.is_file():
         found = f"{run}, which has no {run.config.name} and {run.description.name}"
         raise UserError(Fault("RUN", found, "a run that has begun", "name a run folder, or train first"))
-    config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
-    evaluation = config["evaluation"]
-    terms = Terms(evaluation["max_length"], evaluation["truncate_dim"])
+    config = load_config(run.config)  # which has the defaults of fields that the run knew nothing of
+    terms = Terms.of(config.evaluation)
     scores = read_scores(run, terms) if run.evaluations.exists() else {}
     rows = thinned(row for _, row in json_lines(run.metrics)) if run.metrics.exists() else []
-    return Figures(config["name"], dict(flat(config)), read_json(run.description), rows, scores, read_selected(run))
+    values = dict(flat(config.model_dump(mode="json")))
+    return Figures(config.name, values, read_json(run.description), rows, scores, read_selected(run))
+
+
+def told_apart(runs: Sequence[Figures]) -> list[Figures]:
+    """The runs under names of their own: of those with one name each gets its number too."""
+    names = [run.name for run in runs]
+    return [
+        replace(run, name=f"{run.name} ({number})") if names.count(run.name) > 1 else run
+        for number, run in enumerate(runs, start=1)
+    ]
 
 
 def flat(value: object, above: str = "") -> Iterator[tuple[str, object]]:

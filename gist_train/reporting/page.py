@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from gist_train.config.errors import Fault, UserError
 from gist_train.data.files import write_text
 from gist_train.reporting.charts import charts_of
-from gist_train.reporting.figures import Figures
+from gist_train.reporting.figures import Figures, told_apart
 from gist_train.results.selection_table import Change, changes, counted
 from gist_train.version import __version__
 
@@ -43,6 +43,7 @@ def page_of(runs: Sequence[Figures], *, refresh: int | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    runs = told_apart(runs)
     changed = [changes(run.before, run.after) for run in runs]
     return environment.get_template("page.html.jinja").render(
         title=" and ".join(run.name for run in runs),
@@ -93,7 +94,8 @@ def _facts(run: Figures) -> Iterator[tuple[str, str]]:
         rows = f", {source['rows']:,} rows" if "rows" in source else ""
         yield "data", f"{source['name']}{rows}"
     step = int(run.rows[-1]["step"]) if run.rows else 0
-    yield "steps", f"{step:,} of {described['total_steps']:,}, {config['training.batch_size']} rows each"
+    of_all = f" of {described['total_steps']:,}" if "total_steps" in described else ""  # early versions did not say
+    yield "steps", f"{step:,}{of_all}, {config['training.batch_size']} rows each"
     yield "learning rate", f"{config['optimizer.lr']:g}, {config['schedule.type']}, warm-up {config['schedule.warmup_ratio']:g}"
     yield "loss", f"temperature {config['loss.temperature']:g}, margin {config['loss.margin']:g}, mask {config['loss.mask']}"
     if run.selected is not None:
@@ -110,9 +112,9 @@ def _differences(runs: Sequence[Figures]) -> Iterator[Difference]:
             yield Difference(key, values)
 
 
-def _side_by_side(runs: Sequence[Figures]) -> list[tuple[str, list[Change]]]:
-    """Of each score that two runs have: each run's against the first's."""
+def _side_by_side(runs: Sequence[Figures]) -> list[tuple[str, list[Change | None]]]:
+    """Of each score that two runs have: each run's against the first's, None where it has none."""
     keys = dict.fromkeys(key for run in runs for key in run.after)
-    first = runs[0].after
     both = [key for key in keys if sum(key in run.after for run in runs) > 1]
-    return [(key, [Change(key, first.get(key), run.after[key]) for run in runs if key in run.after]) for key in both]
+    first = runs[0].after
+    return [(key, [Change(key, first.get(key), run.after[key]) if key in run.after else None for run in runs]) for key in both]

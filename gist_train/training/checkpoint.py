@@ -61,6 +61,8 @@ class Facts:
     """Its tokenizer's fingerprint, its pooling, and whether its embeddings have length 1."""
     processes: int
     """Of the run; no resume compares it."""
+    base: str | None = None
+    """Fingerprint of the weights under adapters, which the checkpoint does not hold; None where it holds all."""
 
 
 def sums_of(manifest: dict[str, Any]) -> LogSums:

@@ -111,6 +111,11 @@ class StoredGuide:
         guides = zip(*[texts.parts for texts in self.columns], strict=True)
         return ",".join("+".join(dict.fromkeys(part.store.fingerprint for part in parts)) for parts in guides)
 
+    @property
+    def by_column(self) -> list[list[str]]:
+        """Of each column, the fingerprint of each guide's store: what tells other prompts of the same columns apart."""
+        return [[part.store.fingerprint for part in texts.parts] for texts in self.columns]
+
     def deviation(self, corpus: Corpus) -> float:
         """The standard deviation of its similarities of anchors and positives that are drawn at random."""
         random = np.random.default_rng(0)

@@ -263,8 +263,10 @@ def _losses(training: Training, inputs: Inputs, gathered: Sequence[Tensor]) -> L
     if training.loss.weight:
         # The config's section has the options of the loss, under their names. That texts are compared by id the inputs know.
         options = training.loss.model_dump(exclude={"mask_duplicates", "weight"})
-        if training.loss.votes is not None and isinstance(training.guide, StoredGuide):
-            options["guide_widths"] = training.guide.anchor.widths
+        if isinstance(training.guide, StoredGuide):
+            options["guide_widths"] = None if training.loss.votes is None else training.guide.anchor.widths
+        else:  # a plan's stand-in for several guides is one
+            options["votes"] = None
         out = guided_contrastive_loss(**texts, **options)
         total = out.loss if training.loss.weight == 1 else training.loss.weight * out.loss
         masked, candidates = out.masked, out.candidates

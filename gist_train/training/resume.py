@@ -15,7 +15,13 @@ from gist_train.training.distributed import largest_over_ranks
 from gist_train.training.ranks import Ranks
 from gist_train.training.setup import Job
 
-CONTENT = {"corpus": "data.train", "guide": "guide", "precision": "training.precision", "student": "model.name"}
+CONTENT = {
+    "corpus": "data.train",
+    "guide": "guide",
+    "precision": "training.precision",
+    "student": "model.name",
+    "base": "model.name",
+}
 """What a resume compares beside the config's fields, and the field that leads to it."""
 NEWER_FIELDS = {
     "training.cuda_graph": False,
@@ -118,17 +124,17 @@ def refuse_other_content(origin: Checkpoint, facts: Facts, *, excluding: bool) -
     Args:
         excluding: whether evaluation texts were left out of the data, so that these may be what changed.
     """
-    tasks = {"corpus": ", or evaluation.tasks, whose texts data.exclude_evaluation_texts leaves out"} if excluding else {}
+    tasks = {"corpus": ", or evaluation.tasks, whose texts are left out of the data"} if excluding else {}
     now = json.loads(json.dumps(asdict(facts)))  # as the manifest has it
     faults = [
         Fault(
             name + tasks.get(key, ""),
             f"another {key} ({now[key]})",
-            f"that of {origin.folder} ({origin.manifest[key]}); its config.yaml: {origin.folder.parent.parent}",
+            f"that of {origin.folder} ({origin.manifest.get(key)}); its config.yaml: {origin.folder.parent.parent}",
             FIX_CHANGE,
         )
         for key, name in CONTENT.items()
-        if origin.manifest[key] != now[key]
+        if origin.manifest.get(key) != now[key]
     ]
     if faults:
         raise UserError(*faults)

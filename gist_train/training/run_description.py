@@ -9,11 +9,13 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
 from gist_train.config.loading import resolved_yaml
 from gist_train.config.schema import Config
+from gist_train.data.corpus import Corpus
 from gist_train.data.files import whole_folder, write_json, write_text
 from gist_train.evaluation.held_out import held_out_folder
 from gist_train.evaluation.leakage import Leak
@@ -48,7 +50,7 @@ def describe(run: Run, config: Config, accelerator: Accelerator, job: Job, leaka
         "processes": accelerator.num_processes,
         "precision": job.facts.precision,
         "corpus": job.facts.corpus,
-        "data": _sources(job.training.corpus.meta),
+        "data": _sources(job.training.corpus),
         "excluded": {"rows": job.training.corpus.excluded_rows, "texts": job.training.corpus.excluded_texts},
         "leakage": [asdict(leak) for leak in leakage],
         "guide": job.facts.guide,
@@ -60,9 +62,7 @@ def describe(run: Run, config: Config, accelerator: Accelerator, job: Job, leaka
     write_json(run.description, described)
 
 
-def _sources(meta: dict[str, Any]) -> list[dict[str, Any]]:
+def _sources(corpus: Corpus) -> list[dict[str, Any]]:
     """`name`, `commit` and `rows` of each source; rows are those that were left to train on."""
-    left_out = ("bad", "alone", "same_text", "not_drawn", "excluded", "filtered")
-    # A corpus that was built before texts could be excluded counts none.
-    rows = [count["read"] - sum(count.get(key, 0) for key in left_out) for count in meta["sources"]]
-    return [{**origin, "rows": left} for origin, left in zip(meta["origins"], rows, strict=True)]
+    rows = np.bincount(corpus.source, minlength=len(corpus.meta["origins"])).tolist()
+    return [{**origin, "rows": left} for origin, left in zip(corpus.meta["origins"], rows, strict=True)]

@@ -16,6 +16,7 @@ from gist_train.config.schema import Config, OptimizerConfig, mathematics
 from gist_train.config.training import TrainingConfig
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Corpus, TokenTable
+from gist_train.model.adapters import adapted, base_fingerprint
 from gist_train.model.attention import WIDEST_HEAD, flash_runs
 from gist_train.model.compiled import BorderedEncoder, CompiledEncoder
 from gist_train.model.distillation import map_to_width
@@ -125,6 +126,7 @@ def facts_of(config: Config, prepared: Prepared, precision: str, processes: int)
         precision=precision,
         student=(prepared.student.tokenizer_fingerprint(), encoder.pooling, encoder.normalized),
         processes=processes,
+        base=base_fingerprint(encoder.transformer) if adapted(encoder.transformer) else None,
     )
 
 

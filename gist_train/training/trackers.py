@@ -4,6 +4,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from netrc import NetrcParseError, netrc
+from pathlib import Path
 from threading import Thread
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -52,15 +53,26 @@ def missing_login(config: Config) -> str | None:
     wandb = config.tracking.wandb
     if wandb is None or wandb_mode(wandb) != "online" or os.environ.get("WANDB_API_KEY"):
         return None
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        known = netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, NetrcParseError):
-        known = False
-    if known:
+    import wandb as package  # an extra, and slow to import
+
+    settings = package.Settings()
+    host = urlsplit(settings.base_url).netloc
+    if settings.api_key or settings.identity_token_file or any(_names(file, host) for file in _netrc_files()):
         return None
     kept = "the log will be kept in the run folder, to be uploaded later"
     return f"warning: Weights & Biases: nobody is logged in to {host} (WANDB_API_KEY, or wandb login): {kept}"
+
+
+def _netrc_files() -> list[Path]:
+    given = os.environ.get("NETRC")
+    return [Path(given)] if given else [Path.home() / name for name in (".netrc", "_netrc")]
+
+
+def _names(file: Path, host: str) -> bool:
+    try:
+        return netrc(file).authenticators(host) is not None
+    except (OSError, NetrcParseError):
+        return False
 
 
 class Wandb:
@@ -101,8 +113,7 @@ def _begun(wandb_config: WandbConfig, config: Config, run: Run, notes: list[str]
     import wandb  # an extra, and slow to import
 
     reason = None
-    asked = "offline" if missing_login(config) else wandb_mode(wandb_config)  # that one is missing was said in the beginning
-    for mode in dict.fromkeys((asked, "offline")):
+    for mode in dict.fromkeys((wandb_mode(wandb_config), "offline")):
         try:
             begun = wandb.init(
                 project=wandb_config.project or os.environ.get("WANDB_PROJECT") or "gist-train",
@@ -119,7 +130,7 @@ def _begun(wandb_config: WandbConfig, config: Config, run: Run, notes: list[str]
             reason = reason or _reason(error)
             wandb.teardown()  # its service would refuse the same id
         else:
-            if reason is not None:
+            if reason is not None and missing_login(config) is None:  # else it was said in the beginning
                 notes.append(f"warning: Weights & Biases: {reason}. {_upload(begun)}")
             elif mode == "offline":
                 notes.append(f"Weights & Biases: {_upload(begun)}")

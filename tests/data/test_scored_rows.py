@@ -6,7 +6,7 @@ from support.corpora import built
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.loading import load_config
-from gist_train.config.schema import DataConfig
+from gist_train.config.schema import DataConfig, mathematics
 from gist_train.config.sources import Columns, CsvSource, JsonlSource
 from gist_train.data.sources import read_rows
 
@@ -88,3 +88,24 @@ def test_scores_and_their_loss_come_together(write_config, write_rows):
     data["train"][0] |= {"scores": "pairs", "columns": {"pos_scores": "p"}}
     with pytest.raises(UserError, match=r"columns\.pos_scores"):
         load_config(write_config(data=data, distillation={"scores": 1.0}))
+
+
+@pytest.mark.parametrize("asked", [{"hard_negatives": {}}, {"drop_suspects": {"unrelated": 0.1}}])
+def test_graded_pairs_get_no_negatives_and_may_be_unrelated(write_config, write_rows, asked):
+    """A pair of score 0 against negatives would be trained as one that belongs together."""
+    rows = [{"anchor": "a", "positive": "b", "score": 0.0}]
+    data = {"train": [{"source": "jsonl", "path": str(write_rows("sts.jsonl", rows)), "scores": "pairs"}], **asked}
+    with pytest.raises(UserError, match="graded pairs"):
+        load_config(write_config(data=data, distillation={"scores": 1.0}))
+
+
+def test_what_is_scored_may_not_change_on_resume(write_config, write_rows):
+    """Of the same numbers: pairs keep to themselves, rows with scores of texts do not."""
+    rows = [{"anchor": "a", "positive": "b", "score": 0.0}]
+    path = str(write_rows("sts.jsonl", rows))
+    pairs = {"source": "jsonl", "path": path, "scores": "pairs"}
+    texts = {"source": "jsonl", "path": path, "scores": "texts", "columns": {"pos_scores": "score"}}
+    names = {"pairs": pairs, "texts": texts}
+    configs = [write_config(name, data={"train": [source]}, distillation={"scores": 1.0}) for name, source in names.items()]
+    found = [mathematics(load_config(config)) for config in configs]
+    assert found[0] != found[1]

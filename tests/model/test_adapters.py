@@ -6,7 +6,7 @@ Legend: N texts, D the width of an embedding.
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from support.families import PACKED_FAMILIES
 from support.running import gist
@@ -120,9 +120,31 @@ def test_a_run_with_adapters(make_model, write_config, write_pairs, tmp_path):
     assert np.abs(by_export - base).max() > 1e-3
     averaged = gist("select", run.folder, "--metric", "pairs/spearman", "--average", "2")
     assert averaged.code == 0, averaged.err
+    other_scale = gist("evaluate", whole, "--steps", "3", "--set", "model.lora.alpha=16", "--set", "evaluation.max_length=32")
+    assert other_scale.code == 2
+    assert "alpha" in other_scale.err
+    refuse_another_base(run, folder, whole)
     again = gist("train", whole, "--set", "model.lora.rank=8", "--set", "training.max_steps=7")
     assert again.code == 2
     assert "model.lora.rank" in again.err
+
+
+def refuse_another_base(run, folder, path):
+    """A branch of the hub that moved, or a folder that was written again: the adapters fit other weights by their shapes."""
+    weights = folder / "model.safetensors"
+    kept = weights.read_bytes()
+    changed = load_file(weights)
+    save_file({name: 1.01 * weight for name, weight in changed.items()}, weights, metadata={"format": "pt"})
+    try:
+        for words in (("evaluate", run.folder, "--steps", "3", "--set", "evaluation.max_length=24"), ("export", run.folder)):
+            ended = gist(*words)
+            assert ended.code == 2, words
+            assert "adapters of other weights" in ended.err
+        resumed = gist("train", path, "--set", "training.stop_at_step=6")
+        assert resumed.code == 2
+        assert "another base" in resumed.err
+    finally:
+        weights.write_bytes(kept)
 
 
 def test_adapters_and_graphs_are_not_mixed(make_model, write_config):

@@ -548,6 +548,20 @@ def test_votes_need_several_guides(two_guides, write_config):
             load_config(write_config(guide=guide, loss=votes))
 
 
+def test_prompts_of_the_same_words_in_other_columns_differ(two_guides, write_config):
+    """What is kept of a guide's findings, mined negatives and suspects, is looked up by what each column was read after."""
+    found = []
+    for positive, negative in (("b: ", "b: "), ("a: ", "b: "), ("b: ", "a: ")):
+        prompts = {"anchor": "a: ", "positive": positive, "negative": negative}
+        found.append(prepared_with({**two_guides[0], "prompts": prompts}, write_config)[2].by_column)
+    assert all(one != other for one, other in itertools.combinations(found, 2))
+
+
+def test_a_plan_takes_steps_before_guides_that_vote_are_stored(two_guides, write_config):
+    planned = plan(load_config(write_config(guide=two_guides, loss={"votes": "all"})), measure=True)
+    assert planned.measured.guide_stood_in_for
+
+
 def test_a_run_with_several_guides(two_guides, write_config):
     """It may resume with other places and sizes of them, and with no other guide."""
     path = str(write_config(guide=two_guides, training={"batch_size": 8, "max_steps": 4, "precision": "float32"}))
