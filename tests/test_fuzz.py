@@ -246,7 +246,7 @@ def test_a_damaged_store_gives_no_other_vectors(name, place, kind):
         np.save(Path(folder) / "guide.npy", vectors)
         (Path(folder) / "guide.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         config = GuideVectorsConfig(vectors=str(Path(folder) / "guide.npy"), dtype="float32")
-        kept_in = vector_store(Path(folder) / "cache", config).folder
+        kept_in = vector_store(Path(folder) / "cache", config, "guide").folder
         spoil(kept_in / name, place, kind)
         read = []
 

@@ -124,7 +124,8 @@ def refuse_other_content(origin: Checkpoint, facts: Facts, *, excluding: bool) -
     Args:
         excluding: whether evaluation texts were left out of the data, so that these may be what changed.
     """
-    tasks = {"corpus": ", or evaluation.tasks, whose texts are left out of the data"} if excluding else {}
+    judged = ", or evaluation.tasks, whose texts data.exclude_evaluation_texts leaves out, or data.drop_suspects"
+    tasks = {"corpus": judged} if excluding else {}
     now = json.loads(json.dumps(asdict(facts)))  # as the manifest has it
     faults = [
         Fault(
