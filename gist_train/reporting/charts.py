@@ -78,7 +78,7 @@ def _over_steps(values: list[dict[str, Any]], runs: Sequence[Figures], axis: str
     y = {"field": "value", "type": "quantitative", "title": axis, "scale": {"zero": zero}, "axis": {"format": form}}
     several = len({value["series"] for value in values}) > 1
     colour: Spec = {"field": "series", "type": "nominal", "title": None, "legend": {} if several else None}
-    told = [
+    tooltip = [
         {"field": "series", "type": "nominal", "title": "what"},
         {"field": "step", "type": "quantitative", "format": ","},
         {"field": "value", "type": "quantitative", "title": axis, "format": form},
@@ -94,7 +94,7 @@ def _over_steps(values: list[dict[str, Any]], runs: Sequence[Figures], axis: str
                 "y": y,
                 "color": colour,
                 "opacity": {"condition": {"param": "near", "empty": False, "value": 1}, "value": 0},
-                "tooltip": told,
+                "tooltip": tooltip,
             },
         },
     ]
