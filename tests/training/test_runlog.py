@@ -192,7 +192,9 @@ def wandb(monkeypatch):
     def init(**options):
         calls.append(("init", options))
         return SimpleNamespace(
-            log=lambda row, step: calls.append(("log", step, row)), finish=lambda exit_code: calls.append(("finish", exit_code))
+            log=lambda row, step: calls.append(("log", step, row)),
+            finish=lambda exit_code: calls.append(("finish", exit_code)),
+            settings=SimpleNamespace(sync_dir="somewhere"),
         )
 
     stand_in = SimpleNamespace(init=init, Settings=dict, __spec__=ModuleSpec("wandb", None))
