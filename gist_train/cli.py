@@ -212,18 +212,18 @@ def audit(
                 check_ending(to, option)
         thresholds = auditing.read_numbers(threshold or [], "--threshold")
         others = auditing.read_margins(margins)
-        found = auditing.audit(loaded, this_device(), err, margins=others, thresholds=thresholds)
+        audited = auditing.audit(loaded, this_device(), err, margins=others, thresholds=thresholds)
         if write_suspects is not None:
             err.print(
-                f"{auditing.write_suspects(found, write_suspects):,} lines: {write_suspects}", highlight=False, soft_wrap=True
+                f"{auditing.write_suspects(audited, write_suspects):,} lines: {write_suspects}", highlight=False, soft_wrap=True
             )
         if write_clean is not None:
-            rows = auditing.write_clean(found, write_clean)
+            rows = auditing.write_clean(audited, write_clean)
             err.print(f"{rows:,} rows, without prompts and scores: {write_clean}", highlight=False, soft_wrap=True)
         if as_json:
-            print(json.dumps(found.to_json(), ensure_ascii=False), file=out)
+            print(json.dumps(audited.to_json(), ensure_ascii=False), file=out)
         else:
-            Terminal().print(audit_page(found), highlight=False)
+            Terminal().print(audit_page(audited), highlight=False)
 
 
 @app.command()

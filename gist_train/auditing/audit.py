@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from gist_train.config.errors import Fault, UserError
 from gist_train.config.schema import Config
 from gist_train.config.suspects import KINDS
 from gist_train.data.corpus import Corpus
-from gist_train.data.writing import write_rows
+from gist_train.data.writing import ROWS_AT_A_TIME, whole_file, write_rows
 from gist_train.model.pair_scores import Scores
 from gist_train.preparation import judged_hashes, prepare
 from gist_train.progress import follow
@@ -89,7 +90,7 @@ class Audit:
                 "threshold": self.thresholds[kind],
                 "rows": len(suspects := self.suspects(kind)),
                 "share": len(suspects) / rows,
-                "worst": [vars_of(self.suspect(kind, int(row))) for row in suspects[:EXAMPLES]],
+                "worst": [asdict(self.suspect(kind, int(row))) for row in suspects[:EXAMPLES]],
             }
             for kind in self.scores
         }
@@ -101,11 +102,6 @@ class Audit:
                 for task, one in by_task.items()
             ]
         return {"rows": rows, "suspect_rows": len(self.all_suspects()), "kinds": kinds, "masking": masking}
-
-
-def vars_of(suspect: Suspect) -> dict[str, Any]:
-    """Its fields by name."""
-    return {name: getattr(suspect, name) for name in Suspect.__slots__}
 
 
 def _masked(one: Masked) -> dict[str, Any]:
@@ -169,25 +165,31 @@ def _known(thresholds: Mapping[str, float], usual: Mapping[str, float]) -> dict[
 
 def write_suspects(found: Audit, path: Path) -> int:
     """Writes a line for every row and kind in which it is suspect, the worst of each kind first; returns how many."""
-    lines = _lines(found)
-    if path.suffix == ".parquet":
-        import pyarrow as pa  # type: ignore[import-untyped]
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    lines = (found.suspect(kind, int(row)) for kind in found.scores for row in found.suspects(kind))
+    with whole_file(path) as beside:
+        return _write_jsonl(lines, beside) if path.suffix == ".jsonl" else _write_parquet(lines, beside)
 
-        rows = [vars_of(one) for one in lines]
-        text, texts = pa.string(), pa.list_(pa.string())
-        columns = [("kind", text), ("score", pa.float64()), ("task", text), ("source", text), ("row", pa.int64())]
-        columns += [("anchor", text), ("positives", texts), ("negatives", texts)]
-        beside = path.with_name(f".{path.name}.partial")
-        pq.write_table(pa.Table.from_pylist(rows, pa.schema(columns)), beside)
-        beside.replace(path)
-        return len(rows)
-    beside, count = path.with_name(f".{path.name}.partial"), 0
-    with beside.open("w", encoding="utf-8") as file:
+
+def _write_jsonl(lines: Iterator[Suspect], path: Path) -> int:
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
         for one in lines:
-            file.write(json.dumps(vars_of(one), ensure_ascii=False) + "\n")
+            file.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
             count += 1
-    beside.replace(path)
+    return count
+
+
+def _write_parquet(lines: Iterator[Suspect], path: Path) -> int:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    text, texts, count = pa.string(), pa.list_(pa.string()), 0
+    columns = [("kind", text), ("score", pa.float64()), ("task", text), ("source", text), ("row", pa.int64())]
+    schema = pa.schema([*columns, ("anchor", text), ("positives", texts), ("negatives", texts)])
+    with pq.ParquetWriter(path, schema) as writer:
+        while some := [asdict(one) for one in islice(lines, ROWS_AT_A_TIME)]:
+            writer.write_table(pa.Table.from_pylist(some, schema))
+            count += len(some)
     return count
 
 
@@ -196,7 +198,3 @@ def write_clean(found: Audit, path: Path) -> int:
     kept = kept_rows(found.corpus.row_count, [found.scores[kind] >= found.thresholds[kind] for kind in found.scores])
     write_rows(found.corpus, path, kept)
     return len(kept)
-
-
-def _lines(found: Audit) -> Iterator[Suspect]:
-    return (found.suspect(kind, int(row)) for kind in found.scores for row in found.suspects(kind))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,17 @@ def write_rows(corpus: Corpus, path: Path, rows: Iterable[int] | None = None) ->
     negative_1, negative_2, ... and task, a row for each positive, which sentence-transformers and `source: parquet` read; a row
     that has fewer negatives than others has null in their place.
     """
-    beside = path.with_name(f".{path.name}.partial")
-    try:
+    with whole_file(path) as beside:
         written = _rows(corpus, range(corpus.row_count) if rows is None else rows)
         _write_jsonl(written, beside) if path.suffix == ".jsonl" else _write_parquet(corpus, written, beside)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write what is to be at `path` once it is whole; what is half written is deleted."""
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        yield beside
         sync(beside)
         beside.replace(path)
     except BaseException:

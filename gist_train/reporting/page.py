@@ -45,6 +45,7 @@ def page_of(runs: Sequence[Figures], *, refresh: int | None = None) -> str:
     )
     runs = told_apart(runs)
     changed = [changes(run.before, run.after) for run in runs]
+    charts = {f"chart-{number}": one for number, one in enumerate(charts_of(runs).items())}
     return environment.get_template("page.html.jinja").render(
         title=" and ".join(run.name for run in runs),
         runs=runs,
@@ -53,8 +54,8 @@ def page_of(runs: Sequence[Figures], *, refresh: int | None = None) -> str:
         changes=changed,
         counted=[counted(one) for one in changed],
         side_by_side=_side_by_side(runs) if len(runs) > 1 else [],
-        charts=[(title, f"chart-{number}") for number, title in enumerate(charts_of(runs))],
-        specs=_script({f"chart-{number}": spec for number, spec in enumerate(charts_of(runs).values())}),
+        charts=[(title, element) for element, (title, _) in charts.items()],
+        specs=_script({element: spec for element, (_, spec) in charts.items()}),
         library=LIBRARY,
         bundle=_bundle(),
         refresh=refresh,
