@@ -55,6 +55,12 @@ ROWS: dict[str, Changes] = {
     "regression, weight 20": {"distillation": {"regression": 20.0}},
     "KL, mined": {"distillation": KL, "data": {"hard_negatives": {"per_row": 1}}},
     "KL, mined, two guides": {"distillation": KL, "data": {"hard_negatives": {"per_row": 1}}, "second": True},
+    "KL alone, temperature 0.1": {"distillation": {"weight": 1.0, "temperature": 0.1}, "loss": {"weight": 0.0}},
+    "KL alone, regression 20": {"distillation": {**KL, "weight": 1.0, "regression": 20.0}, "loss": {"weight": 0.0}},
+    "KL alone, temperature 0.1, regression 20": {
+        "distillation": {"weight": 1.0, "temperature": 0.1, "regression": 20.0},
+        "loss": {"weight": 0.0},
+    },
     "KL alone, two guides": {"distillation": {**KL, "weight": 1.0}, "loss": {"weight": 0.0}, "second": True},
     "KL alone, mined": {
         "distillation": {**KL, "weight": 1.0},

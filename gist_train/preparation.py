@@ -35,8 +35,9 @@ from gist_train.data.tokenising import tokenise_together
 from gist_train.hard_negatives import folder_of, with_hard_negatives
 from gist_train.memory import lowered, naming_work
 from gist_train.model.encoder import tokens_at_a_time
+from gist_train.model.folders import identity
 from gist_train.model.guide import GuideStore, seconds_to_embed, store_folder
-from gist_train.model.loading import identity, load_guide, load_student
+from gist_train.model.loading import load_guide, load_student
 from gist_train.model.pretrained import Pretrained
 from gist_train.model.vectors import refuse_missing, vector_files, vector_store
 from gist_train.model.whole import TextModel

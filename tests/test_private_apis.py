@@ -102,7 +102,7 @@ def test_transformers_report_weights_that_are_missing(make_model, tmp_path):
 
     from safetensors.torch import load_file, save_file
 
-    from gist_train.model.loading import _load_reports, _missing_weights
+    from gist_train.model.opening import _load_reports, _missing_weights
 
     folder = tmp_path / "model"
     shutil.copytree(make_model(), folder)

@@ -24,6 +24,15 @@ def test_import_brings_nothing_along():
     assert (ended.stdout.strip(), ended.returncode) == ("['gist_train', 'gist_train.version']", 0), ended.stderr
 
 
+def test_commands_load_no_models_to_begin_with():
+    """What loads no model must not wait for those who do: sentence-transformers takes six seconds, scikit-learn one."""
+    homes = ("planning.plan", "evaluation.measuring", "results.comparison", "results.select", "training_run")
+    slow = {"sentence_transformers", "transformers", "datasets", "sklearn", "scipy", "pandas"}
+    code = "; ".join(f"import gist_train.{home}" for home in homes)
+    ended = run_python(f"import sys; {code}; print(sorted({slow} & {{*sys.modules}}))")
+    assert (ended.stdout.strip(), ended.returncode) == ("[]", 0), ended.stderr
+
+
 def test_no_module_shadows_a_public_function():
     """`gist_train.plan` would be a module once anything imported it, and no function: a user's second call fails."""
     modules = {path.name.removesuffix(".py") for path in (ROOT / "gist_train").iterdir()}

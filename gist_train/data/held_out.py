@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.schema import DataConfig
@@ -92,6 +90,9 @@ def drawn(places: Int64, bounds: Int64, keys: NDArray[np.uint64], source: Int64,
     count = len(source)
     row_of_place = np.repeat(np.arange(count), np.diff(bounds))
     nodes = count + len(keys)
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_array((np.ones(len(places), bool), (row_of_place, count + places)), shape=(nodes, nodes))
     group = connected_components(graph, directed=False)[1]
     least = np.full(group.max(initial=-1) + 1, np.iinfo(np.uint64).max)

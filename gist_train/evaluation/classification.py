@@ -8,8 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
-from sklearn.neighbors import KNeighborsClassifier  # type: ignore[import-untyped]
 
 from gist_train.config.errors import Fault, shown
 from gist_train.config.evaluation import ClassificationTask
@@ -54,6 +52,9 @@ class LoadedClassification:
             encoder, self.name, [self.train_texts[row] for row in rows], self.test_texts, prompt=self.prompt
         )
         labels = self.train_labels[rows]
+        from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+        from sklearn.neighbors import KNeighborsClassifier  # type: ignore[import-untyped]
+
         linear = LogisticRegression(max_iter=1000).fit(train, labels).predict(test)
         neighbours = KNeighborsClassifier(min(NEIGHBOURS, len(rows)), metric="cosine", algorithm="brute")
         nearest = neighbours.fit(train, labels).predict(test)

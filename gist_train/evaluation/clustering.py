@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans  # type: ignore[import-untyped]
 
 from gist_train.config.errors import Fault
 from gist_train.config.evaluation import ClusteringTask
@@ -39,6 +38,8 @@ class LoadedClustering:
     def measure(self, encoder: TextEncoder) -> dict[str, Items]:
         """(cluster, label) of each text, by k-means on the vectors as the encoder gives them."""
         (vectors,) = encode_lists(encoder, self.name, self.texts, prompt=self.prompt)
+        from sklearn.cluster import KMeans  # type: ignore[import-untyped]
+
         clusters = KMeans(int(self.labels.max()) + 1, n_init=4, random_state=DRAW_SEED).fit_predict(vectors)
         return {"v_measure": np.stack([clusters, self.labels], axis=1).astype(np.float64)}
 

@@ -1,6 +1,7 @@
 """Metrics as functions of a task's items, so that a score and its spread over resampled items come from one formula.
 
-The items of a metric are an array of N rows: pairs of texts, queries, labelled texts. Formulas are scipy's and scikit-learn's.
+The items of a metric are an array of N rows: pairs of texts, queries, labelled texts. Formulas are scipy's and scikit-learn's,
+which are imported where they are used: they take seconds, and commands that measure nothing need not wait.
 """
 
 from collections.abc import Callable
@@ -8,12 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import (  # type: ignore[import-untyped]
-    average_precision_score,
-    f1_score,
-    v_measure_score,
-)
 
 Items = NDArray[np.float64]
 """(N,): a value of each item, of which the score is the mean; or (N, 2): what two columns say of each item."""
@@ -30,10 +25,14 @@ class Score:
 
 
 def _spearman(items: Items) -> float:
+    from scipy.stats import spearmanr
+
     return float(spearmanr(items[:, 0], items[:, 1]).statistic) if _both_differ(items) else 0.0
 
 
 def _pearson(items: Items) -> float:
+    from scipy.stats import pearsonr
+
     return float(pearsonr(items[:, 0], items[:, 1]).statistic) if _both_differ(items) else 0.0
 
 
@@ -43,14 +42,20 @@ def _both_differ(items: Items) -> bool:
 
 
 def _average_precision(items: Items) -> float:
+    from sklearn.metrics import average_precision_score  # type: ignore[import-untyped]
+
     return float(average_precision_score(items[:, 1], items[:, 0])) if items[:, 1].any() else 0.0
 
 
 def _macro_f1(items: Items) -> float:
+    from sklearn.metrics import f1_score
+
     return float(f1_score(items[:, 1], items[:, 0], average="macro", zero_division=0))
 
 
 def _v_measure(items: Items) -> float:
+    from sklearn.metrics import v_measure_score
+
     return float(v_measure_score(items[:, 1], items[:, 0]))
 
 

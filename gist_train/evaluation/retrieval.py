@@ -8,8 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
-from sklearn.metrics import ndcg_score  # type: ignore[import-untyped]
 
 from gist_train.config.errors import Fault, UserError, listed, shown
 from gist_train.config.evaluation import RetrievalTask
@@ -60,6 +58,9 @@ class LoadedRetrieval:
 
         Recall and reciprocal rank are sentence-transformers' evaluator's, for which all that is judged above 0 is relevant.
         """
+        from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+        from sklearn.metrics import ndcg_score  # type: ignore[import-untyped]
+
         query_prompt, document_prompt = self.prompts
         if query_prompt is None:
             query_prompt = side_prompt(encoder, "query")

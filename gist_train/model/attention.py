@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
 from gist_train.model.dropout import dropout as cheap_dropout
 
@@ -75,6 +74,14 @@ def spans_of(cumulative: Tensor, tokens: int, layers: int) -> Spans:
     texts = torch.searchsorted(cumulative[1:], torch.arange(tokens, dtype=torch.int32, device=cumulative.device), right=True)
     seeds = torch.randint(-(2**63), 2**63 - 1, (layers, 3), device=cumulative.device)
     return Spans(cumulative[texts], cumulative[texts + 1], seeds)
+
+
+def run_packed(transformer: Any) -> None:
+    """Has the layers of a model of transformers attend through `packed_attention`."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(PACKED, packed_attention)
+    transformer.set_attn_implementation(PACKED)
 
 
 def packed_attention(
@@ -240,6 +247,3 @@ def _flash(
         window_size_right=right,
     )[0]
     return out
-
-
-AttentionInterface.register(PACKED, packed_attention)

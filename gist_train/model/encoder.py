@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
 from gist_train.model.adapters import adapted
-from gist_train.model.attention import PACKED, Borders, PackedLengths, Spans, at_least_float32, kernel_runs, spans_of
+from gist_train.model.attention import Borders, PackedLengths, Spans, at_least_float32, kernel_runs, run_packed, spans_of
 from gist_train.model.bert import bert_hidden
 from gist_train.model.families import Family, family_of
 from gist_train.model.mpnet import mpnet_hidden
@@ -114,7 +114,7 @@ class Encoder(nn.Module):
                 "%s models do not run packed yet: texts are padded to the longest of a forward", transformer.config.model_type
             )
         elif not self._family.own_forward:
-            transformer.set_attn_implementation(PACKED)
+            run_packed(transformer)
 
     @property
     def device(self) -> torch.device:

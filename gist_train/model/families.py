@@ -7,27 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from transformers import (
-    BertModel,
-    CamembertModel,
-    DistilBertModel,
-    LlamaModel,
-    MistralModel,
-    ModernBertModel,
-    MPNetModel,
-    Qwen2Model,
-    Qwen3Model,
-    RobertaModel,
-    XLMRobertaModel,
-)
-from transformers.pytorch_utils import Conv1D
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
     """One class of transformers' models, whose tokens know each other only through attention and their position."""
 
-    model: type[Any]
+    model: str
+    """Its class: transformers itself takes seconds to import, and is there by the time that somebody has a model of it."""
     layers: str
     """Name of the list of its layers, from the model down."""
     positions_after_padding: bool = False
@@ -45,28 +32,34 @@ class Family:
 
 
 FAMILIES = (
-    Family(BertModel, "encoder.layer", own_layers=True),
-    Family(RobertaModel, "encoder.layer", positions_after_padding=True, own_layers=True),
-    Family(XLMRobertaModel, "encoder.layer", positions_after_padding=True, own_layers=True),
-    Family(CamembertModel, "encoder.layer", positions_after_padding=True, own_layers=True),
-    Family(MPNetModel, "encoder.layer", positions_after_padding=True, own_forward=True),
-    Family(DistilBertModel, "transformer.layer"),
-    Family(ModernBertModel, "layers", first_layer_stays=True),
-    Family(LlamaModel, "layers", causal=True),
-    Family(MistralModel, "layers", causal=True),
-    Family(Qwen2Model, "layers", causal=True),
-    Family(Qwen3Model, "layers", causal=True, norms_queries=True),
+    Family("BertModel", "encoder.layer", own_layers=True),
+    Family("RobertaModel", "encoder.layer", positions_after_padding=True, own_layers=True),
+    Family("XLMRobertaModel", "encoder.layer", positions_after_padding=True, own_layers=True),
+    Family("CamembertModel", "encoder.layer", positions_after_padding=True, own_layers=True),
+    Family("MPNetModel", "encoder.layer", positions_after_padding=True, own_forward=True),
+    Family("DistilBertModel", "transformer.layer"),
+    Family("ModernBertModel", "layers", first_layer_stays=True),
+    Family("LlamaModel", "layers", causal=True),
+    Family("MistralModel", "layers", causal=True),
+    Family("Qwen2Model", "layers", causal=True),
+    Family("Qwen3Model", "layers", causal=True, norms_queries=True),
 )
 
 
 def family_of(transformer: Any) -> Family | None:
     """The family that a model is of, by its very class; None for one that is not known to run packed."""
-    return next((family for family in FAMILIES if type(transformer) is family.model), None)
+    return _of_class(type(transformer))
 
 
 def kin_of(transformer: Any) -> Family | None:
     """The family that a model is of, or derived from."""
-    return family_of(transformer) or next((family for family in FAMILIES if isinstance(transformer, family.model)), None)
+    return next((family for one in type(transformer).__mro__ if (family := _of_class(one)) is not None), None)
+
+
+def _of_class(one: type[Any]) -> Family | None:
+    # Code of a model's repository may name its class as it likes, but not the module that it came from.
+    ours = one.__module__.startswith("transformers.models.")
+    return next((family for family in FAMILIES if ours and one.__name__ == family.model), None)
 
 
 def in_embedding(weight: str) -> bool:
@@ -79,6 +72,8 @@ def in_embedding(weight: str) -> bool:
 
 def product_shapes(transformer: Any) -> list[tuple[int, int]]:
     """(out, in) of every matrix that each token is multiplied by on its way to an embedding: what training costs goes by them."""
+    from transformers.pytorch_utils import Conv1D
+
     shapes = []
     for name, module in transformer.named_modules():
         if in_embedding(name) and isinstance(module, nn.Linear):

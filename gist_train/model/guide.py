@@ -30,7 +30,7 @@ from gist_train.data.fingerprints import ContentHashes
 from gist_train.data.leases import Claims, locked
 from gist_train.model.checksums import CHECK_BYTES, HEADER, checksums, read_header
 from gist_train.model.filling import CHECKSUMS, FORMAT, HASH_BYTES, ROWS_LOOKED_AT, Filling, HashIndex
-from gist_train.model.loading import folder_prompt, identity
+from gist_train.model.folders import folder_prompt, identity
 from gist_train.model.whole import TextModel
 from gist_train.pulse import PULSE
 

@@ -9,17 +9,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sentence_transformers import SentenceTransformer
-from transformers import PreTrainedTokenizerFast
-from transformers.tokenization_utils_base import TruncationStrategy
-from transformers.utils.generic import PaddingStrategy
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.model.encoder import Encoder, Tokens, batches_of, embed_batches, tokens_at_a_time
+
+if TYPE_CHECKING:  # they take seconds to import
+    from sentence_transformers import SentenceTransformer
+    from transformers import PreTrainedTokenizerFast
 
 TOKENISED = 4096
 """Texts that are tokenised at a time."""
@@ -29,9 +30,9 @@ TOKENISED = 4096
 class Pretrained:
     """A model ready to run: the encoder shares its weights with the sentence-transformers model that saves it."""
 
-    sentence_transformer: SentenceTransformer
+    sentence_transformer: "SentenceTransformer"
     encoder: Encoder
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: "PreTrainedTokenizerFast"
     max_length: int
     """Tokens after which a text is cut, special tokens included."""
     positions: int
@@ -75,7 +76,7 @@ class Pretrained:
         """Token ids of each text, special tokens included, cut to `max_length`."""
         if not texts:
             return []
-        self._cut_and_do_not_pad()
+        self._do_not_pad(cut=True)
         # Past the tokenizer's own call, which makes offsets and masks that nobody reads: 1.6 times as fast.
         encode = self.tokenizer.backend_tokenizer.encode_batch_fast
         # Some thousand at a time: an Encoding, with what was cut off, takes a hundred times the bytes of its ids.
@@ -84,16 +85,16 @@ class Pretrained:
 
     def lengths_uncut(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """(N,) tokens of each text, special tokens included, however long it is."""
-        self.tokenizer.set_truncation_and_padding(
-            PaddingStrategy.DO_NOT_PAD, TruncationStrategy.DO_NOT_TRUNCATE, self.max_length, 0, None, None
-        )
+        self._do_not_pad(cut=False)
         encodings = self.tokenizer.backend_tokenizer.encode_batch_fast(list(texts))
         return np.array([len(encoding.ids) for encoding in encodings], np.int64)
 
-    def _cut_and_do_not_pad(self) -> None:
-        self.tokenizer.set_truncation_and_padding(
-            PaddingStrategy.DO_NOT_PAD, TruncationStrategy.LONGEST_FIRST, self.max_length, 0, None, None
-        )
+    def _do_not_pad(self, *, cut: bool) -> None:
+        from transformers.tokenization_utils_base import TruncationStrategy
+        from transformers.utils.generic import PaddingStrategy
+
+        truncation = TruncationStrategy.LONGEST_FIRST if cut else TruncationStrategy.DO_NOT_TRUNCATE
+        self.tokenizer.set_truncation_and_padding(PaddingStrategy.DO_NOT_PAD, truncation, self.max_length, 0, None, None)
 
     @property
     def _nothing(self) -> int:
@@ -219,7 +220,7 @@ class Pretrained:
             OSError: there is no room for it, or it can't be written there.
             SafetensorError: the same, met at the weights.
         """
-        self._cut_and_do_not_pad()  # tokenizer.json has it, and must not have what this process happened to do before
+        self._do_not_pad(cut=True)  # tokenizer.json has it, and must not have what this process happened to do before
         try:
             self.sentence_transformer.save_pretrained(str(folder), create_model_card=False)
         except Exception as error:
@@ -228,11 +229,11 @@ class Pretrained:
             raise OSError(f"{folder}: {error}") from error  # tokenizers has no class of its own for a full disk
 
 
-def prompts_of(model: SentenceTransformer) -> dict[str, str]:
+def prompts_of(model: "SentenceTransformer") -> dict[str, str]:
     """The prompts of a model's folder, by name."""
     return {name: prompt or "" for name, prompt in model.prompts.items()}
 
 
-def default_prompt_of(model: SentenceTransformer) -> str:
+def default_prompt_of(model: "SentenceTransformer") -> str:
     """What `SentenceTransformer.encode` puts before every text when it is asked for no prompt; "" for nothing."""
     return "" if model.default_prompt_name is None else model.prompts.get(model.default_prompt_name) or ""

@@ -4,17 +4,18 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.model.encoder import Tokens
 from gist_train.model.pretrained import Pretrained, default_prompt_of, prompts_of
+
+if TYPE_CHECKING:  # it takes seconds to import
+    from sentence_transformers import SentenceTransformer
 
 BATCH_TEXTS = 32
 """Texts that are encoded together, of like length."""
@@ -24,7 +25,7 @@ BATCH_TEXTS = 32
 class WholeModel:
     """A guide, a model to mine with or one to evaluate, as `SentenceTransformer.encode` runs it."""
 
-    sentence_transformer: SentenceTransformer
+    sentence_transformer: "SentenceTransformer"
     name: str
     max_length: int
     """Tokens after which a text is cut."""
@@ -46,6 +47,8 @@ class WholeModel:
     @property
     def normalized(self) -> bool:
         """Whether embeddings have length 1, before any are cut."""
+        from sentence_transformers.sentence_transformer.modules import Normalize
+
         return isinstance(list(self.sentence_transformer)[-1], Normalize)
 
     @property

@@ -23,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor, nn
-from transformers import AutoModel
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.evaluation import StsTask
@@ -222,6 +221,8 @@ def _write(folder: Path) -> None:
     """Has torch write onnx/model.onnx of the transformer in `folder`."""
     with others_silent():
         # Loaded anew as anybody would: our packed attention is no part of ONNX. Eager makes a plainer graph than sdpa.
+        from transformers import AutoModel
+
         transformer = AutoModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
         ids = torch.arange(14).view(2, 7) % transformer.config.vocab_size
         example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

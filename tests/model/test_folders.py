@@ -20,8 +20,9 @@ from transformers import AutoTokenizer, GPT2Config, GPT2Model
 
 from gist_train.config.errors import UserError
 from gist_train.config.models import GuideConfig, ModelConfig
-from gist_train.model import loading
-from gist_train.model.loading import identity, load_finished, load_guide, load_student
+from gist_train.model import opening
+from gist_train.model.folders import identity
+from gist_train.model.loading import load_finished, load_guide, load_student
 from gist_train.model.pretrained import Pretrained
 from gist_train.model.whole import WholeModel
 
@@ -334,7 +335,7 @@ def test_a_hostile_pickle_runs_nowhere(make_model, tmp_path):
 def test_what_loads_a_model_can_not_unpickle(tmp_path):
     """A model of the hub is looked at by its loaders alone; afterwards torch is as it was."""
     before = torch.load
-    with pytest.raises(loading._PickleError, match=r"w\.bin"), loading._no_pickle():
+    with pytest.raises(opening._PickleError, match=r"w\.bin"), opening._no_pickle():
         torch.load(tmp_path / "w.bin", weights_only=True)
     assert torch.load is before
 

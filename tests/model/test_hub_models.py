@@ -27,7 +27,8 @@ from gist_train.config.errors import UserError
 from gist_train.config.models import StoredModelConfig
 from gist_train.data import asking
 from gist_train.model import hub
-from gist_train.model.loading import folder_prompt, identity, load_guide
+from gist_train.model.folders import folder_prompt, identity
+from gist_train.model.loading import load_guide
 
 hub.SECONDS_TO_ANSWER = asking.SECONDS_TO_ANSWER = 1.0
 asking.SECONDS_BETWEEN_TRIES = (0.1, 0.1)

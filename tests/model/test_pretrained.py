@@ -20,7 +20,8 @@ from gist_train.data.fingerprints import content_hash
 from gist_train.model.dropout import Dropout
 from gist_train.model.encoder import pack
 from gist_train.model.families import FAMILIES, family_of
-from gist_train.model.loading import identity, load_finished, load_guide, load_student
+from gist_train.model.folders import identity
+from gist_train.model.loading import load_finished, load_guide, load_student
 from gist_train.model.pretrained import Pretrained
 
 TEXTS = ["My Card was declined", "exchange rate?", "a", "top up " * 60, "ÄÖ ñ 日本"]
@@ -375,7 +376,7 @@ def test_identity_is_of_the_content(make_model, tmp_path):
 
 def test_identity_of_a_hub_model_is_its_commit(monkeypatch):
     """`main` is another model tomorrow."""
-    monkeypatch.setattr("gist_train.model.loading.commit_of", lambda name, revision: f"0a1b2c of {name} {revision}")
+    monkeypatch.setattr("gist_train.model.folders.commit_of", lambda name, revision: f"0a1b2c of {name} {revision}")
     assert identity("some/model", "main", "guide", content_hash) == "some/model@0a1b2c of some/model main"
 
 
