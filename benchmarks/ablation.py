@@ -56,10 +56,22 @@ ROWS: dict[str, Changes] = {
     "KL, mined": {"distillation": KL, "data": {"hard_negatives": {"per_row": 1}}},
     "KL, mined, two guides": {"distillation": KL, "data": {"hard_negatives": {"per_row": 1}}, "second": True},
     "KL alone, temperature 0.1": {"distillation": {"weight": 1.0, "temperature": 0.1}, "loss": {"weight": 0.0}},
+    "KL alone, temperature 0.2": {"distillation": {"weight": 1.0, "temperature": 0.2}, "loss": {"weight": 0.0}},
     "KL alone, regression 20": {"distillation": {**KL, "weight": 1.0, "regression": 20.0}, "loss": {"weight": 0.0}},
-    "KL alone, temperature 0.1, regression 20": {
-        "distillation": {"weight": 1.0, "temperature": 0.1, "regression": 20.0},
+    "KL alone, temperature 0.1, mined": {
+        "distillation": {"weight": 1.0, "temperature": 0.1},
         "loss": {"weight": 0.0},
+        "data": {"hard_negatives": {"per_row": 1}},
+    },
+    "KL alone, temperature 0.1, similar, depth 2": {
+        "distillation": {"weight": 1.0, "temperature": 0.1},
+        "loss": {"weight": 0.0},
+        "data": {"batching": "similar", "similarity_depth": 2},
+    },
+    "KL alone, temperature 0.1, two guides": {
+        "distillation": {"weight": 1.0, "temperature": 0.1},
+        "loss": {"weight": 0.0},
+        "second": True,
     },
     "KL alone, two guides": {"distillation": {**KL, "weight": 1.0}, "loss": {"weight": 0.0}, "second": True},
     "KL alone, mined": {

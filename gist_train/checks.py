@@ -20,7 +20,7 @@ from gist_train.training.setup import check_dimensions, check_family, check_grap
 from gist_train.training.trackers import wandb_mode
 
 
-def check(config: Config) -> Measuring:
+def check(config: Config, console: Console) -> Measuring:
     """Checks what can be checked before a model is loaded, and returns the evaluation tasks, read.
 
     Raises:
@@ -29,7 +29,7 @@ def check(config: Config) -> Measuring:
     """
     check_folders(config)
     _check_tracker(config)
-    measuring = Measuring.of(config)
+    measuring = Measuring.of(config, console)
     measuring.require(config.selection.metric or {})
     return measuring
 

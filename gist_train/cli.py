@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -22,7 +23,7 @@ from gist_train.config.secrets import HidingStream, hide_command_line
 from gist_train.data.files import no_room
 from gist_train.environment import FEW_KERNELS, KERNELS_OF_BF16, keep_kernels, let_segments_expand
 from gist_train.memory import MemoryShortageError, asked_for
-from gist_train.progress import Terminal, terminal
+from gist_train.progress import Terminal, say, terminal
 from gist_train.pulse import RankFailedError
 from gist_train.run_folder import config_and_run
 from gist_train.telling import tell
@@ -41,8 +42,24 @@ app = typer.Typer(
 err = terminal()
 SHARED = ("prepare", "mine", "train", "evaluate")
 """Commands that several processes do together."""
+INTERRUPTED = 128 + signal.SIGINT
+KEPT = {
+    "init": "Nothing was written.",
+    "prepare": "What was read and embedded is kept: the same command goes on from there.",
+    "plan": "What was read is kept: the same command goes on from there.",
+    "mine": "What was read, embedded and compared is kept, and no file was written: the same command goes on from there.",
+    "audit": "What was read and embedded is kept, and no file was begun that is not whole: the same command goes on from there.",
+    "evaluate": "Scores of a run's checkpoints that were measured are kept in its folder: the same command goes on from there.",
+    "select": "The scores that were measured are kept, and the old choice stays: the same command goes on from there.",
+    "export": "The folder is as it was before.",
+    "report": "The page is as it was before.",
+}
+"""What is left of a command that was stopped; `train` says it itself."""
 
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML of a run.", metavar="CONFIG", show_default=False)]
+RunPaths = Annotated[
+    list[Path], typer.Argument(help="Run folders, or the YAMLs that made them.", metavar="RUN...", show_default=False)
+]
 RunPath = Annotated[Path, typer.Argument(help="A run folder, or the YAML that made it.", metavar="RUN", show_default=False)]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="key.sub=value; may be repeated.", metavar="KEY=VALUE", show_default=False)
@@ -61,7 +78,7 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def _begin(
+def _on_command(
     context: typer.Context,
     _: Annotated[
         bool, typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True)
@@ -92,6 +109,12 @@ def _go_on_alike(ranks: "Ranks", config: Config) -> None:
 
     refuse_unlike_configs(ranks, config)
     err.quiet = ranks.rank != 0
+
+
+def _begin(command: str, config: Config) -> Config:
+    """Says what begins, before anything slow is imported, and gives the config back, which has been read and has no fault."""
+    say(err, f"gist-train {__version__}: {command} {config.name}")
+    return config
 
 
 @contextmanager
@@ -133,7 +156,7 @@ def init(
 def prepare(config: ConfigPath, set_: Set = None, timeout: Timeout = None) -> None:
     """Build the corpus, the student's tokens and the guide's store. Other commands do what they need of this by themselves."""
     if not _launched_together():
-        load_config(config, set_ or [])  # before anything slow is imported: a typo is reported at once
+        _begin("prepare", load_config(config, set_ or [], selects=False))
     from gist_train.checks import check
     from gist_train.model.device import this_device
     from gist_train.preparation import Processes
@@ -142,9 +165,9 @@ def prepare(config: ConfigPath, set_: Set = None, timeout: Timeout = None) -> No
 
     keep_kernels(FEW_KERNELS)
     with launched(timeout) as ranks:
-        loaded = load_config(config, set_ or [])
+        loaded = load_config(config, set_ or [], selects=False)
         _go_on_alike(ranks, loaded)
-        check(loaded)
+        check(loaded, err)
         prepared = prepare_all(loaded, this_device(), err, Processes(ranks.size, ranks.first_here))
     corpus, steps = prepared.corpus, prepared.plan.steps_per_epoch
     rows = f"{corpus.row_count:,} rows over {len(corpus.tasks):,} tasks, {corpus.text_count:,} unique texts"
@@ -160,7 +183,7 @@ def mine(
 ) -> None:
     """Write the training rows with the negatives that the guide finds for them, by data.hard_negatives."""
     if not _launched_together():
-        load_config(config, set_ or [])  # before anything slow is imported: a typo is reported at once
+        _begin("mine", load_config(config, set_ or [], selects=False))
     from gist_train.checks import check
     from gist_train.data.writing import check_ending, write_rows
     from gist_train.hard_negatives import with_rules
@@ -172,9 +195,9 @@ def mine(
     keep_kernels(FEW_KERNELS)
     with launched(timeout) as ranks:
         check_ending(to, "--to")
-        loaded = with_rules(load_config(config, set_ or []))
+        loaded = with_rules(load_config(config, set_ or [], selects=False))
         _go_on_alike(ranks, loaded)
-        check(loaded)
+        check(loaded, err)
         device, processes = this_device(), Processes(ranks.size, ranks.first_here)
         corpus = prepare_corpus(loaded, device, err, processes)
         if loaded.data.drop_suspects is not None:
@@ -200,7 +223,7 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Find rows that may be bad, by the guide's embeddings and by the texts, and say what the guide would mask."""
-    loaded = load_config(config, set_ or [])
+    loaded = _begin("audit", load_config(config, set_ or [], selects=False))
     with _answering(as_json) as out:
         from gist_train.auditing import audit as auditing
         from gist_train.auditing.page import audit_page
@@ -234,7 +257,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Say what training will do, without training: steps, warm-up, dropped rows, tokens, memory, disk."""
-    loaded = load_config(config, set_ or [])  # before anything slow is imported: a typo is reported at once
+    loaded = _begin("plan", load_config(config, set_ or []))
     with _answering(as_json) as out:
         from gist_train.planning.page import plan_page
         from gist_train.planning.plan import plan as make_plan
@@ -257,7 +280,7 @@ def train(
 ) -> None:
     """Train. The same command resumes after Ctrl-C, a crash or a reboot."""
     if not _launched_together():
-        load_config(config, set_ or [])  # before anything slow is imported: a typo is reported at once
+        _begin("train", load_config(config, set_ or []))
     from gist_train.training_run import launched, train_on
 
     with launched(timeout) as ranks:
@@ -269,7 +292,7 @@ def train(
 
 @app.command()
 def evaluate(
-    config: RunPath,
+    runs: RunPaths,
     set_: Set = None,
     model: Annotated[list[str] | None, typer.Option(help="A folder or hub id; may be repeated.", show_default=False)] = None,
     steps: Annotated[str | None, typer.Option(help="Checkpoints: all, selected, or N,N,...", show_default=False)] = None,
@@ -282,28 +305,37 @@ def evaluate(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate models on the config's tasks: by default base, the selected or newest checkpoint and the guide, side by side."""
+    """Evaluate models on the config's tasks: by default base, the selected or newest checkpoint and the guide, side by side.
+
+    Of several runs, each one's selected or newest checkpoint stands beside the others'.
+    """
     keep_kernels(FEW_KERNELS)
+    if len(runs) > 1 and (model or steps or watch):
+        raise UserError(Fault("--model, --steps or --watch", "several runs", "one run with it", "name one run"))
     if watch and (model or steps or truncate_dim):
         raise UserError(Fault("--watch", "another option that names models", "--watch alone", "leave the other one out"))
     if watch:
         _leave_to_one("evaluate --watch")
     if not _launched_together():
-        config_and_run(config, set_ or [])  # before anything slow is imported: a typo is reported at once
+        for run in runs:
+            _begin("evaluate", config_and_run(run, set_ or [])[0])
     with _answering(as_json) as out:
-        from gist_train.results.comparison import compare, comparison_table, joined, watched
+        from gist_train.results.comparison import compare, compare_runs, comparison_table, joined, watched
         from gist_train.training_run import launched
 
         with launched(None) as ranks:
-            loaded, run = config_and_run(config, set_ or [])
-            _go_on_alike(ranks, loaded)
+            together = [config_and_run(run, set_ or []) for run in runs]
+            for loaded, _ in together:
+                _go_on_alike(ranks, loaded)
             if watch:
-                models = watched(loaded, run, err)
+                models = watched(*together[0], err)
             else:
-                named, share = [expanded(name) for name in model or []], (ranks.rank, ranks.size)
-                compared = compare(
-                    loaded, run, models=named, steps=steps, dimensions=truncate_dim or [], console=err, share=share
-                )
+                named, dimensions, share = [expanded(name) for name in model or []], truncate_dim or [], (ranks.rank, ranks.size)
+                if len(together) > 1:
+                    compared = compare_runs(together, dimensions=dimensions, console=err, share=share)
+                else:
+                    one = together[0]
+                    compared = compare(*one, models=named, steps=steps, dimensions=dimensions, console=err, share=share)
                 models = joined([json.loads(said) for said in ranks.all_say(json.dumps(dict(compared)))])
         if ranks.rank != 0:
             return
@@ -341,7 +373,8 @@ def select(
     as_json: AsJson = False,
 ) -> None:
     """Choose a run's final model, with the reason and a confidence interval, and keep its checkpoint."""
-    loaded, run = config_and_run(config, set_ or [])
+    loaded, run = config_and_run(config, set_ or [], selects=True)
+    _begin("select", loaded)
     with _answering(as_json) as out:
         from gist_train.results.criteria import criteria_of
         from gist_train.results.select import select as choose
@@ -367,18 +400,21 @@ def select(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or the YAMLs that made them.", metavar="RUN...")],
+    runs: RunPaths,
     to: Annotated[
         Path | None, typer.Option(help="The .html file to write. [default: RUN/report.html]", show_default=False)
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Serve the page on this machine while runs train.")] = False,
 ) -> None:
     """Write a page of a run, or of several side by side: one HTML file that opens anywhere."""
+    named = [config_and_run(one, []) for one in runs]
+    for loaded, _ in named:
+        _begin("report", loaded)
     from gist_train.reporting.figures import figures_of
     from gist_train.reporting.page import write_report
     from gist_train.reporting.serving import serve
 
-    folders = [config_and_run(one, [])[1] for one in runs]
+    folders = [folder for _, folder in named]
     if follow:
         serve(folders, err)
         return
@@ -421,6 +457,7 @@ def export(
 ) -> None:
     """Write the selected checkpoint, or else the newest, as a sentence-transformers model with its card."""
     loaded, run = config_and_run(config, set_ or [])
+    _begin("export", loaded)
     from gist_train.results.export import export_model
     from gist_train.results.onnx import plan_onnx
     from gist_train.results.push import check_push, push_folder
@@ -445,11 +482,8 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     let_segments_expand()  # before torch is imported
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each retry of each request, twice
     try:
-        from transformers.utils import logging as transformers_logging
-
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each retry of each request, twice
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         with StopSignal():
             app(args=words)
     except UserError as error:
@@ -471,9 +505,19 @@ def main() -> None:
             err.print(f"{safe} {fix}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Stopped as stopped:
+        _tell_what_is_kept(words)
         sys.exit(128 + stopped.number)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # typer makes it of Ctrl-C
+            _tell_what_is_kept(words)
+        raise
+
+
+def _tell_what_is_kept(words: list[str]) -> None:
+    if words[0] in KEPT:
+        say(err, f"Stopped. {KEPT[words[0]]}")
 
 
 if __name__ == "__main__":

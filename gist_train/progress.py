@@ -7,10 +7,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from threading import Event, Thread
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from gist_train.config.secrets import hidden
@@ -60,15 +60,32 @@ def follow(counts: Iterator[int], what: str, total: int | None, console: Console
         total: how much there is to do, if that is known.
         shown: shows it even if this process's console is quiet: only the process that holds the lock knows the progress.
     """
-    quiet, console.quiet = console.quiet, not shown
-    counts = _felt(counts, what)
+    with counting(what, total, console, shown=shown) as count:
+        for done in _felt(counts, what):
+            count.reach(done)
+
+
+class Count(Protocol):
+    """How much of a piece of work is done."""
+
+    done: int
+
+    def reach(self, done: int) -> None:
+        """Takes in how much is done by now."""
+        ...
+
+
+@contextmanager
+def counting(what: str, total: int | None, console: Console, *, shown: bool = True, passing: bool = False) -> Iterator[Count]:
+    """Shows how far the work within it is, which it tells the count. Arguments as `follow` has them.
+
+    Args:
+        passing: the work is a small part of another: its bar goes when it is done, and plain lines come only while it takes long.
+    """
+    quiet, console.quiet = console.quiet, console.quiet if passing else not shown
     try:
-        if console.is_terminal:
-            _behind_a_bar(counts, what, total, console, shown=shown)
-        else:
-            with _plain_lines(what, total, console) as lines:
-                for done in counts:
-                    lines.done = done
+        with _bar(what, total, console, passing) if console.is_terminal else _plain_lines(what, total, console, passing) as count:
+            yield count
     finally:
         console.quiet = quiet
 
@@ -83,7 +100,20 @@ def _felt(counts: Iterator[int], what: str) -> Iterator[int]:
         yield done
 
 
-def _behind_a_bar(counts: Iterator[int], what: str, total: int | None, console: Console, *, shown: bool) -> None:
+class _Bar:
+    """A task of a bar."""
+
+    def __init__(self, bar: Progress, task: TaskID):
+        self.done = 0
+        self._bar, self._task = bar, task
+
+    def reach(self, done: int) -> None:
+        self.done = done
+        self._bar.update(self._task, completed=done)
+
+
+@contextmanager
+def _bar(what: str, total: int | None, console: Console, passing: bool) -> Iterator[_Bar]:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -91,12 +121,11 @@ def _behind_a_bar(counts: Iterator[int], what: str, total: int | None, console: 
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not shown) as bar:
+    with Progress(*columns, console=console, disable=console.quiet, transient=passing) as bar:
         task = bar.add_task(what, total=total)
-        done = 0
-        for done in counts:
-            bar.update(task, completed=done)
-        bar.update(task, total=done, completed=done)
+        count = _Bar(bar, task)
+        yield count
+        bar.update(task, total=count.done, completed=count.done)
 
 
 class _Lines:
@@ -105,6 +134,9 @@ class _Lines:
     def __init__(self, what: str, total: int | None):
         self.done = 0
         self._what, self._total, self._began = what, total, time.monotonic()
+
+    def reach(self, done: int) -> None:
+        self.done = done
 
     def line(self) -> str:
         """How far the work is, how fast it goes, and when it will be done."""
@@ -119,9 +151,10 @@ class _Lines:
 
 
 @contextmanager
-def _plain_lines(what: str, total: int | None, console: Console) -> Iterator[_Lines]:
-    """A line at the beginning, one every `EVERY` seconds and one at the end, if it is reached."""
-    console.print(what if total is None else f"{what}: {total:,} to do", highlight=False)
+def _plain_lines(what: str, total: int | None, console: Console, passing: bool) -> Iterator[_Lines]:
+    """A line at the beginning, one every `EVERY` seconds, one at the end if it is reached; of passing work the second kind."""
+    if not passing:
+        console.print(what if total is None else f"{what}: {total:,} to do", highlight=False)
     lines, over = _Lines(what, total), Event()
 
     def speak() -> None:
@@ -136,7 +169,21 @@ def _plain_lines(what: str, total: int | None, console: Console) -> Iterator[_Li
     finally:
         over.set()
         thread.join()
-    console.print(f"{what}: {lines.done:,} done", highlight=False)
+    if not passing:
+        console.print(f"{what}: {lines.done:,} done", highlight=False)
+
+
+def clock(seconds: float) -> str:
+    """As a clock shows it: 0:00:42, 12:05:33."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def in_points(after: float, before: float, decimals: int = 1) -> Text:
+    """How far a score (a fraction) rose or fell, in points: green or red on a terminal."""
+    points = round(100 * after, decimals) - round(100 * before, decimals)
+    shown = f"{points:+z.{decimals}f}"
+    return Text(shown, "" if float(shown) == 0 else "green" if points > 0 else "red")
 
 
 def duration(seconds: float) -> str:

@@ -149,8 +149,8 @@ class Run:
         return self.folder.glob("averaged-*")
 
 
-def config_and_run(path: Path, overrides: list[str]) -> tuple[Config, Run]:
-    """The config and the run folder that a run folder or a YAML names.
+def config_and_run(path: Path, overrides: list[str], *, selects: bool = False) -> tuple[Config, Run]:
+    """The config and the run folder that a run folder or a YAML names; `selects` as `load_config` has it.
 
     Raises:
         UserError: it is neither, or the config has faults.
@@ -162,6 +162,6 @@ def config_and_run(path: Path, overrides: list[str]) -> tuple[Config, Run]:
         if not run.config.is_file():
             fix = "name the folder of a run, or the YAML that made it"
             raise UserError(Fault(str(path), f"a folder without {run.config.name}", "a run folder", fix))
-        return load_config(run.config, overrides), run
-    config = load_config(path, overrides)
+        return load_config(run.config, overrides, selects=selects), run
+    config = load_config(path, overrides, selects=selects)
     return config, Run.of(config)

@@ -11,18 +11,19 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from gist_train.checks import check, check_folders
-from gist_train.config.errors import Fault, UserError
+from gist_train.config.errors import Fault, UserError, listed
 from gist_train.config.schema import Config
 from gist_train.data.files import no_room, write_json
 from gist_train.data.leases import held
 from gist_train.evaluation.leakage import count_leaks, leakage_line
-from gist_train.evaluation.measuring import Measuring, scores_line
+from gist_train.evaluation.measuring import Measuring, main_metrics, scores_line
 from gist_train.evaluation.score_file import cut_scores
 from gist_train.memory import MemoryShortageError, naming_work
 from gist_train.planning.estimates import checkpoint_bytes, checkpoints_kept
 from gist_train.preparation import Processes, prepare
 from gist_train.progress import say, terminal
 from gist_train.results.early_stopping import best_saved, forget_later_end, no_rise, out_of_patience, remember_end, stays_ended
+from gist_train.results.ranking import weighted_score
 from gist_train.results.selected import selected_steps
 from gist_train.run_folder import Run
 from gist_train.training import checkpoint as checkpoints
@@ -50,7 +51,6 @@ from gist_train.training.team import RankTeam
 from gist_train.training.throughput import TrainingCost, matmul_rate
 from gist_train.training.trackers import missing_login
 from gist_train.training.traffic import Traffic
-from gist_train.version import __version__
 
 LONGEST_WAIT = 30 * 24 * 3600
 """Seconds that a rank may wait for the others: a month, which is no end and fits into what counts milliseconds."""
@@ -131,7 +131,7 @@ def _train_alone(
     config: Config, accelerator: Accelerator, ranks: Ranks, run: Run, resume: str, signals: StopSignal, console: Console
 ) -> int:
     """`train`, in a run folder that nobody else writes to. Returns the signal that stopped it, or 0."""
-    measuring = check(config)
+    measuring = check(config, console)
     origin = checkpoint_of_all(ranks, run, resume, console)
     selected_steps(run)  # refuses a selected.json that can't be read, before retention goes by it
     if origin is not None:
@@ -215,9 +215,11 @@ def _drive(
         CheckpointWriter(own, student, training.optimizer, job.facts, training.state) as writer,
         Display(console, sums.step, job.stop) as display,
     ):
-        milestones = _Milestones(config, ranks, run, job, measuring, log, writer, signals, console)
+        milestones = _Milestones(config, ranks, run, job, measuring, log, writer, signals, console, display)
         step, signal_number, every = sums.step, 0, config.evaluation.every
         # The base model; after an interruption, what it left out.
+        if every and step == 0 and measuring.tasks:
+            say(console, f"measuring the base model on {listed([task.name for task in measuring.tasks])}")
         if every and (step % every == 0 or step >= job.stop) and milestones.measure(step):
             return 0, step
         for record in _named_steps(config, job, step):
@@ -273,6 +275,7 @@ class _Milestones:
     writer: CheckpointWriter
     signals: StopSignal
     console: Console
+    display: Display
 
     def save(self) -> None:
         """Copies what a checkpoint holds. It is whole after the next `settle`, and so are the metrics up to it."""
@@ -320,7 +323,11 @@ class _Milestones:
             return False
         self.log.add_scores(step, scores)
         name = f"step {step:,}" if step else "base"
-        self.console.print(scores_line(name, scores), soft_wrap=True, highlight=False)
+        base = self.measuring.known(self.run).get(0) if step else None
+        self.console.print(scores_line(name, scores, base), highlight=False)
+        metric = self.config.selection.metric or dict.fromkeys(main_metrics(scores), 1.0)
+        known = base is not None and base.keys() >= metric.keys()
+        self.display.judge(weighted_score(scores, metric), weighted_score(base, metric) if base and known else None)
         return out_of_patience(self.config, self.run, self.measuring, step)
 
 
@@ -351,19 +358,20 @@ def _first_line(config: Config, accelerator: Accelerator) -> str:
     processes = f"{count} process{'es' if count > 1 else ''}"
     precision = precision_on(config.training.precision, accelerator.device)
     where = f"{accelerator.device.type}, {torch.get_num_threads()} threads each, {precision}"
-    return f"gist-train {__version__}: {processes} on {where}"
+    return f"{processes} on {where}"
 
 
 def _plan_lines(config: Config, job: Job, done: int) -> str:
     counts = job.training.plan.counts(job.training.plan.epoch_of(done + 1))
     total = job.training.schedule.total_steps
     guide = named_guide(config, job.training.guide)
-    shared = f", {counts.shared_text:,} beside a row with the same text" if counts.shared_text else ""
+    shared = f"; {counts.shared_text:,} share a batch with a row of the same text" if counts.shared_text else ""
     resuming = f", resuming from step {done:,}" if done else ""
     ends = f", stopping at {job.stop:,}" if job.stop < total else ""
+    left_out = f"; this epoch leaves out {counts.left_out:,}" if counts.left_out else ""
     return (
-        f"{counts.rows:,} rows, {counts.left_out:,} of them in no batch of this epoch{shared}; guide: {guide}\n"
-        f"{total:,} steps of {config.training.batch_size} triplets{resuming}{ends}"
+        f"{counts.rows:,} rows{left_out}{shared}; guide: {guide}\n"
+        f"{total:,} steps of {config.training.batch_size} rows{resuming}{ends}"
     )
 
 

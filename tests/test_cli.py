@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -143,9 +144,7 @@ def test_train_tells_where_it_runs_first(write_config, tmp_path):
     """Whoever starts two processes by mistake, or one, reads it in the first line."""
     ended = gist("train", write_config(), "--set", "training.max_steps=2", "--set", "checkpoint.every=1")
     assert ended.code == 0, ended.err
-    first = ended.err.splitlines()[0]
-    assert first.startswith("gist-train ")
-    assert ": 1 process on cpu, 1 threads each, float32" in first
+    assert re.match(r"gist-train \S+: train run\n1 process on cpu, 1 threads each, float32\n", ended.err), ended.err
     assert ended.out == ""
     run = tmp_path / "runs" / "run"
     assert Run(run).saved_steps() == [1, 2]
@@ -266,3 +265,86 @@ def test_the_module_is_the_command(measured, tmp_path):
     assert list(json.loads(ended.stdout)) == ["base", "guide"]
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "runs" / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["plan", "train", "evaluate", "select", "export", "report"])
+def test_something_is_said_before_anything_slow(write_config, command):
+    """Seconds of nothing after a command look like a hang: torch alone takes two to import."""
+    run_with = [sys.executable, "-X", "importtime", "-m", "gist_train", command, str(write_config())]
+    ended = subprocess.run(run_with, capture_output=True, text=True, timeout=120)
+    before, said, after = ended.stderr.partition(f"gist-train {__version__}: {command} run\n")
+    assert said, ended.stderr[-2000:]
+    imported = {line.rsplit("|", 1)[-1].strip() for line in before.splitlines()}
+    assert "gist_train.cli" in imported
+    assert not imported & {"torch", "transformers", "numpy", "accelerate"}
+    assert "torch" in after
+
+
+def test_several_runs_stand_side_by_side(write_config, write_pairs):
+    """Which of two trainings is better is what people ask, and would put together by hand."""
+    evaluation = write_pairs([f"text {n}" for n in range(9)])
+    names = ("one", "two")
+    for name, seed in zip(names, (1, 2), strict=True):
+        training = {"batch_size": 8, "max_steps": 2, "precision": "float32", "seed": seed}
+        assert gist("train", write_config(name, evaluation=evaluation, training=training)).code == 0
+    configs = [write_config(name, evaluation=evaluation) for name in names]
+    together = gist("evaluate", *configs, "--json")
+    assert together.code == 0, together.err
+    scores = json.loads(together.out)
+    assert list(scores) == ["base", "one", "guide", "two"]
+    for name, config in zip(names, configs, strict=True):
+        alone = json.loads(gist("evaluate", config, "--json").out)
+        assert scores[name] == alone["tuned"]
+        assert scores["base"] == alone["base"]
+    table = gist("evaluate", *configs).out
+    assert all(name in table for name in names)
+    refused = gist("evaluate", *configs, "--steps", "all")
+    assert (refused.code, "one run" in refused.err) == (2, True)
+
+
+def test_runs_of_different_tasks_have_empty_cells(write_config, write_pairs):
+    """A score that one of them has not is no reason to refuse both."""
+    evaluation = write_pairs([f"text {n}" for n in range(9)])
+    other = {"tasks": [{**evaluation["tasks"][0], "name": "others"}]}
+    configs = [write_config("one", evaluation=evaluation), write_config("two", evaluation=other)]
+    together = gist("evaluate", *configs, "--json")
+    assert list(json.loads(together.out)) == ["base", "guide", "two: base", "two: guide"]
+    table = gist("evaluate", *configs)
+    assert (table.code, "others/spearman" in table.out, "pairs/spearman" in table.out) == (0, True, True), table.err
+
+
+@pytest.mark.parametrize("command", ["prepare", "evaluate"])
+def test_a_fault_of_selection_stops_what_selects_alone(write_config, write_pairs, command):
+    """Whoever evaluates on other tasks need not clear away the metric that training went by."""
+    evaluation = write_pairs([f"text {n}" for n in range(9)])
+    config = write_config(evaluation=evaluation, selection={"metric": "gone/spearman"})
+    ended = gist(command, config)
+    assert ended.code == 0, ended.err
+    assert ended.err.count("selection has a fault") <= 1
+    for selecting in ("train", "plan", "select"):
+        refused = gist(selecting, config)
+        assert refused.code == 2
+        assert "selection.metric" in refused.err
+
+
+def test_a_stopped_evaluation_keeps_what_was_measured(write_config, write_pairs, monkeypatch, tmp_path):
+    """Ctrl-C in the last of several tasks must not cost the hours of those before it, and says what is kept."""
+    from gist_train.evaluation import measuring
+
+    evaluation = write_pairs([f"text {n}" for n in range(9)])
+    evaluation["tasks"].append({**evaluation["tasks"][0], "name": "last"})
+    config = write_config(evaluation=evaluation, training={"batch_size": 8, "max_steps": 2, "precision": "float32"})
+    assert gist("train", config).code == 0
+    real = measuring.measure
+
+    def stopped(encoder, tasks):
+        if tasks[0].name == "last":
+            raise KeyboardInterrupt
+        return real(encoder, tasks)
+
+    monkeypatch.setattr(measuring, "measure", stopped)
+    ended = gist("evaluate", config)
+    assert ended.code == 130
+    assert "Stopped. Scores of a run's checkpoints that were measured are kept" in ended.err
+    kept = [json.loads(line)["task"] for line in Run(tmp_path / "runs" / "run").evaluations.read_text().splitlines()]
+    assert {*kept} == {"pairs"}

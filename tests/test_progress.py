@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from gist_train import progress
-from gist_train.progress import follow
+from gist_train.progress import counting, follow
 
 
 def console_into(stream):
@@ -74,3 +74,43 @@ def test_who_does_not_show_is_silent_and_stays_so():
 def test_times_are_told_in_units_that_matter(seconds, told):
     """12,345 s left is a sum to do in one's head."""
     assert progress.duration(seconds) == told
+
+
+def test_passing_work_leaves_a_log_as_it_was(monkeypatch):
+    """Two lines for each of a task's lists of texts, at each evaluation, would bury the scores."""
+    stream = io.StringIO()
+    with counting("evaluating", 2, console_into(stream), passing=True) as count:
+        count.reach(2)
+    assert stream.getvalue() == ""
+    monkeypatch.setattr(progress, "EVERY", 0.05)
+    with counting("evaluating", 2, console_into(stream), passing=True) as count:
+        count.reach(1)
+        time.sleep(0.2)
+    assert "evaluating: 1 of 2" in stream.getvalue()
+
+
+def test_passing_work_has_a_bar_while_it_lasts():
+    """On a terminal two minutes of nothing look like a hang."""
+    stream = io.StringIO()
+    terminal = Console(file=stream, force_terminal=True, width=80)
+    with counting("evaluating stsb (1 of 5)", 30, terminal, passing=True) as count:
+        count.reach(20)
+        time.sleep(0.3)
+    assert "evaluating stsb (1 of 5)" in stream.getvalue()
+    assert "20/30" in stream.getvalue()
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.4, "0:00:00"), (61, "0:01:01"), (43_533.2, "12:05:33"), (360_000, "100:00:00")])
+def test_a_clock_has_seconds(seconds, told):
+    """What a row of training says is left."""
+    assert progress.clock(seconds) == told
+
+
+@pytest.mark.parametrize(
+    ("after", "before", "told", "style"),
+    [(0.712, 0.7, "+1.2", "green"), (0.7, 0.712, "-1.2", "red"), (0.7001, 0.7, "+0.0", ""), (0.6999, 0.7, "+0.0", "")],
+)
+def test_rises_and_falls_are_told_apart(after, before, told, style):
+    """A fall in the colour of a rise, or a zero with a colour or a minus, misleads at a glance."""
+    points = progress.in_points(after, before)
+    assert (points.plain, str(points.style)) == (told, style)

@@ -66,8 +66,12 @@ for _kind, (_pattern, _first) in _SCALARS.items():
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"), _first)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The config in the YAML file at `path`, changed by `overrides` (`key.sub=value`); UserError names every fault there is."""
+def load_config(path: str | Path, overrides: Sequence[str] = (), *, selects: bool = True) -> Config:
+    """The config in the YAML file at `path`, changed by `overrides` (`key.sub=value`); UserError names every fault there is.
+
+    Args:
+        selects: whether `selection` counts; where it does not, its faults are told in a warning, and it is as if left out.
+    """
     path, faults = Path(path), list[Fault]()
     origins: Origins = {(): (str(path), None)}
     values = _read_file(path, faults, origins)
@@ -76,7 +80,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if values is None:
         raise UserError(*faults)
     try:
-        config = Config.model_validate(values)
+        config = Config.model_validate(values, context={"selects": selects})
     except ValidationError as error:
         faults += [fault_of(details, origins) for details in error.errors(include_url=False)]
     if faults:

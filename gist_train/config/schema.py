@@ -4,11 +4,13 @@ A string inside `Annotated` is what an error message says is allowed there. The 
 with its unit, and is shown in error messages too.
 """
 
+import logging
 import re
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, ValidatorFunctionWrapHandler, field_validator
 
 from gist_train.config.evaluation import EvaluationConfig, MtebTask, is_measured, listed_metrics
 from gist_train.config.fields import (
@@ -33,6 +35,14 @@ from gist_train.config.secrets import without_secrets
 from gist_train.config.sources import OUTSIDE_CORPUS, ClassificationSource, MediSource, Source, TableSource, TextsSource
 from gist_train.config.suspects import Suspects
 from gist_train.config.training import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+
+@cache
+def _warn(line: str) -> None:
+    """Says it once, however often a config is read."""
+    logger.warning("%s", line)
 
 
 def _graded(sources: list[Source]) -> bool:
@@ -346,10 +356,22 @@ class Config(Section):
     selection: SelectionConfig = Field(SelectionConfig(), validate_default=True)
     """Which checkpoints are kept for the choice of the final one, and what it goes by."""
 
-    @field_validator("selection")
+    @field_validator("selection", mode="wrap")
     @classmethod
-    def _metric_is_measured(cls, selection: SelectionConfig, info: ValidationInfo) -> SelectionConfig:
-        evaluation = info.data.get("evaluation")  # absent where it is at fault itself
+    def _faultless_where_it_counts(
+        cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> SelectionConfig:
+        try:
+            return cls._measured(handler(value), info.data.get("evaluation"))
+        except ValueError:  # pydantic's errors are ValueErrors
+            if info.context is None or info.context["selects"]:
+                raise
+            _warn("selection has a fault, which plan tells. This command does not select, and goes on without it.")
+            return SelectionConfig()
+
+    @staticmethod
+    def _measured(selection: SelectionConfig, evaluation: EvaluationConfig | None) -> SelectionConfig:
+        """The same, if its metric is one of those that are measured; `evaluation` is None where it is at fault itself."""
         if evaluation is None:
             return selection
         if selection.metric is None and evaluation.stop_after is not None:

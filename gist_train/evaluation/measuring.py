@@ -1,10 +1,13 @@
 """A model, or a step of a run, on the tasks of a config: what is there is not computed again."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
+
+from rich.console import Console
+from rich.text import Text
 
 from gist_train.config.errors import Fault, UserError, listed
 from gist_train.config.evaluation import EvaluationConfig
@@ -18,12 +21,13 @@ from gist_train.evaluation.metrics import Items, Score, task_of
 from gist_train.evaluation.mteb_tasks import LoadedMteb, measure_mteb
 from gist_train.evaluation.score_file import Terms, append_scores, read_items, read_scores
 from gist_train.evaluation.tasks import LoadedTask, content_hash, load_tasks, measure
-from gist_train.evaluation.together import SharedEncoder, Team
+from gist_train.evaluation.together import TaskEncoder, Team
 from gist_train.memory import lowered, naming_work
 from gist_train.model.device import this_device
 from gist_train.model.loading import load_student, load_trained
 from gist_train.model.pretrained import Pretrained
 from gist_train.model.whole import TextModel
+from gist_train.progress import in_points
 from gist_train.pulse import PULSE
 from gist_train.run_folder import MANIFEST, Run
 
@@ -44,9 +48,11 @@ class Measuring:
     tasks: list[LoadedTask]
     mteb_cache: Path
     """Folder of mteb's own results."""
+    console: Console
+    """Where it is shown how far the work is."""
 
     @classmethod
-    def of(cls, config: Config) -> "Measuring":
+    def of(cls, config: Config, console: Console) -> "Measuring":
         """Raises UserError with all faults of the tasks' files."""
         return cls(
             config.evaluation,
@@ -54,10 +60,11 @@ class Measuring:
             training_prompts(config),
             [*load_tasks(config.evaluation.tasks), *held_out_tasks(config)],
             cache_folder(config) / "mteb",
+            console,
         )
 
     @classmethod
-    def of_some(cls, config: Config) -> "Measuring":
+    def of_some(cls, config: Config, console: Console) -> "Measuring":
         """The same, of one task or more.
 
         Raises:
@@ -66,7 +73,7 @@ class Measuring:
         if not config.evaluation.judges:
             fix = "add one, e.g. {type: sts, name: stsb, path: stsb_dev.tsv}"
             raise UserError(Fault("evaluation.tasks", "no task", "one task at least", fix))
-        return cls.of(config)
+        return cls.of(config, console)
 
     @cached_property
     def contents(self) -> Mapping[str, str]:
@@ -108,10 +115,10 @@ class Measuring:
         Raises:
             UserError: it has fewer positions than evaluation.max_length, or fewer dimensions than evaluation.truncate_dim.
         """
-        return self._evaluate(model, self.tasks)
+        return {key: score for scores in self._evaluate(model, self.tasks) for key, score in scores.items()}
 
     def of_step(self, run: Run, step: int, model: TextModel, team: Team | None = None) -> Scores:
-        """Scores of a step: those that evaluations.jsonl has, and those of the other tasks, which are added to it.
+        """Scores of a step: those that evaluations.jsonl has, and those of the other tasks, each added to it once it is measured.
 
         Args:
             model: the step's; at step 0 the student before training.
@@ -122,8 +129,7 @@ class Measuring:
         missing = self._missing(known)
         if team is not None:
             team.agreed([task.name for task in missing])
-        if missing:
-            measured = self._evaluate(model, missing, team)
+        for measured in self._evaluate(model, missing, team) if missing else ():
             self._keep(run, step, measured, model, base)
             known |= values(measured)
         return self.in_order(known)
@@ -131,7 +137,8 @@ class Measuring:
     def help_with_step(self, model: TextModel, team: Team) -> None:
         """What the processes but the first do while that measures `of_step`."""
         names = team.agreed([])
-        self._evaluate(model, [task for task in self.tasks if task.name in names], team)
+        for _ in self._evaluate(model, [task for task in self.tasks if task.name in names], team):
+            pass
 
     def of_base(self, run: Run) -> Scores:
         """Scores of the student before training, which are step 0 of the run."""
@@ -153,12 +160,12 @@ class Measuring:
                 if folder.exists():
                     raise
                 return None
-            measured = self._evaluate(model, missing)
-            # A run that went back meanwhile has moved it away: these are no scores of the step as it will be.
-            if not folder.exists() or read_json(folder / MANIFEST)["sha256"] != sealed:
-                return None
-            self._keep(run, step, measured, model, None)
-            known |= values(measured)
+            for measured in self._evaluate(model, missing):
+                # A run that went back meanwhile has moved it away: these are no scores of the step as it will be.
+                if not folder.exists() or read_json(folder / MANIFEST)["sha256"] != sealed:
+                    return None
+                self._keep(run, step, measured, model, None)
+                known |= values(measured)
         return self.in_order(known)
 
     def known(self, run: Run) -> dict[int, Scores]:
@@ -184,22 +191,25 @@ class Measuring:
             base=base,
         )
 
-    def _evaluate(self, model: TextModel, tasks: Sequence[LoadedTask], team: Team | None = None) -> dict[str, Score]:
+    def _evaluate(self, model: TextModel, tasks: Sequence[LoadedTask], team: Team | None = None) -> Iterator[dict[str, Score]]:
+        """Yields the scores of each task; on other processes than the first, nothing of mteb's."""
         model = model.with_max_length(self.config.max_length).with_truncation(self.config.truncate_dim)
-        shared = SharedEncoder(model, team) if team is not None and isinstance(model, Pretrained) else None
-        scores: dict[str, Score] = {}
         # Mteb's come last: where the first process, alone at them, is stopped, no other waits for its share.
-        for task in sorted(tasks, key=lambda task: isinstance(task, LoadedMteb)):
-            PULSE.beat(f"evaluating {task.name}")
+        for number, task in enumerate(sorted(tasks, key=lambda task: isinstance(task, LoadedMteb)), 1):
+            what = f"evaluating {task.name} ({number} of {len(tasks)})"
+            PULSE.beat(what)
             with naming_work(partial(_work, task, model.max_length)):
                 if not isinstance(task, LoadedMteb):
-                    scores |= measure(model if shared is None else shared, [task])
+                    encoder = TaskEncoder(model, team, what, self.console) if isinstance(model, Pretrained) else model
+                    measured = measure(encoder, [task])
                 elif team is None:
-                    scores |= self._of_mteb(model, task)
+                    measured = self._of_mteb(model, task)
                 elif team.rank == 0:
                     with team.stoppable():
-                        scores |= self._of_mteb(model, task)
-        return scores
+                        measured = self._of_mteb(model, task)
+                else:
+                    continue
+            yield measured
 
     def _of_mteb(self, model: TextModel, task: LoadedMteb) -> dict[str, Score]:
         measured = measure_mteb(
@@ -225,9 +235,19 @@ def on_this_device(model: Model) -> Model:
     return model
 
 
-def scores_line(name: str, scores: Mapping[str, float]) -> str:
-    """A line with the scores of one model."""
-    return f"{name}: " + "  ".join(f"{key} {100 * value:.1f}" for key, value in scores.items())
+def main_metrics(scores: Iterable[str]) -> list[str]:
+    """The first of each task's metrics, "<task>/<metric>": the one that the field judges by."""
+    return list({task_of(key): key for key in reversed(list(scores))}.values())[::-1]
+
+
+def scores_line(name: str, scores: Mapping[str, float], base: Mapping[str, float] | None = None) -> Text:
+    """A line with the main score of each task, and how far that is from the base model's where they are given."""
+    line = Text(f"{name}: ")
+    for number, key in enumerate(main_metrics(scores)):
+        line.append(f"{'  ' if number else ''}{key} {100 * scores[key]:.1f}")
+        if base is not None and key in base:
+            line.append(" (").append(in_points(scores[key], base[key])).append(")")
+    return line
 
 
 def values(scores: Mapping[str, Score]) -> Scores:

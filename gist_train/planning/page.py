@@ -22,9 +22,9 @@ DROPPED = {
     "excluded": "left out for their evaluation texts",
     "not_drawn": "left out by max_rows",
     "suspects": "dropped as suspects, or for too few hard negatives",
-    "short_window": "in a last window that is not full",
-    "mixed_window": "in windows of more than one task",
-    "left_over": "in no batch of the first epoch (too few for one more, or a weight below 1): each epoch leaves out others",
+    "short_window": "at the end of the data, too few for a batch",
+    "mixed_window": "in batches that would have held more than one task",
+    "left_over": "left out of the first epoch, too few for a whole batch or by a weight below 1; others leave out other rows",
 }
 
 
@@ -76,7 +76,10 @@ def _data(planned: Plan) -> Rows:
             shared = f"{leak.shared:,} of {leak.texts:,} texts of {leak.task} ({leak.part})"
             yield "leaked", Text(f"{shared}, in {leak.rows:,} rows: see data.exclude_evaluation_texts", style="bold yellow")
     if planned.rows_beside_a_shared_text:
-        yield "sharing a text", f"{planned.rows_beside_a_shared_text:,} rows beside one with the same anchor or positive"
+        yield (
+            "sharing a text",
+            f"{planned.rows_beside_a_shared_text:,} rows share a batch with a row of the same anchor or positive",
+        )
     yield "rows by task", ""
     for name, rows in tasks[:SHOWN_TASKS]:
         yield f"{rows:>12,}", Text(name)

@@ -68,7 +68,7 @@ def plan(config: Config, *, measure: bool = False, console: Console | None = Non
     Raises:
         UserError: data, models or evaluation tasks are not what the config says.
     """
-    tasks, device = check(config).tasks, this_device()
+    tasks, device = check(config, console or terminal()).tasks, this_device()
     prepared = prepare(config, device, console or terminal(), trains_here=measure, fill_store=False)
     student, corpus, batches = prepared.student, prepared.corpus, prepared.plan
     schedule = schedule_of(config, batches.steps_per_epoch)

@@ -15,6 +15,7 @@ from gist_train.evaluation.measuring import Measuring, Scores, on_this_device, s
 from gist_train.evaluation.metrics import metric_of, task_of
 from gist_train.model.loading import load_finished, load_guide, load_student, load_trained
 from gist_train.model.whole import TextModel
+from gist_train.progress import in_points
 from gist_train.results.selected import Selected, read_selected
 from gist_train.run_folder import Run
 from gist_train.training.checkpoint import checkpoint_to_resume, no_checkpoint, no_such_step
@@ -37,6 +38,8 @@ def compare(
     dimensions: Sequence[int],
     console: Console,
     share: tuple[int, int] = (0, 1),
+    tuned: str = TUNED,
+    alone: bool = False,
 ) -> Iterator[tuple[str, Scores]]:
     """Evaluates models on `config.evaluation.tasks` and yields (name, scores) of each.
 
@@ -46,16 +49,20 @@ def compare(
             newest, and the guide.
         dimensions: besides the embeddings as the config has them, cut to each of these.
         share: (number, count) of a process of several, which takes its part of the tasks: `joined` puts them together.
+        tuned: what the run's model is called where neither models nor steps are given.
+        alone: it alone then, without base and guide.
 
     Raises:
         UserError: no tasks, or a model, checkpoint or file that is not there.
     """
-    measuring = Measuring.of_some(config)
+    measuring = Measuring.of_some(config, console)
     number, processes = share
     measuring = measuring.only([task.name for task in measuring.tasks][number::processes])
     if dimensions:
         load_student(config.model).with_truncation(max(dimensions))  # refuses what it can't give before anything is measured
-    subjects = _named(config, run, models, steps) if models or steps is not None else _side_by_side(config, run, console)
+    subjects = (
+        _named(config, run, models, steps) if models or steps is not None else _side_by_side(config, run, console, tuned, alone)
+    )
     for model, scores_on in subjects:
         for dimension in (None, *dimensions):
             name = model if dimension is None else f"{model}, {dimension} dimensions"
@@ -63,6 +70,36 @@ def compare(
             scores = scores_on(measuring if dimension is None else measuring.cut_to(dimension))
             if scores is not None:
                 yield name, scores
+
+
+def compare_runs(
+    runs: Sequence[tuple[Config, Run]], *, dimensions: Sequence[int], console: Console, share: tuple[int, int] = (0, 1)
+) -> Iterator[tuple[str, Scores]]:
+    """Evaluates each run's selected or newest checkpoint on its config's tasks and yields ("base", scores), (run, scores), ...
+
+    Base and guide of the first run stand for those of all that train the same model with the same guide; the others' own are
+    called by the run's name too. Arguments and errors as `compare` has them.
+    """
+    names = [run.folder.name for _, run in runs]
+    if len({*names}) < len(runs):
+        names = [str(run) for _, run in runs]
+    first = runs[0][0]
+    for number, ((config, run), name) in enumerate(zip(runs, names, strict=True)):
+        alike = (config.model, config.guide, config.evaluation) == (first.model, first.guide, first.evaluation)
+        compared = compare(
+            config,
+            run,
+            models=[],
+            steps=None,
+            dimensions=dimensions,
+            console=console,
+            share=share,
+            tuned=name,
+            alone=number > 0 and alike,
+        )
+        for model, scores in compared:
+            own = number == 0 or model.startswith(name)
+            yield model if own else f"{name}: {model}", scores
 
 
 def joined(parts: Sequence[dict[str, Scores]]) -> dict[str, Scores]:
@@ -113,18 +150,19 @@ def _numbers(run: Run, steps: str) -> list[int]:
     return numbers
 
 
-def _side_by_side(config: Config, run: Run, console: Console) -> Iterator[Subject]:
-    base = on_this_device(load_student(config.model, training_prompts(config)))
-    yield BASE, (lambda measuring: measuring.of_step(run, 0, base)) if run.folder.exists() else partial(_of_model, base)
+def _side_by_side(config: Config, run: Run, console: Console, tuned: str, alone: bool) -> Iterator[Subject]:
+    if not alone:
+        base = on_this_device(load_student(config.model, training_prompts(config)))
+        yield BASE, (lambda measuring: measuring.of_step(run, 0, base)) if run.folder.exists() else partial(_of_model, base)
     selected = read_selected(run)
     newest = checkpoint_to_resume(run, None, console) if selected is None else None
     if selected is not None:
-        yield TUNED, _of_selected(config, run, selected)
+        yield tuned, _of_selected(config, run, selected)
     elif newest is not None:
-        yield TUNED, partial(_of_checkpoint, run, newest.manifest["step"])
+        yield tuned, partial(_of_checkpoint, run, newest.manifest["step"])
     else:
         console.print(f"{run} has no checkpoint yet: no tuned model to evaluate", highlight=False, soft_wrap=True)
-    for where, guide in config.guides.items():  # "guide", or "guide[0]", "guide[1]"
+    for where, guide in () if alone else config.guides.items():  # "guide", or "guide[0]", "guide[1]"
         if isinstance(guide, GuideConfig):
             yield where, partial(_of_guide, config, load_guide(guide, where))
 
@@ -150,7 +188,7 @@ def _of_selected(config: Config, run: Run, selected: Selected) -> Callable[[Meas
     return partial(_of_checkpoint, run, selected.step)
 
 
-def watch(config: Config, run: Run) -> Iterator[tuple[int, Scores | None]]:
+def watch(config: Config, run: Run, console: Console) -> Iterator[tuple[int, Scores | None]]:
     """Yields (step, scores) of the base model, step 0, and of every checkpoint as it is written; the oldest first.
 
     Scores are None for a checkpoint that was deleted before its turn came: raise checkpoint.keep_last where that happens. It
@@ -159,7 +197,7 @@ def watch(config: Config, run: Run) -> Iterator[tuple[int, Scores | None]]:
     Raises:
         UserError: no tasks, their files have faults, or a checkpoint is damaged.
     """
-    measuring = Measuring.of_some(config)
+    measuring = Measuring.of_some(config, console)
     done: set[int] = set()
     while True:
         # Asked before the folder is looked at: what was written before the end is seen.
@@ -182,13 +220,13 @@ def watched(config: Config, run: Run, console: Console) -> dict[str, Scores]:
     """Watches to the end, a line a checkpoint on `console`. Returns "base" and "step N" -> scores."""
     console.print(f"waiting for checkpoints in {run}, until its training ends", soft_wrap=True)
     models: dict[str, Scores] = {}
-    for step, scores in watch(config, run):
-        name = f"step {step}" if step else "base"
+    for step, scores in watch(config, run, console):
+        name = f"step {step}" if step else BASE
         if scores is None:
             console.print(f"{name}: deleted before its turn came; a higher checkpoint.keep_last keeps it longer", soft_wrap=True)
             continue
         models[name] = scores
-        console.print(scores_line(name, scores), soft_wrap=True, highlight=False)
+        console.print(scores_line(name, scores, models.get(BASE) if step else None), highlight=False)
     return models
 
 
@@ -197,7 +235,7 @@ def comparison_table(models: dict[str, Scores]) -> Group:
 
     Of more models than have room, a table per task, with a row per model.
     """
-    keys = next(iter(models.values())).keys() if models else []
+    keys = [*dict.fromkeys(chain.from_iterable(models.values()))]  # several runs may judge by different tasks
     if len(models) > SIDE_BY_SIDE:
         return Group(*(_of_task(task, models) for task in dict.fromkeys(map(task_of, keys))))
     table = Table(title="scores x 100")
@@ -208,8 +246,8 @@ def comparison_table(models: dict[str, Scores]) -> Group:
     if both:
         table.add_column("tuned - base", justify="right")
     for key in keys:
-        cells = [f"{100 * scores[key]:.1f}" for scores in models.values()]
-        difference = [f"{100 * (models[TUNED][key] - models[BASE][key]):+z.1f}"] if both else []
+        cells = [f"{100 * scores[key]:.1f}" if key in scores else "" for scores in models.values()]
+        difference = [in_points(models[TUNED][key], models[BASE][key])] if both else []
         table.add_row(key, *cells, *difference)
     return Group(table)
 
@@ -217,9 +255,10 @@ def comparison_table(models: dict[str, Scores]) -> Group:
 def _of_task(task: str, models: dict[str, Scores]) -> Table:
     table = Table(title=f"{task}, scores x 100")
     table.add_column("model", no_wrap=True)
-    keys = [key for key in next(iter(models.values())) if task_of(key) == task]
+    judged = {name: scores for name, scores in models.items() if any(task_of(key) == task for key in scores)}
+    keys = [key for key in next(iter(judged.values())) if task_of(key) == task]
     for key in keys:
         table.add_column(metric_of(key), justify="right")
-    for name, scores in models.items():
-        table.add_row(name, *(f"{100 * scores[key]:.1f}" for key in keys))
+    for name, scores in judged.items():
+        table.add_row(name, *(f"{100 * scores[key]:.1f}" if key in scores else "" for key in keys))
     return table

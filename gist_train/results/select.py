@@ -37,7 +37,7 @@ def select(config: Config, run: Run, criteria: Criteria, console: Console) -> Se
     """
     if not run.saved_steps():
         raise no_checkpoint(run)
-    measuring = Measuring.of(config) if config.evaluation.judges else None
+    measuring = Measuring.of(config, console) if config.evaluation.judges else None
     with locked(run.folder, SELECT_LOCK):
         losses = training_losses(run, run.saved_steps())
         steps = _steps_to_choose_from(run, criteria, losses)

@@ -8,6 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gist_train.evaluation.leakage import leakage_table
+from gist_train.progress import in_points
+from gist_train.results.ranking import weighted_score
 from gist_train.results.selected import Selected, SelectedCandidate
 
 SHOWN = 10
@@ -70,6 +72,8 @@ def selection_page(selected: Selected) -> Group:
     if any(leak.shared or leak.part is None for leak in selected.leakage):
         parts.append(leakage_table(selected.leakage))
     parts.append(Text(f"selected: {selected.name}, {selected.checkpoint}, by {chosen_by(selected)}"))
+    if (warning := below_base(selected)) is not None:
+        parts.append(Text(warning, style="bold yellow"))
     return Group(*parts)
 
 
@@ -80,6 +84,19 @@ def falls(changed: Sequence[Change]) -> str:
     if counts.worst is None or counts.worst.difference is None:
         return f"{line}."
     return f"{line}; most of all {counts.worst.key}, by {-100 * counts.worst.difference:.2f} points."
+
+
+def below_base(selected: Selected) -> str | None:
+    """A line where the best candidate is no better than the base model; None where it is, or no metric decided."""
+    score = selected.candidates[0].score
+    if selected.metric is None or score is None or not selected.base.keys() >= selected.metric.keys():
+        return None
+    base = weighted_score(selected.base, selected.metric)
+    if score > base:
+        return None
+    line = f"No checkpoint is better than the base model: {100 * score:.2f} against {100 * base:.2f}."
+    fix = "Keep it, or train anew: with a lower optimizer.lr, with more or cleaner rows (gist-train audit), with another guide."
+    return f"{line} {fix}"
 
 
 def chosen_by(selected: Selected) -> str:
@@ -102,7 +119,7 @@ def _candidates(selected: Selected) -> Table:
     table.add_column("loss", justify="right")
     if by_metric:
         table.add_column("behind", justify="right")
-        table.add_column("95 %", no_wrap=True)
+        table.add_column("95 % interval", no_wrap=True)
     single = 0
     for candidate in selected.candidates:
         single += not candidate.averaged
@@ -113,9 +130,10 @@ def _candidates(selected: Selected) -> Table:
             table.add_row(candidate.name, _percent(candidate.score), loss, _percent(candidate.behind), _interval(candidate))
         else:
             table.add_row(candidate.name, loss)
-    captions = ["loss: as last logged"]
+    captions = ["loss: the mean of the steps before it that was logged last"]
     if by_metric:
-        captions = ["x 100; " + captions[0], "95 %: of resamples of the tasks' items; * within noise"]
+        captions = ["scores x 100", *captions, "95 % interval: how far behind it may be, on other texts of the same kind"]
+        captions.append("* too close to call: the interval holds 0")
     if single > SHOWN:
         captions.append(f"and {single - SHOWN} more in selected.json")
     table.caption = "\n".join(captions)
@@ -140,6 +158,6 @@ def _against_base(changed: Sequence[Change]) -> Table:
         table.add_column(column, justify="right")
     for change in changed:
         before = "not measured" if change.before is None else f"{100 * change.before:.2f}"
-        difference = "" if change.difference is None else f"{100 * change.difference:+z.2f}"
+        difference = "" if change.before is None else in_points(change.after, change.before, decimals=2)
         table.add_row(change.key, before, f"{100 * change.after:.2f}", difference)
     return table

@@ -12,6 +12,7 @@ from gist_train.evaluation.measuring import Measuring
 from gist_train.evaluation.metrics import Score
 from gist_train.evaluation.score_file import read_scores
 from gist_train.evaluation.tasks import content_hash
+from gist_train.progress import terminal
 from gist_train.results.early_stopping import out_of_patience, remember_end, stays_ended
 from gist_train.run_folder import Run
 
@@ -125,7 +126,7 @@ def test_others_evaluations_use_no_patience_up(stopping, scores, tmp_path):
     config = load_config(stopping(stop_after=2), [])
     run = tmp_path / "runs" / "run"
     run.mkdir(parents=True)
-    measuring = Measuring.of(config)
+    measuring = Measuring.of(config, terminal())
     content = content_hash(measuring.tasks[0])
     for step, value in ((0, 0.5), (1, 0.9), (2, 0.4), (3, 0.1)):
         add_scores(run, step, {"pairs/spearman": value}, content=content)
@@ -182,7 +183,7 @@ def test_the_decision_rests_on_what_is_in_the_folder(stopping, tmp_path):
     config = load_config(stopping(stop_after=2), [])
     run = tmp_path / "runs" / "run"
     run.mkdir(parents=True)
-    measuring = Measuring.of(config)
+    measuring = Measuring.of(config, terminal())
     content = content_hash(measuring.tasks[0])
     for step, value in ((0, 0.5), (2, 0.4)):
         add_scores(run, step, {"pairs/spearman": value}, content=content)

@@ -226,7 +226,7 @@ def test_a_hub_that_is_not_there(hub, run, monkeypatch, status):
     ended = gist("export", run, "--push-to-hub", hub.repo_id)
     assert ended.code == 1
     assert constants.ENDPOINT in ended.err
-    assert len(ended.err.strip().splitlines()) == 1
+    assert len(ended.err.strip().splitlines()) == 2  # the first says what began
     assert TOKEN not in ended.err
     assert not (run / "export").exists()
 

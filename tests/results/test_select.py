@@ -1,16 +1,21 @@
 """`gist-train select` from the command line, on a tiny run: what it chooses, keeps, says and refuses."""
 
+import io
 import json
 import shutil
 
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors.torch import load_file
 from support.running import gist
 
 from gist_train.config.loading import load_config
 from gist_train.evaluation.measuring import Measuring
 from gist_train.model.loading import load_finished
+from gist_train.progress import terminal
+from gist_train.results.selected import Selected
+from gist_train.results.selection_table import selection_page
 from gist_train.run_folder import Run
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -67,7 +72,7 @@ def selected(run, *words):
 def test_the_best_by_the_metric_is_chosen(run):
     """A choice by another figure, or of the newest, would look the same to whoever does not measure again."""
     told = selected(run, "--metric", METRIC)
-    measuring = Measuring.of(load_config(run / "config.yaml", []))
+    measuring = Measuring.of(load_config(run / "config.yaml", []), terminal())
     figures = {}
     for step in (4, 8, 12, 16):
         of_model = measuring.of_model(load_finished(str(Run(run).checkpoint(step))))
@@ -325,3 +330,16 @@ def test_tasks_that_came_after_the_training_are_in_the_card(trained, tmp_path):
     assert "| later/spearman | " in card
     assert "| later | not checked" in card
     assert "kinds" not in card.split("## Config")[0]
+
+
+def test_a_choice_below_the_base_is_told(run):
+    """A table of falls is easily taken for one of rises: the model that people had is the better one."""
+    selected(run, "--metric", METRIC)
+    chosen = Selected.model_validate_json((run / "selected.json").read_text())
+    best = chosen.candidates[0].score
+    for base, told in ((best + 0.01, True), (best, True), (best - 0.01, False)):
+        page = selection_page(chosen.model_copy(update={"base": {**chosen.base, METRIC: base}}))
+        console = Console(file=io.StringIO(), width=200)
+        console.print(page)
+        line = f"No checkpoint is better than the base model: {100 * best:.2f} against {100 * base:.2f}."
+        assert (line in console.file.getvalue()) is told

@@ -10,6 +10,7 @@ from support.running import WHOLE, add_scores, gist
 
 from gist_train.config.loading import load_config
 from gist_train.evaluation.score_file import read_scores
+from gist_train.progress import terminal
 from gist_train.results import comparison
 from gist_train.results.comparison import watch
 from gist_train.run_folder import Run
@@ -52,7 +53,7 @@ def test_it_waits_for_what_is_not_there_yet(config, tmp_path, monkeypatch):
     shutil.move(run, elsewhere)
     loaded = load_config(config, [])
     seen: list[int] = []
-    watcher = threading.Thread(target=lambda: seen.extend(step for step, _ in watch(loaded, Run(run))), daemon=True)
+    watcher = threading.Thread(target=lambda: seen.extend(step for step, _ in watch(loaded, Run(run), terminal())), daemon=True)
     watcher.start()
 
     def measured(*steps):
