@@ -454,19 +454,24 @@ def export(
             show_default=False,
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write the folder, check the token, and say what would be pushed.")
+    ] = False,
 ) -> None:
     """Write the selected checkpoint, or else the newest, as a sentence-transformers model with its card."""
     loaded, run = config_and_run(config, set_ or [])
     _begin("export", loaded)
     from gist_train.results.export import export_model
     from gist_train.results.onnx import plan_onnx
-    from gist_train.results.push import check_push, push_folder
+    from gist_train.results.push import check_push, planned_push, push_folder
 
     onnx = plan_onnx(loaded, format_, quantize=quantize)
-    check_push(push_to_hub, private)
+    check_push(push_to_hub, private, dry_run=dry_run)
     folder = export_model(run, step, to or run.export, evaluation=loaded.evaluation, onnx=onnx, hub_id=push_to_hub, console=err)
     print(folder)
-    if push_to_hub is not None:
+    if push_to_hub is not None and dry_run:
+        say(err, str(planned_push(folder, push_to_hub, private=private)))
+    elif push_to_hub is not None:
         err.print(f"pushed: {push_folder(folder, push_to_hub, private=private)}", highlight=False, soft_wrap=True)
 
 

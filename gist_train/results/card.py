@@ -16,6 +16,8 @@ from gist_train.data.files import read_json
 from gist_train.evaluation.leakage import leaks_of
 from gist_train.evaluation.metrics import metric_of, task_of
 from gist_train.evaluation.score_file import Terms, read_scores
+from gist_train.results.citations import citations
+from gist_train.results.example import Example
 from gist_train.results.licences import Licence, licence_of, on_hub
 from gist_train.results.onnx import OnnxReport
 from gist_train.results.selected import Selected
@@ -45,7 +47,7 @@ def model_card(
     evaluation: EvaluationConfig | None = None,
     selected: Selected | None = None,
     onnx: OnnxReport | None = None,
-    hub_id: str | None = None,
+    example: Example | None = None,
 ) -> str:
     """The README.md of a model: what it was made of, by which config, and its scores against the base's, falls too.
 
@@ -54,7 +56,7 @@ def model_card(
         evaluation: whose scores are shown where the model was not chosen; None: the run's own.
         selected: how the model was chosen, and by which scores; None where it was named by its step.
         onnx: what was found out about the model in ONNX; None where it was not made.
-        hub_id: repository of the hub that the model is meant for, which its example then loads.
+        example: of how it is used, with what that prints.
     """
     config_text = run.config.read_text(encoding="utf-8")
     config = yaml.safe_load(config_text)
@@ -70,10 +72,9 @@ def model_card(
     config["evaluation"] = evaluation.model_dump(mode="json")
     changed = sorted(changes(before, after), key=lambda change: change.key)
     sources = list(zip(config["data"]["train"], described["data"], strict=True))
-    # The hub shows the card to everybody. What is asked below of the parts is asked under their own names.
-    shown = config if hub_id is None else _without_folders(config)
-    if hub_id is not None:
-        config_text = yaml.safe_dump(_without_folders(yaml.safe_load(config_text)), sort_keys=False, allow_unicode=True)
+    # A card is shown to everybody. What is asked below of the parts is asked under their own names.
+    shown = _without_folders(config)
+    config_text = yaml.safe_dump(_without_folders(yaml.safe_load(config_text)), sort_keys=False, allow_unicode=True)
     base = config["model"]
     base_licence = licence_of(base["name"], base["revision"])
     metadata = card_metadata(config, sources, changed, base_licence)
@@ -86,10 +87,12 @@ def model_card(
     environment = Environment(
         loader=PackageLoader("gist_train", "results"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"code": _code, "text": _text, "block": _block}
+    environment.filters |= {"code": _code, "text": _text, "block": _block, "json": _json}
     body = environment.get_template("card.md.jinja").render(
         name=config["name"],
-        address=hub_id or f"path/to/{config['name']}",
+        example=example,
+        examples=described.get("examples", []),
+        citations=citations(config),
         base=shown["model"],
         base_licence=base_licence,
         itself=config["guide"] == "self",
@@ -232,7 +235,11 @@ def _text(text: str) -> str:
     return _code(text) if re.search(r"[<>&`|\\\[\]*~\n\r]", text) else text
 
 
-def _block(text: str) -> str:
-    """A block of YAML, whatever backquotes are in it."""
+def _json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _block(text: str, language: str = "yaml") -> str:
+    """A block of code, whatever backquotes are in it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}yaml\n{text}\n{fence}"
+    return f"{fence}{language}\n{text}\n{fence}"

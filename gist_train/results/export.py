@@ -12,13 +12,14 @@ from yaml import YAMLError
 from gist_train.config.errors import Fault, UserError, listed
 from gist_train.config.evaluation import EvaluationConfig
 from gist_train.config.models import ModelConfig
-from gist_train.data.files import whole_folder
+from gist_train.data.files import read_json, whole_folder
 from gist_train.data.leases import held
 from gist_train.data.manifests import foreign_files, verified_manifest
 from gist_train.model.adapters import WEIGHTS
 from gist_train.model.loading import load_trained
 from gist_train.progress import say, terminal
 from gist_train.results.card import model_card
+from gist_train.results.example import Example, example_of
 from gist_train.results.onnx import OnnxPlan, add_onnx, onnx_table
 from gist_train.results.selected import read_selected
 from gist_train.run_folder import MANIFEST, TRAINING_STATE, Run
@@ -74,7 +75,8 @@ def export_model(
         with whole_folder(to, replace=True) as partial:
             _copy(origin, run, partial)
             report = None if onnx is None else add_onnx(partial, onnx)
-            card = model_card(run, origin.manifest, evaluation=evaluation, selected=selected, onnx=report, hub_id=hub_id)
+            example = _example(partial, run, hub_id)
+            card = model_card(run, origin.manifest, evaluation=evaluation, selected=selected, onnx=report, example=example)
             (partial / "README.md").write_text(card, encoding="utf-8")
     if report is not None:
         console.print(onnx_table(report))
@@ -91,6 +93,16 @@ def _copy(origin: Checkpoint, run: Run, to: Path) -> None:
         if name != TRAINING_STATE:
             (to / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(origin.folder / name, to / name)
+
+
+def _example(folder: Path, run: Run, hub_id: str | None) -> Example:
+    config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    return example_of(
+        folder,
+        read_json(run.description).get("examples", []),
+        hub_id or f"path/to/{config['name']}",
+        trust_remote_code=config["model"].get("trust_remote_code", False),
+    )
 
 
 def _is_export(folder: Path) -> bool:

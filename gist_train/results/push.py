@@ -3,9 +3,11 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCard, constants, get_token
+from huggingface_hub import HfApi, ModelCard, ModelInfo, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from gist_train.config.errors import Fault, UserError, shown
@@ -26,12 +28,13 @@ USERS_FAULT = {
 """HTTP status -> what it says of the user's input, and what fixes it."""
 
 
-def check_push(repo_id: str | None, private: bool | None) -> None:
+def check_push(repo_id: str | None, private: bool | None, *, dry_run: bool = False) -> None:
     """Refuses, before any work is done, what could not be pushed; asks the hub whose token it is.
 
     Args:
         repo_id: USER/NAME; None where nothing is to be pushed.
         private: visibility of a new repository; None for the account's default.
+        dry_run: whether it was asked only what would be pushed.
 
     Raises:
         UserError: no such name can exist, there is no token, the hub does not know it, or it may only read.
@@ -41,6 +44,8 @@ def check_push(repo_id: str | None, private: bool | None) -> None:
         if private is not None:
             flag = "--private" if private else "--no-private"
             raise UserError(Fault(flag, "no --push-to-hub", "both, or neither", f"add {WHERE} USER/NAME"))
+        if dry_run:
+            raise UserError(Fault("--dry-run", "no --push-to-hub", "both, or neither", f"add {WHERE} USER/NAME"))
         return
     reason = unfit_for_hub(repo_id) or (None if "/" in repo_id else "a name without a user or organization")
     if reason is not None:
@@ -51,6 +56,65 @@ def check_push(repo_id: str | None, private: bool | None) -> None:
     access = (account.get("auth") or {}).get("accessToken") or {}  # a login by OAuth has none
     if access.get("role") == "read":
         raise UserError(Fault(WHERE, "a token that may only read", "one that may write", USERS_FAULT[403][1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """What a push would do."""
+
+    repo_id: str
+    exists: bool
+    private: bool | None
+    """Of a repository that exists, whether it is; of a new one, what was asked; None for the account's default."""
+    sends: dict[str, int]
+    """File -> bytes."""
+    deletes: list[str]
+    """Files of an earlier export that the repository holds and the folder has not."""
+
+    def __str__(self) -> str:
+        seen = {True: "private ", False: "public ", None: ""}[self.private]
+        repository = f"the {seen}repository {self.repo_id}" if self.exists else f"a new {seen}repository, {self.repo_id}"
+        lines = [f"would push to {repository}: {len(self.sends):,} files, {sum(self.sends.values()) / 1e6:,.1f} MB"]
+        lines += [f"  {size:>15,} bytes  {name}" for name, size in sorted(self.sends.items())]
+        lines += [f"  would delete            {name}" for name in self.deletes]
+        return "\n".join(lines)
+
+
+def planned_push(folder: Path, repo_id: str, *, private: bool | None) -> Push:
+    """What `push_folder` would do with the same arguments, which raise the same; nothing is made or sent."""
+    with _hub_faults(repo_id) as token:
+        api = HfApi(token=token)
+        try:
+            repository = _fitting(api.model_info(repo_id), repo_id, private=private)
+        except HfHubHTTPError as error:
+            if error.response.status_code != 404:
+                raise
+            repository = None
+        names = set() if repository is None else _names(repository)
+        sends = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+        gone = [name for name in sorted(names - sends.keys()) if any(fnmatch(name, pattern) for pattern in STALE)]
+    return Push(repo_id, repository is not None, private if repository is None else repository.private, sends, gone)
+
+
+def _names(repository: ModelInfo) -> set[str]:
+    return {sibling.rfilename for sibling in repository.siblings or []}
+
+
+def _fitting(repository: ModelInfo, repo_id: str, *, private: bool | None) -> ModelInfo:
+    """The same repository, if an export may be pushed there.
+
+    Raises:
+        UserError: it is public, and `private` was asked for; or it holds something else than a sentence-transformers model.
+    """
+    names = _names(repository)
+    if private and not repository.private:
+        # Asking for a private one changes nothing at a repository that exists, and the hub says no word about it.
+        fix = "make it private on the hub, name another, or leave --private out"
+        raise UserError(Fault(WHERE, f"{repo_id}, which is public", "a private or a new repository", fix))
+    if names - BARE and "modules.json" not in names:
+        holds = f"{repo_id}, which holds something else: {shown(', '.join(sorted(names - BARE)))}"
+        raise UserError(Fault(WHERE, holds, "a new repository, or an earlier export", "name another"))
+    return repository
 
 
 def push_folder(folder: Path, repo_id: str, *, private: bool | None) -> str:
@@ -71,15 +135,7 @@ def push_folder(folder: Path, repo_id: str, *, private: bool | None) -> str:
     with _hub_faults(repo_id, f" The export itself is whole: {folder}") as token:
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
-        repository = api.model_info(repo_id)
-        names = {sibling.rfilename for sibling in repository.siblings or []}
-        if private and not repository.private:
-            # Asking for a private one changes nothing at a repository that exists, and the hub says no word about it.
-            fix = "make it private on the hub, name another, or leave --private out"
-            raise UserError(Fault(WHERE, f"{repo_id}, which is public", "a private or a new repository", fix))
-        if names - BARE and "modules.json" not in names:
-            holds = f"{repo_id}, which holds something else: {shown(', '.join(sorted(names - BARE)))}"
-            raise UserError(Fault(WHERE, holds, "a new repository, or an earlier export", "name another"))
+        names = _names(_fitting(api.model_info(repo_id), repo_id, private=private))
         commit = api.upload_folder(
             repo_id=repo_id, folder_path=folder, commit_message=message, delete_patterns=STALE if names else None
         )

@@ -25,6 +25,9 @@ from gist_train.version import __version__
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 
+EXAMPLES, SHOWN = 3, 200
+"""Rows that a description has of the data, and characters of each of their texts."""
+
 
 def describe(run: Run, config: Config, accelerator: Accelerator, job: Job, leakage: Sequence[Leak]) -> None:
     """Writes config.yaml and run.json of a run folder, which is made where there is none.
@@ -51,6 +54,7 @@ def describe(run: Run, config: Config, accelerator: Accelerator, job: Job, leaka
         "precision": job.facts.precision,
         "corpus": job.facts.corpus,
         "data": _sources(job.training.corpus),
+        "examples": _examples(job.training.corpus),
         "excluded": {"rows": job.training.corpus.excluded_rows, "texts": job.training.corpus.excluded_texts},
         "leakage": [asdict(leak) for leak in leakage],
         "guide": job.facts.guide,
@@ -60,6 +64,20 @@ def describe(run: Run, config: Config, accelerator: Accelerator, job: Job, leaka
         "command": sys.argv,
     }
     write_json(run.description, described)
+
+
+def _examples(corpus: Corpus) -> list[dict[str, str]]:
+    """Rows to show: `EXAMPLES`, or fewer, at even distances, each text cut to `SHOWN` characters."""
+    count = min(EXAMPLES, corpus.row_count)
+    return [_row(corpus, corpus.row_count * number // count) for number in range(count)]
+
+
+def _row(corpus: Corpus, row: int) -> dict[str, str]:
+    texts = {"anchor": int(corpus.anchor[row]), "positive": int(corpus.positive[corpus.positive_offsets[row]])}
+    if corpus.negative_offsets[row] < corpus.negative_offsets[row + 1]:
+        texts["negative"] = int(corpus.negative[corpus.negative_offsets[row]])
+    cut = {part: text if len(text := corpus.text(number)) <= SHOWN else f"{text[: SHOWN - 1]}…" for part, number in texts.items()}
+    return {"task": corpus.tasks[int(corpus.task[row])], **cut}
 
 
 def _sources(corpus: Corpus) -> list[dict[str, Any]]:

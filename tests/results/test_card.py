@@ -1,6 +1,7 @@
 """The model card: what the hub's own library reads of it, and what a person is told."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from support.running import add_scores
 
 from gist_train.results.card import Change, card_metadata, model_card
+from gist_train.results.example import Example
 from gist_train.results.licences import Licence, licence_of, on_hub
 from gist_train.results.onnx import Int8Report, OnnxReport
 from gist_train.results.selected import Selected
@@ -31,7 +33,7 @@ def make_card(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
 
     def make(
-        *, before=BEFORE, after=AFTER, step=8, name="run", hub_id=None, described=None, selected=None, onnx=None, **sections
+        *, before=BEFORE, after=AFTER, step=8, name="run", described=None, selected=None, onnx=None, example=None, **sections
     ):
         run = tmp_path / "run"
         shutil.rmtree(run, ignore_errors=True)
@@ -67,7 +69,7 @@ def make_card(tmp_path, monkeypatch):
             add_scores(run, at, figures)
         manifest = {"step": step, "student": ["tokenizer", "cls", True]}
         (run / "README.md").write_text(
-            model_card(Run(run), manifest, selected=selected, onnx=onnx, hub_id=hub_id), encoding="utf-8"
+            model_card(Run(run), manifest, selected=selected, onnx=onnx, example=example), encoding="utf-8"
         )
         return run / "README.md"
 
@@ -156,7 +158,7 @@ def test_the_card_tells_how_the_model_was_chosen(make_card):
     assert "## Selection" not in make_card().read_text(encoding="utf-8")
 
 
-def test_a_card_for_the_hub_shows_no_path_of_this_machine(make_card, tmp_path):
+def test_a_card_shows_no_path_of_this_machine(make_card, tmp_path):
     """Everybody reads it. What is left of a path may look like a repository of somebody else's: it must not become the base
     model, nor give its licence."""
     base = tmp_path / "secret" / "my-base"
@@ -164,9 +166,7 @@ def test_a_card_for_the_hub_shows_no_path_of_this_machine(make_card, tmp_path):
     (base / "README.md").write_text("---\nlicense: mit\n---\n")
     model = {"name": str(base), "revision": None, "layers": None}
     guide = {"name": str(base), "revision": None, "pooling": None, "prompt": None, "dtype": "float16"}
-    local = make_card(model=model, guide=guide).read_text(encoding="utf-8")
-    assert str(base) in local
-    path = make_card(model=model, guide=guide, hub_id="me/model")
+    path = make_card(model=model, guide=guide)
     shown = path.read_text(encoding="utf-8")
     assert str(tmp_path) not in shown
     assert "Fine-tuned from `my-base`" in shown
@@ -349,12 +349,46 @@ def test_a_run_that_tells_no_total_says_nothing_of_it(make_card):
 
 
 def test_a_person_is_told_what_it_is_made_of(make_card):
-    """Guide, data, software and the example's name: what one needs to judge the model or to make it again."""
-    text = make_card(hub_id="me/model").read_text()
-    assert 'SentenceTransformer("me/model")' in text
+    """Guide, data and software: what one needs to judge the model or to make it again."""
+    text = make_card().read_text()
     assert "Pooling: cls. The embeddings are normalised to length 1." in text
     assert '- guide `org/guide`, revision v1, pooling mean, prompt `"say: <it>"`, store float16' in text
     assert f"- org/triplets (en) (hub, commit {COMMIT}, 12,000 rows)\n" in text
     assert "- rows.jsonl (jsonl, 96 rows)\n" in text
     assert "gist-train 0.1.0, Python 3.11.9, torch 2.13.0" in text
     assert "`c0ffee`" in text
+
+
+def test_the_card_shows_rows_of_the_data(make_card):
+    """Whoever looks for a model must see what texts it was made for; a text of theirs is no Markdown."""
+    rows = [
+        {"task": "faq", "anchor": "a | <b>", "positive": "`two`", "negative": "no"},
+        {"task": "t", "anchor": "x", "positive": "y"},
+    ]
+    text = make_card(described={"examples": rows}).read_text()
+    assert "| faq | `a \\| <b>` | `` `two` `` | `no` |\n| t | `x` | `y` |  |\n" in text
+
+
+def test_the_card_says_prompts_in_words(make_card):
+    """A model that was trained with prompts is a worse one without them."""
+    example = Example('model = SentenceTransformer("me/model")', "tensor([[0.5]])", {"query": "query: ", "document": "passage: "})
+    text = make_card(example=example).read_text()
+    assert 'Before a query the model expects `"query: "`.\nBefore a document the model expects `"passage: "`.\n' in text
+    assert "```text\ntensor([[0.5]])\n```" in text
+    assert "without a prompt" in make_card(example=Example("code", None, {})).read_text()
+
+
+@pytest.mark.parametrize(
+    ("changed", "cited"),
+    [
+        ({"guide": None}, set()),
+        ({}, {"2402.16829"}),
+        ({"loss": {"temperature": 0.01, "dimensions": [16], "hardness": 5.0}}, {"2402.16829", "2205.13147", "2503.04812"}),
+        ({"distillation": {"weight": 2.0}}, {"2402.16829", "1503.02531"}),
+        ({"training": {"batch_size": 16, "seed": 42, "max_tokens_per_forward": 512}}, {"2402.16829", "2101.06983"}),
+    ],
+)
+def test_those_whose_work_was_used_are_cited(make_card, changed, cited):
+    """A paper writer copies what stands there: who is left out is not cited, who was not used should not be."""
+    text = make_card(**changed).read_text()
+    assert {*re.findall(r"eprint = {([\d.]+)}", text)} == {"1908.10084", *cited}

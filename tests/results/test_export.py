@@ -6,6 +6,9 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,7 +80,8 @@ def test_the_card_tells_what_it_is_made_of(run, tmp_path, make_model):
     assert front is not None
     told = yaml.safe_load(front[1])
     assert "base_model" not in told  # a folder of this machine, which the hub could not link
-    assert f"Fine-tuned from `{make_model()}`" in card
+    assert f"Fine-tuned from `{make_model().name}`" in card
+    assert str(tmp_path) not in card
     assert told["library_name"] == "sentence-transformers"
     assert "sentence-similarity" in told["tags"]
     assert "8 steps of 8 triplets: 64 triplets seen" in card
@@ -85,9 +89,13 @@ def test_the_card_tells_what_it_is_made_of(run, tmp_path, make_model):
     config = yaml.safe_load((run / "config.yaml").read_text())
     block = re.search(r"```yaml\n(.*?)```", card, re.DOTALL)
     assert block is not None
-    assert yaml.safe_load(block[1]) == config
+    shown = yaml.safe_load(block[1])
+    assert shown["model"] == {**config["model"], "name": make_model().name}  # paths of this machine are cut
+    assert {key: shown[key] for key in ("training", "loss", "optimizer")} == {
+        key: config[key] for key in ("training", "loss", "optimizer")
+    }
     assert json.loads((run / "run.json").read_text())["corpus"] in card
-    assert config["guide"]["name"] in card
+    assert Path(config["guide"]["name"]).name in card
     assert "after the warm-up of 1 steps, in a schedule of 8;" in card
 
 
@@ -222,7 +230,7 @@ HOSTILE = (
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_nothing_of_the_data_becomes_markup(write_config, tmp_path, write_rows, triplets, hostile):
     """The hub shows the card to everybody: a name in somebody's data must run no code in their browser."""
-    rows = write_rows("rows.jsonl", triplets)
+    rows = write_rows("rows.jsonl", [{**triplets[0], "anchor": hostile, "task": hostile}, *triplets[1:]])
     named = rows.with_name(hostile.replace("/", " ").replace("\n", " ") + ".jsonl")
     rows.rename(named)
     source = {"source": "jsonl", "path": str(named), "prompts": {"anchor": hostile}}
@@ -237,7 +245,8 @@ def test_nothing_of_the_data_becomes_markup(write_config, tmp_path, write_rows, 
     body = (folder / "README.md").read_text().split("\n---\n", 1)[1]
     tokens = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(body)
     inline = [child for token in tokens for child in token.children or []]
-    kinds = {token.type for token in (*tokens, *inline)}
+    ours = ("<details><summary>config.yaml, as gist-train train takes it</summary>", "</details>")
+    kinds = {token.type for token in (*tokens, *inline) if token.content.strip() not in ours}
     assert not kinds & {"html_block", "html_inline", "link_open", "image", "em_open", "s_open", "strong_open"}
     (block,) = [token for token in tokens if token.type == "fence" and token.info == "yaml"]
     assert yaml.safe_load(block.content)["guide"]["prompt"] == hostile
@@ -264,3 +273,26 @@ def test_a_run_without_a_checkpoint_has_nothing_to_export(write_config, tmp_path
     assert ended.code == 2
     assert "train first" in ended.err
     assert not (tmp_path / "runs" / "never").exists()
+
+
+def test_the_cards_example_prints_what_the_card_says(run, tmp_path):
+    """It is the first thing that a user runs: a line that fails, or another output, and nobody trusts the rest."""
+    folder = export_model(Run(run), None, tmp_path / "model")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    code, output = re.search(r"```python\n(.*?)```\n+```text\n(.*?)```", card, re.DOTALL).groups()
+    anchor = json.loads((run / "run.json").read_text())["examples"][0]["anchor"]
+    assert json.dumps(anchor, ensure_ascii=False) in code
+    ended = subprocess.run(
+        [sys.executable, "-c", code.replace("path/to/run", str(folder))], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert ended.stdout == output
+
+
+def test_a_run_that_kept_no_rows_has_an_example(run, tmp_path):
+    """Runs of before have no examples in run.json."""
+    described = json.loads((run / "run.json").read_text())
+    del described["examples"]
+    (run / "run.json").write_text(json.dumps(described))
+    card = (export_model(Run(run), None, tmp_path / "model") / "README.md").read_text(encoding="utf-8")
+    assert "reset my password" in card
+    assert "Some of the rows" not in card

@@ -14,7 +14,7 @@ from support.push_stub import TOKEN, push_hub
 from support.running import gist
 
 from gist_train.config.errors import UserError
-from gist_train.results.push import check_push, push_folder
+from gist_train.results.push import check_push, planned_push, push_folder
 from gist_train.run_folder import Run
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -256,3 +256,30 @@ def test_the_librarys_default_way_of_uploading(hub, exported, monkeypatch):
     with pytest.raises(UserError, match="write permission") as told:
         push_folder(exported, hub.repo_id, private=None)
     assert TOKEN not in str(told.value)
+
+
+def test_a_dry_run_sends_nothing(hub, run):
+    """People look first what will be seen by everybody: names, sizes, what goes; and a bad token is told before any work."""
+    ended = gist("export", run, "--push-to-hub", hub.repo_id, "--dry-run")
+    assert ended.code == 0, ended.err
+    files = contents(run / "export")
+    assert f"would push to a new repository, {hub.repo_id}: {len(files)} files" in ended.err
+    for name, content in files.items():
+        assert f"{len(content):,} bytes  {name}" in ended.err
+    assert (hub.files, hub.commits) == ({}, [])
+    assert gist("export", run, "--push-to-hub", hub.repo_id, "--private").code == 0
+    again = gist("export", run, "--push-to-hub", hub.repo_id, "--dry-run")
+    assert f"would push to the private repository {hub.repo_id}" in again.err
+    assert len(hub.commits) == 1
+    alone = gist("export", run, "--dry-run")
+    assert (alone.code, "--push-to-hub" in alone.err) == (2, True)
+
+
+def test_a_dry_run_names_what_would_go(hub, exported):
+    """Weights of an earlier export are deleted: who keeps them there should read it before."""
+    hub.files, hub.exists = {"modules.json": b"[]", "pytorch_model.bin": b"old", "notes.txt": b"mine"}, True
+    planned = planned_push(exported, hub.repo_id, private=None)
+    assert planned.deletes == ["pytorch_model.bin"]
+    assert "would delete            pytorch_model.bin" in str(planned)
+    with pytest.raises(UserError, match="which is public"):
+        planned_push(exported, hub.repo_id, private=True)
