@@ -48,6 +48,12 @@ ROWS: dict[str, Changes] = {
     "regression": {"distillation": {"regression": 1.0}},
     "soft mask": {"loss": {"mask": "soft"}},
     "hardness": {"loss": {"hardness": 5.0}},
+    "hardness, mined": {"loss": {"hardness": 5.0}, "data": {"hard_negatives": {"per_row": 1}}},
+    "KL, temperature 0.1, hardness": {
+        "distillation": {"weight": 2.0, "temperature": 0.1},
+        "loss": {"hardness": 5.0},
+    },
+    "hardness 10": {"loss": {"hardness": 10.0}},
     "mined": {"data": {"hard_negatives": {"per_row": 1}}},
     "similar, depth 2": {"data": {"batching": "similar", "similarity_depth": 2}},
     "similar, depth 5": {"data": {"batching": "similar", "similarity_depth": 5}},

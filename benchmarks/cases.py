@@ -15,7 +15,8 @@ from gist_train.config.errors import Fault, UserError
 from gist_train.config.models import ModelConfig
 from gist_train.config.schema import Config
 from gist_train.model.loading import load_student
-from gist_train.preparation import batch_plan, prepare_corpus, prepare_tokens
+from gist_train.preparation import prepare_corpus, prepare_tokens
+from gist_train.training.batching import batch_plan
 
 MEAN_TOKENS, SPREAD, FEWEST_TOKENS = 60, 1.0, 6
 """Of the long tails: the mean before the cut, the standard deviation of the logarithm, and the shortest text."""

@@ -17,7 +17,9 @@ from rich.console import Console
 from gist_train.config.loading import load_config
 from gist_train.model.loss import BLOCKS
 from gist_train.model.masks import similarity_tolerance
-from gist_train.preparation import batch_plan, prepare_corpus, prepare_guide
+from gist_train.preparation import prepare_corpus
+from gist_train.training.batching import batch_plan
+from gist_train.training.embedding import prepare_guide
 from gist_train.training.guides import StoredGuide
 
 

@@ -129,7 +129,7 @@ def open_corpus(told: Found) -> Found:
     import numpy as np
 
     from gist_train.config.loading import load_config
-    from gist_train.preparation import batch_plan
+    from gist_train.training.batching import batch_plan
 
     corpora = [_timed(_opened, told["cache"]) for _ in range(OPENINGS)]
     corpus, _ = corpora[0][1]

@@ -48,7 +48,8 @@ from gist_train.config.schema import Config
 from gist_train.data.batches import BatchPlan
 from gist_train.model.loading import load_student
 from gist_train.model.loss import guided_contrastive_loss
-from gist_train.preparation import batch_plan, prepare_corpus, prepare_tokens
+from gist_train.preparation import prepare_corpus, prepare_tokens
+from gist_train.training.batching import batch_plan
 
 PACKAGES = ("torch", "accelerate", "numpy")
 SHAPE = (3, 384, 12, 1536)

@@ -159,8 +159,8 @@ def prepare(config: ConfigPath, set_: Set = None, timeout: Timeout = None) -> No
         _begin("prepare", load_config(config, set_ or [], selects=False))
     from gist_train.checks import check
     from gist_train.model.device import this_device
-    from gist_train.preparation import Processes
     from gist_train.preparation import prepare as prepare_all
+    from gist_train.training.embedding import Processes
     from gist_train.training_run import launched
 
     keep_kernels(FEW_KERNELS)
@@ -189,7 +189,8 @@ def mine(
     from gist_train.hard_negatives import with_rules
     from gist_train.model.device import this_device
     from gist_train.model.loading import load_student
-    from gist_train.preparation import Processes, add_hard_negatives, drop_suspects, prepare_corpus
+    from gist_train.preparation import add_hard_negatives, drop_suspects, prepare_corpus
+    from gist_train.training.embedding import Processes
     from gist_train.training_run import launched
 
     keep_kernels(FEW_KERNELS)

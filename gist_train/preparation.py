@@ -6,9 +6,8 @@ long the guide takes.
 """
 
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +17,10 @@ from rich.console import Console
 
 from gist_train.checks import check_device, check_student, report_device
 from gist_train.config.errors import Fault, UserError, listed, shown
-from gist_train.config.fields import FEWEST_TOKENS, SHORTEST
-from gist_train.config.models import GuideConfig, GuideVectorsConfig, StoredModelConfig
+from gist_train.config.models import GuideConfig, StoredModelConfig
 from gist_train.config.schema import Config, DataConfig, cache_folder, training_prompts
 from gist_train.config.sources import ClassificationSource
-from gist_train.data.batches import BatchPlan
 from gist_train.data.building import SHOWN_FAULTS, build_corpus, labelled_texts, read_together, refuse_bad
-from gist_train.data.cells import Likeness
 from gist_train.data.corpus import Corpus, TokenTable, text_hashes
 from gist_train.data.fingerprints import ContentHashes, corpus_fingerprint
 from gist_train.data.held_out import held_out_texts
@@ -33,36 +29,18 @@ from gist_train.data.manifests import damage_in
 from gist_train.data.overlap import Exclusion, normalized_hash
 from gist_train.data.tokenising import tokenise_together
 from gist_train.hard_negatives import folder_of, with_hard_negatives
-from gist_train.memory import lowered, naming_work
-from gist_train.model.encoder import tokens_at_a_time
-from gist_train.model.folders import identity
-from gist_train.model.guide import GuideStore, seconds_to_embed, store_folder
-from gist_train.model.loading import load_guide, load_student
+from gist_train.model.guide import GuideStore, store_folder
+from gist_train.model.loading import load_student
 from gist_train.model.pretrained import Pretrained
-from gist_train.model.vectors import refuse_missing, vector_files, vector_store
-from gist_train.model.whole import TextModel
-from gist_train.progress import duration, follow, say
+from gist_train.progress import follow, say
 from gist_train.pulse import waiting
 from gist_train.suspects import Looked, without_suspects
-from gist_train.training.guides import Guide, GuidePart, SelfGuide, StoredGuide, TextsOfStore, guide_parts
+from gist_train.training.batching import batch_plan, check_candidates
+from gist_train.training.embedding import ALONE, Embedder, Processes, check_guide, guide_as_stored, prepare_guide
+from gist_train.training.guides import StoredGuide
 from gist_train.training.setup import Prepared
 
-
-@dataclass(frozen=True, slots=True)
-class Processes:
-    """The processes of one run, which embed together."""
-
-    count: int = 1
-    shown: bool = True
-    """Whether this one shows how far all of them are: one on each machine does."""
-
-
-ALONE = Processes()
-TIMED_FROM = 1000
-"""Texts to embed from which on it is said how long that will take."""
 SHOWN_SOURCES = 20
-SHOWN_DAMAGED = 3
-"""Texts that are named of those whose embeddings are damaged."""
 """Sources whose rows are described before a training."""
 
 
@@ -284,73 +262,10 @@ def _evaluation_texts(config: Config) -> frozenset[bytes]:
     return excluded
 
 
-@dataclass(frozen=True, slots=True)
-class _Embedder:
-    """A model and the store of what it has embedded: the guide, or what triplets of labelled texts are mined with."""
-
-    model: StoredModelConfig
-    where: str
-    """The model's key in the YAML."""
-    folder: Path
-    """Of its store."""
-
-    def embed(
-        self,
-        hashes: NDArray[np.uint8],
-        lengths: NDArray[np.int64],
-        text: Callable[[int], str],
-        device: torch.device,
-        console: Console,
-        processes: Processes,
-    ) -> tuple[GuideStore, NDArray[np.int64]]:
-        """The store, and (N,) where it has each of N texts; those that no run has embedded yet are embedded."""
-
-        @cache
-        def load() -> TextModel:
-            with waiting():  # for another rank, where both fetch it from the hub
-                model = load_guide(self.model, self.where)
-            named = {name: prompt for name, prompt in model.prompts.items() if prompt}
-            if self.model.prompt is None and named and not model.default_prompt:
-                several = ", ".join(f"{name}: {shown(prompt)}" for name, prompt in named.items())
-                unset = f"{self.where}.prompt is not set: {self.model.name} reads texts without the prompts of its folder"
-                line = f"{unset} ({several})"
-                say(console, line)
-            return model.to(device)
-
-        store = GuideStore(self.folder)
-        positions = store.positions(hashes)
-        if len(damaged := np.flatnonzero(store.damaged(positions))):
-            texts = ", ".join(shown(text(int(index))) for index in damaged[:SHOWN_DAMAGED])
-            found = f"{self.folder / 'embeddings.bin'}: {len(damaged):,} damaged embeddings, of {texts}"
-            say(console, f"{found}{', ...' if len(damaged) > SHOWN_DAMAGED else ''}: made anew")
-            store.forget(positions[damaged])
-            positions = store.positions(hashes)
-        if missing := int((positions < 0).sum()):
-            if missing >= TIMED_FROM and processes.shown:
-                seconds = seconds_to_embed(load(), self.model, np.flatnonzero(positions < 0), lengths, text) / processes.count
-                took = f"{missing:,} texts to embed with {self.model.name}: about {duration(seconds)}"
-                say(console, took)
-            what = "embedding with the guide" if self.where == "guide" else f"embedding with {self.model.name}"
-            with naming_work(lambda: (what, self._lowering(load(), device))):
-                counts = store.fill_together(load, self.model, hashes, lengths, text, processes.count, missing)
-                follow(counts, what, missing, console, shown=processes.shown)
-            positions = store.positions(hashes)
-        return store, positions
-
-    def _lowering(self, model: TextModel, device: torch.device) -> list[str]:
-        """Settings that lower what embedding takes, in the order in which to try them."""
-        at_a_time = tokens_at_a_time(self.model.batch_tokens, device)
-        lowering = [
-            lowered(f"{self.where}.batch_tokens", at_a_time, None, FEWEST_TOKENS),
-            lowered(f"{self.where}.max_length", model.max_length, None, SHORTEST),
-        ]
-        return [setting for setting in lowering if setting is not None]
-
-
-def _mining_stores(config: Config) -> dict[int, _Embedder]:
+def _mining_stores(config: Config) -> dict[int, Embedder]:
     """By source of labelled texts."""
     folders: dict[StoredModelConfig, Path] = {}  # a model's identity is a hash over all of its weights: asked once
-    stores: dict[int, _Embedder] = {}
+    stores: dict[int, Embedder] = {}
     for index, source in enumerate(config.data.train):
         if isinstance(source, ClassificationSource):
             named = source.mining.model
@@ -360,12 +275,12 @@ def _mining_stores(config: Config) -> dict[int, _Embedder]:
                 model = guide.of_roles[0]
             if model not in folders:
                 folders[model] = store_folder(cache_folder(config), model, where)
-            stores[index] = _Embedder(model, where, folders[model])
+            stores[index] = Embedder(model, where, folders[model])
     return stores
 
 
 def _fingerprint(
-    config: Config, stores: Mapping[int, _Embedder], excluded: Collection[bytes]
+    config: Config, stores: Mapping[int, Embedder], excluded: Collection[bytes]
 ) -> tuple[str, dict[str, list[object]]]:
     """The corpus' fingerprint, and size, times and inode of the files that it was made of."""
     hashes = ContentHashes(cache_folder(config) / "content-hashes.json")
@@ -381,7 +296,7 @@ def _changed(config: Config) -> UserError:
 
 def _embed_labelled(
     data: DataConfig,
-    stores: Mapping[int, _Embedder],
+    stores: Mapping[int, Embedder],
     excluded: Collection[bytes],
     device: torch.device,
     console: Console,
@@ -425,136 +340,3 @@ def prepare_tokens(corpus: Corpus, student: Pretrained, console: Console, proces
         counts = tokenise_together(corpus, student.tokens, student.vocabulary_size(), fingerprint)
         follow(counts, "tokenising texts", corpus.view_count, console, shown=processes.shown)
     return corpus.tokens(fingerprint)
-
-
-def prepare_guide(config: Config, corpus: Corpus, device: torch.device, console: Console, processes: Processes = ALONE) -> Guide:
-    """The guide's embeddings of the corpus' texts; those that no run has embedded yet are embedded on `device`.
-
-    Args:
-        processes: of this run. All of them call this, each with a device of its own, and each embeds its share.
-
-    Raises:
-        UserError: the guide can't be loaded, or its store is damaged.
-    """
-
-    def embedded(part: GuidePart, where: str) -> TextsOfStore:
-        embedder = _Embedder(part.model, where, part.folder)
-        return part.stored(*embedder.embed(part.hashes, part.lengths, part.text, device, console, processes))
-
-    return _guide_of(config, corpus, embedded)
-
-
-def guide_as_stored(config: Config, corpus: Corpus) -> Guide:
-    """The guide where nothing is left to embed; None where its store lacks a text."""
-
-    def as_stored(part: GuidePart, _: str) -> TextsOfStore | None:
-        store = GuideStore(part.folder)
-        places = store.positions(part.hashes)
-        return None if (places < 0).any() else part.stored(store, places)
-
-    return _guide_of(config, corpus, as_stored)
-
-
-def _guide_of(config: Config, corpus: Corpus, stored: Callable[[GuidePart, str], TextsOfStore | None]) -> Guide:
-    """The guides whose embeddings are stored in one, else the student itself, or none; None where one lacks a text."""
-    guides = []
-    for where, guide in config.guides.items():
-        if isinstance(guide, GuideVectorsConfig):
-            guides.append(_guide_of_vectors(config, guide, corpus, where))
-            continue
-        parts = guide_parts(config, guide, corpus, where)
-        texts = [one for part in parts if (one := stored(part, where)) is not None]
-        if len(texts) < len(parts):
-            return None
-        guides.append(StoredGuide.of_parts(parts, texts))
-    if guides:
-        return StoredGuide.of_all(guides, corpus)
-    return None if config.guide is None else SelfGuide()
-
-
-def check_candidates(config: Config, corpus: Corpus) -> None:
-    """Raises UserError where no step can teach anything: each batch is one row, and no row has a negative."""
-    if config.training.batch_size == 1 and not len(corpus.negative):
-        found, expected = "1, and rows without negatives", "2 or more: the other rows of its batch serve a row as negatives"
-        raise UserError(Fault("training.batch_size", found, expected, "raise it; 16 to 128 is usual"))
-
-
-def check_guide(config: Config) -> None:
-    """Raises UserError where there is no such guide: millions of rows need not be read before."""
-    for where, guide in config.guides.items():
-        match guide:
-            case GuideConfig():
-                identity(guide.name, guide.revision, where, lambda _: "")  # is it there: its content is read later
-            case GuideVectorsConfig():
-                vector_files(guide, where)
-
-
-def _guide_of_vectors(config: Config, guide: GuideVectorsConfig, corpus: Corpus, where: str) -> StoredGuide:
-    """Vectors that were computed elsewhere; UserError where these lack a text."""
-    store = vector_store(cache_folder(config), guide, where)
-    positions = store.positions(corpus.hashes)
-    refuse_missing(store, [corpus.text(int(i)) for i in np.flatnonzero(positions < 0)], corpus.text_count, where)
-    return StoredGuide.alike(store, positions)
-
-
-def batch_plan(config: Config, corpus: Corpus, guide: Guide = None) -> BatchPlan:
-    """The batch plan of `config` over `corpus`.
-
-    Args:
-        guide: what similar rows are found by; without one they are not, and counts are right all the same.
-
-    Raises:
-        UserError: the rows give no whole batch.
-    """
-    _refuse_rows_without_candidates(config, corpus)
-    try:
-        return BatchPlan(
-            task=corpus.task,
-            anchor=corpus.anchor,
-            positive=corpus.positive,
-            positive_offsets=corpus.positive_offsets,
-            batching=config.data.batching,
-            batch_size=config.training.batch_size,
-            seed=config.training.seed,
-            source=corpus.source,
-            weights=[source.weight for source in config.data.train],
-            likeness=_likeness(config, corpus, guide),
-        )
-    except ValueError as error:
-        if config.data.batching == "reference" and corpus.row_count >= config.training.batch_size:
-            fix = "put the rows of a task together in the file, or set data.batching: task"
-            setting = f"reference; no {config.training.batch_size} neighbouring rows, counted from the first, are of one task"
-            raise UserError(Fault("data.batching", setting, "windows of rows of one task", fix)) from None
-        raise UserError(
-            Fault(
-                "training.batch_size",
-                f"{config.training.batch_size}; {error} from {', '.join(source.path for source in config.data.train)}",
-                "a size of which the data has one whole batch at least",
-                "lower training.batch_size or add rows",
-            )
-        ) from None
-
-
-def _likeness(config: Config, corpus: Corpus, guide: Guide) -> Likeness | None:
-    """What tells how alike rows are; None where batches don't go by it."""
-    if config.data.batching != "similar" or not isinstance(guide, StoredGuide):
-        return None
-    anchors = guide.anchor
-    return Likeness(config.data.similarity_depth, lambda rows: anchors.embeddings(corpus.anchor[rows]).numpy())
-
-
-def _refuse_rows_without_candidates(config: Config, corpus: Corpus) -> None:
-    """UserError where rows that keep to their own negatives have none: they would contrast with nothing, and teach nothing."""
-    bare = np.bincount(corpus.source[np.diff(corpus.negative_offsets) == 0], minlength=len(config.data.train))
-    faults = [
-        Fault(
-            f"data.train[{index}].in_batch_negatives",
-            f"false, and {count:,} rows of {source.path} without a negative",
-            "false where every row has a negative of its own",
-            "set it to true, or give these rows negatives",
-        )
-        for index, (source, count) in enumerate(zip(config.data.train, bare.tolist(), strict=True))
-        if count and not source.in_batch_negatives
-    ]
-    if faults:
-        raise UserError(*faults)

@@ -20,7 +20,7 @@ from gist_train.evaluation.measuring import Measuring, main_metrics, scores_line
 from gist_train.evaluation.score_file import cut_scores
 from gist_train.memory import MemoryShortageError, naming_work
 from gist_train.planning.estimates import checkpoint_bytes, checkpoints_kept
-from gist_train.preparation import Processes, prepare
+from gist_train.preparation import prepare
 from gist_train.progress import say, terminal
 from gist_train.results.early_stopping import best_saved, forget_later_end, no_rise, out_of_patience, remember_end, stays_ended
 from gist_train.results.ranking import weighted_score
@@ -38,6 +38,7 @@ from gist_train.training.distributed import (
     make_accelerator,
     precision_on,
 )
+from gist_train.training.embedding import Processes
 from gist_train.training.guides import named_guide
 from gist_train.training.loop import StepRecord, steps
 from gist_train.training.ranks import TIMEOUT, Ranks

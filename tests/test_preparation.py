@@ -22,6 +22,8 @@ from gist_train.data.overlap import normalized
 from gist_train.model import guide as guide_module
 from gist_train.model.guide import GuideStore
 from gist_train.model.loading import load_guide
+from gist_train.training import embedding
+from gist_train.training.batching import batch_plan
 
 CPU = torch.device("cpu")
 
@@ -49,7 +51,7 @@ def test_triplets_are_mined_with_the_guide(write_config, intents, monkeypatch):
     training together."""
     config = load_config(write_config(data=classification(intents)))
     read: list[str] = []
-    real = preparation.load_guide
+    real = embedding.load_guide
 
     def noted(model, where):
         guide = real(model, where)
@@ -57,9 +59,9 @@ def test_triplets_are_mined_with_the_guide(write_config, intents, monkeypatch):
         monkeypatch.setattr(type(guide), "tokens", lambda _, texts: (read.extend(texts), tokens(texts))[1])
         return guide
 
-    monkeypatch.setattr(preparation, "load_guide", noted)
+    monkeypatch.setattr(embedding, "load_guide", noted)
     corpus = preparation.prepare_corpus(config, CPU, QUIET)
-    preparation.prepare_guide(config, corpus, CPU, QUIET)
+    embedding.prepare_guide(config, corpus, CPU, QUIET)
     monkeypatch.undo()
     lines = [json.loads(line) for line in intents.open()]
     texts, labels = [line["text"] for line in lines], [line["label"] for line in lines]
@@ -89,8 +91,8 @@ def test_two_sources_share_one_pass_of_the_guide(write_config, intents, write_ro
     other = write_rows("other.jsonl", [{"text": text, "label": i % 5} for i, text in enumerate(quickstart_texts[50:120])])
     data = {"train": [{"source": "classification", "path": str(path)} for path in (intents, other)]}
     loads, hashed = [], []
-    real, identity = preparation.load_guide, preparation.store_folder
-    monkeypatch.setattr(preparation, "load_guide", lambda *given: (loads.append(given), real(*given))[1])
+    real, identity = embedding.load_guide, preparation.store_folder
+    monkeypatch.setattr(embedding, "load_guide", lambda *given: (loads.append(given), real(*given))[1])
     monkeypatch.setattr(preparation, "store_folder", lambda *given: (hashed.append(given), identity(*given))[1])
     config = load_config(write_config(data=data))
     corpus = preparation.prepare_corpus(config, CPU, QUIET)
@@ -147,7 +149,7 @@ def test_of_a_large_corpus_sizes_are_looked_at(write_config, monkeypatch):
 
 def test_how_long_texts_take_is_said_before_they_are_embedded(write_config, intents, monkeypatch):
     """A plan stood for an hour at "embedding", and nobody could tell it from one that hangs."""
-    monkeypatch.setattr(preparation, "TIMED_FROM", 20)
+    monkeypatch.setattr(embedding, "TIMED_FROM", 20)
     lines = Console(file=io.StringIO(), width=200)
     config = load_config(write_config(data=classification(intents)))
     preparation.prepare_corpus(config, CPU, lines)
@@ -240,7 +242,7 @@ def test_brackets_in_a_path_are_printed_as_they_are(write_config, tmp_path):
 def test_a_bad_label_is_told_before_the_model_is_loaded(write_config, write_rows, monkeypatch):
     """Minutes of a large guide must not come before the message that row 2 has no label."""
     path = write_rows("bad.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": None}, {"text": "c", "label": "y"}])
-    monkeypatch.setattr(preparation, "load_guide", lambda *_: pytest.fail("the guide was loaded"))
+    monkeypatch.setattr(embedding, "load_guide", lambda *_: pytest.fail("the guide was loaded"))
     with pytest.raises(UserError, match=r'bad\.jsonl, row 2: "label" is not a string'):
         preparation.prepare_corpus(load_config(write_config(data=classification(path))), CPU, QUIET)
 
@@ -285,7 +287,7 @@ def test_weights_reach_the_batches(write_config, write_rows, triplets):
     sources = [{"source": "jsonl", "path": str(path)} for path in paths]
     plain = load_config(write_config(data={"train": sources}))
     weighted = load_config(write_config("weighted", data={"train": [sources[0], {**sources[1], "weight": 2.0}]}))
-    plans = [preparation.batch_plan(config, preparation.prepare_corpus(config, CPU, QUIET)) for config in (plain, weighted)]
+    plans = [batch_plan(config, preparation.prepare_corpus(config, CPU, QUIET)) for config in (plain, weighted)]
     assert [plan.steps_per_epoch for plan in plans] == [12, 16]
 
 

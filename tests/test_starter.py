@@ -21,10 +21,11 @@ from gist_train.config.schema import Config
 from gist_train.data.sources import read_labelled, read_rows
 from gist_train.evaluation.tasks import load_tasks
 from gist_train.model import device
-from gist_train.preparation import batch_plan, prepare_corpus
+from gist_train.preparation import prepare_corpus
 from gist_train.starter.models import COST_OF_LARGE, LARGE, SMALL, pair_for
 from gist_train.starter.names import run_name
 from gist_train.starter.page import GUIDE_POOLING, starter_yaml, write_starter
+from gist_train.training.batching import batch_plan
 
 ODD = "a \"b\": 'c' # d, {e} [f] \\ %g\n\t- h\u2028i\x85j\x7f\ufeff\N{PARTY POPPER}"
 """Every sign that YAML might take for its own, four that end a line and one that a YAML file may not hold."""

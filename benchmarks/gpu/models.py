@@ -29,7 +29,8 @@ from gist_train.config.models import ModelConfig
 from gist_train.config.schema import Config
 from gist_train.data.corpus import Corpus, TokenTable
 from gist_train.model.loading import load_student
-from gist_train.preparation import batch_plan, prepare_corpus, prepare_tokens
+from gist_train.preparation import prepare_corpus, prepare_tokens
+from gist_train.training.batching import batch_plan
 from gist_train.training.distributed import make_accelerator
 from gist_train.training.guides import StoredGuide
 from gist_train.training.setup import Prepared, open_training

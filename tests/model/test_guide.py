@@ -36,6 +36,7 @@ from gist_train.model.guide import GuideStore, store_folder
 from gist_train.model.loading import load_guide, load_student
 from gist_train.model.pretrained import Pretrained
 from gist_train.planning.plan import plan
+from gist_train.training import embedding
 from gist_train.training.guides import SelfGuide
 
 CPU = torch.device("cpu")
@@ -397,7 +398,7 @@ def test_the_guide_reads_the_raw_text(make_model, write_config, write_rows):
     )
     corpus = preparation.prepare_corpus(config, CPU, QUIET)
     student = load_student(config.model)
-    look_up = preparation.prepare_guide(config, corpus, CPU, QUIET)
+    look_up = embedding.prepare_guide(config, corpus, CPU, QUIET)
     texts = [corpus.text(i) for i in range(corpus.text_count)]
     vectors = look_up.anchor.embeddings(np.arange(len(texts))).numpy()
     assert vectors.shape == (5, 48)
@@ -423,10 +424,10 @@ def test_prompts_by_column(make_model, write_config, write_rows, monkeypatch):
         guide = {"name": folder, "dtype": "float32", "prompts": prompts}
         config = load_config(write_config(guide=guide, data={"train": [source]}))
         corpus = preparation.prepare_corpus(config, CPU, QUIET)
-        assert preparation.guide_as_stored(config, corpus) is None
+        assert embedding.guide_as_stored(config, corpus) is None
         expected = plan(config).guide.texts_to_embed
         embedded.clear()
-        guide = preparation.prepare_guide(config, corpus, CPU, QUIET)
+        guide = embedding.prepare_guide(config, corpus, CPU, QUIET)
         assert len(embedded) == expected
         assert plan(config).guide.texts_to_embed == 0
         return corpus, guide
@@ -453,7 +454,7 @@ def test_without_a_model_there_is_no_store(write_config, given, guide):
     """An unguided baseline must not embed anything."""
     config = load_config(write_config(guide=given))
     corpus = preparation.prepare_corpus(config, CPU, QUIET)
-    assert preparation.prepare_guide(config, corpus, CPU, QUIET) == guide
+    assert embedding.prepare_guide(config, corpus, CPU, QUIET) == guide
     assert not (cache_folder(config) / "guides").exists()
 
 
@@ -476,7 +477,7 @@ def two_guides(make_model):
 def prepared_with(guide, write_config):
     config = load_config(write_config(guide=guide))
     corpus = preparation.prepare_corpus(config, CPU, QUIET)
-    return config, corpus, preparation.prepare_guide(config, corpus, CPU, QUIET)
+    return config, corpus, embedding.prepare_guide(config, corpus, CPU, QUIET)
 
 
 def test_several_guides_are_one_of_their_mean_similarity(two_guides, write_config):
@@ -488,7 +489,7 @@ def test_several_guides_are_one_of_their_mean_similarity(two_guides, write_confi
     np.testing.assert_allclose(similarities(both, corpus), expected, rtol=0, atol=1e-5)
     assert similarities(both, corpus).max() <= 1 + 1e-6
     assert both.fingerprint == ",".join(guide.fingerprint for guide in alone)
-    again = preparation.guide_as_stored(config, corpus)
+    again = embedding.guide_as_stored(config, corpus)
     assert again.anchor.weights == both.anchor.weights
     every = np.unique(corpus.negative)
     assert torch.equal(again.negative.embeddings(every), both.negative.embeddings(every))
@@ -587,11 +588,11 @@ def test_prepared_once(write_config, seen):
     """A second run over the same data builds nothing, loads no guide and reads no text; it says nothing either."""
     config = load_config(write_config())
     corpus = preparation.prepare_corpus(config, CPU, QUIET)
-    first = preparation.prepare_guide(config, corpus, CPU, QUIET)
+    first = embedding.prepare_guide(config, corpus, CPU, QUIET)
     assert sorted(seen) == sorted(corpus.text(i) for i in range(corpus.text_count))
     seen.clear()
     console = Console(file=io.StringIO())
-    again = preparation.prepare_guide(config, preparation.prepare_corpus(config, CPU, console), CPU, console)
+    again = embedding.prepare_guide(config, preparation.prepare_corpus(config, CPU, console), CPU, console)
     assert seen == []
     assert console.file.getvalue() == ""
     every = np.arange(corpus.text_count)
@@ -629,9 +630,9 @@ def prepare_beside(path: str, barrier: Any) -> tuple[list[str], int]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(guide_module, "locked", meet)
-        patch.setattr(preparation, "load_guide", load)
+        patch.setattr(embedding, "load_guide", load)
         patch.setattr(Pretrained, "tokens", tokens)
-        preparation.prepare_guide(config, corpus, CPU, QUIET)
+        embedding.prepare_guide(config, corpus, CPU, QUIET)
     return embedded, len(loaded)
 
 

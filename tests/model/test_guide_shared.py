@@ -29,8 +29,9 @@ from gist_train.model.device import this_device
 from gist_train.model.guide import GuideStore, store_folder
 from gist_train.model.loading import load_guide
 from gist_train.model.pretrained import Pretrained
-from gist_train.preparation import Processes, prepare_corpus, prepare_guide
+from gist_train.preparation import prepare_corpus
 from gist_train.training.distributed import make_accelerator
+from gist_train.training.embedding import Processes, prepare_guide
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 

@@ -18,8 +18,9 @@ from gist_train.config.loading import load_config
 from gist_train.memory import MemoryShortageError, naming_work
 from gist_train.model.device import this_device
 from gist_train.model.encoder import Encoder, pack
-from gist_train.preparation import prepare_corpus, prepare_guide
+from gist_train.preparation import prepare_corpus
 from gist_train.run_folder import Run
+from gist_train.training.embedding import prepare_guide
 from gist_train.training.loop import steps
 
 DEVICE = torch.device("cuda")
