@@ -26,7 +26,6 @@ from gist_train.config.fields import (
     Section,
     Share,
     Title,
-    WandbName,
 )
 from gist_train.config.hard_negatives import HardNegativesConfig
 from gist_train.config.losses import DistillationConfig, LossConfig
@@ -34,6 +33,7 @@ from gist_train.config.models import GuideConfig, GuideVectorsConfig, ModelConfi
 from gist_train.config.secrets import without_secrets
 from gist_train.config.sources import OUTSIDE_CORPUS, ClassificationSource, MediSource, Source, TableSource, TextsSource
 from gist_train.config.suspects import Suspects
+from gist_train.config.tracking import TrackingConfig
 from gist_train.config.training import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -141,28 +141,6 @@ class SelectionConfig(Section):
     """Metric to choose by, "<task>/<metric>", or several with weights, whose mean counts; null = none."""
     note: Title | None = None
     """What a reader should know of that step, shown beside it by `plan`; null = nothing."""
-
-
-class WandbConfig(Section):
-    """Weights & Biases."""
-
-    project: WandbName | None = None
-    """Project that the run is logged to; null = $WANDB_PROJECT, else gist-train."""
-    mode: Literal["online", "offline", "disabled"] | None = None
-    """Whether the run is uploaded; null = as $WANDB_DISABLED or $WANDB_MODE says, else online."""
-    entity: WandbName | None = None
-    """User or team; null = the account's default."""
-
-
-class TrackingConfig(Section):
-    """Where metrics go besides metrics.jsonl."""
-
-    log_every: Count = 50
-    """Optimizer steps between two rows of metrics."""
-    log_rows: bool = False
-    """Whether the rows of the corpus that each step reads are written to step-rows.jsonl, {"step": 1, "rows": [4, 17, ...]}."""
-    wandb: WandbConfig | None = None
-    """Weights & Biases; null = not used."""
 
 
 def _guide_kind(guide: object) -> str | None:

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from gist_train.config.errors import shown
-from gist_train.config.schema import Config, WandbConfig
+from gist_train.config.schema import Config
 from gist_train.config.secrets import without_secrets
+from gist_train.config.tracking import WandbConfig
 from gist_train.data.files import write_text
 from gist_train.run_folder import Run
 

@@ -11,7 +11,7 @@ import pytest
 from support.running import gist
 from support.wandb_server import KEY, wandb_server
 
-from gist_train.config.schema import WandbConfig
+from gist_train.config.tracking import WandbConfig
 from gist_train.training.trackers import wandb_mode
 
 pytestmark = [
