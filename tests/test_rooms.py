@@ -27,6 +27,7 @@ FLOORS = (
     "preparation",
     "results",
     "planning",
+    "pages",
     "auditing",
     "reporting",
     "starter",

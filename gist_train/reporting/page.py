@@ -5,14 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from gist_train.config.errors import Fault, UserError
-from gist_train.data.files import write_text
+from gist_train.pages.rendering import rendered, script_json, write_page
 from gist_train.reporting.charts import charts_of
 from gist_train.reporting.figures import Figures, told_apart
 from gist_train.results.selection_table import Change, changes, counted
-from gist_train.version import __version__
 
 LIBRARY = "Vega, Vega-Lite and Vega-Embed (BSD 3-Clause, University of Washington Interactive Data Lab and contributors)"
 VEGA_LITE = "5.21"
@@ -36,17 +33,11 @@ def page_of(runs: Sequence[Figures], *, refresh: int | None = None) -> str:
     Raises:
         UserError: the chart library is not installed.
     """
-    environment = Environment(
-        loader=PackageLoader("gist_train", "reporting"),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     runs = told_apart(runs)
     changed = [changes(run.before, run.after) for run in runs]
     charts = {f"chart-{number}": one for number, one in enumerate(charts_of(runs).items())}
-    return environment.get_template("page.html.jinja").render(
+    return rendered(
+        "reporting/page.html.jinja",
         title=" and ".join(run.name for run in runs),
         runs=runs,
         facts=[list(_facts(run)) for run in runs],
@@ -55,19 +46,16 @@ def page_of(runs: Sequence[Figures], *, refresh: int | None = None) -> str:
         counted=[counted(one) for one in changed],
         side_by_side=_side_by_side(runs) if len(runs) > 1 else [],
         charts=[(title, element) for element, (title, _) in charts.items()],
-        specs=_script({element: spec for element, (_, spec) in charts.items()}),
+        specs=script_json({element: spec for element, (_, spec) in charts.items()}),
         library=LIBRARY,
         bundle=_bundle(),
         refresh=refresh,
-        version=__version__,
     )
 
 
 def write_report(runs: Sequence[Figures], to: Path) -> None:
-    """Writes the page, or nothing; UserError where `to` is in no folder."""
-    if not to.parent.is_dir():
-        raise UserError(Fault("--to", f'"{to}"', "a file in a folder that is there", "name one"))
-    write_text(to, page_of(runs))
+    """Writes the page, or nothing; UserError where `to` is in no folder, or is one."""
+    write_page(page_of(runs), to, "--to")
 
 
 def _bundle() -> str:
@@ -78,11 +66,6 @@ def _bundle() -> str:
         raise UserError(Fault("gist-train report", found, "the package, which is an extra", fix)) from None
     bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
     return bundle.replace("</script", "<\\/script")
-
-
-def _script(value: object) -> str:
-    """JSON that is safe within a script element, whatever texts are in it."""
-    return json.dumps(value).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def _facts(run: Figures) -> Iterator[tuple[str, str]]:
