@@ -37,7 +37,7 @@ from gist_train.pulse import waiting
 from gist_train.suspects import Looked, without_suspects
 from gist_train.training.batching import batch_plan, check_candidates
 from gist_train.training.embedding import ALONE, Embedder, Processes, check_guide, guide_as_stored, prepare_guide
-from gist_train.training.guides import StoredGuide
+from gist_train.training.guides import StoredGuide, parts_of_all
 from gist_train.training.setup import Prepared
 
 SHOWN_SOURCES = 20
@@ -220,7 +220,7 @@ def drop_suspects(
         return corpus
     tokens = prepare_tokens(corpus, student, console, processes)
     judged = judged_hashes(config) if "evaluation" in thresholds else frozenset[bytes]()
-    return without_suspects(Looked(corpus, guide, tokens, student, judged), thresholds, console)
+    return without_suspects(Looked(corpus, guide, parts_of_all(config, corpus), tokens, student, judged), thresholds, console)
 
 
 def add_hard_negatives(

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,17 +16,21 @@ from gist_train.data.corpus import Corpus, TokenTable
 from gist_train.data.files import read_json, whole_folder, write_json
 from gist_train.data.leases import locked
 from gist_train.data.manifests import damage_in, seal
+from gist_train.model.guide import prompted
+from gist_train.model.loading import folder_prompt, load_guide
 from gist_train.model.pair_scores import PairScores, Scores
 from gist_train.model.pretrained import Pretrained
-from gist_train.model.text_scores import TextScores
+from gist_train.model.text_scores import AT_A_TIME, TextScores, largest_of_rows, share_cut
 from gist_train.progress import follow, say
-from gist_train.training.guides import Guide, StoredGuide
+from gist_train.training.guides import Guide, GuidePart, StoredGuide
 
 VERSION = 1
 """Of the scores: under another one other rows are dropped."""
 REPORT = "dropped.json"
-BY_GUIDE = PairScores.KINDS
-"""Kinds that need a guide whose embeddings are stored."""
+BY_GUIDE = (*PairScores.KINDS, "guide_cut")
+"""Kinds that need a guide whose embeddings are stored; the last one, which counts tokens, a guide that is a model."""
+SPECIAL_TOKENS = 16
+"""The most that a tokenizer adds to a text, by far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,8 @@ class Looked:
 
     corpus: Corpus
     guide: Guide
+    reads: Sequence[GuidePart]
+    """What guides that are models read."""
     tokens: TokenTable
     student: Pretrained
     judged: Collection[bytes]
@@ -44,15 +50,47 @@ class Looked:
 def row_scores(by: Looked, kinds: Collection[str], console: Console) -> dict[str, Scores]:
     """(R,) by kind, the higher the worse. Without stored embeddings kinds that need a guide are not there."""
     scores: dict[str, Scores] = {}
+    if "guide_cut" in kinds and by.reads:
+        cuts = GuideCuts(by.corpus, by.reads)
+        follow(cuts.look(), "counting the guide's tokens", None, console)
+        scores["guide_cut"] = cuts.scores
     if {*kinds} - {*BY_GUIDE}:
         texts = TextScores(by.corpus, by.tokens, by.student, by.judged)
         follow(texts.look(), "reading texts", by.corpus.text_count, console)
         scores |= texts.scores
-    if {*kinds} & {*BY_GUIDE} and isinstance(by.guide, StoredGuide):
+    if {*kinds} & {*PairScores.KINDS} and isinstance(by.guide, StoredGuide):
         pairs = PairScores(by.corpus, *(column.embeddings for column in by.guide.columns))
         follow(pairs.look(), "comparing rows", by.corpus.row_count, console)
         scores |= pairs.scores
     return {kind: scores[kind] for kind in kinds if kind in scores}
+
+
+class GuideCuts:
+    """What guides cut off of each row's texts, filled by `look`."""
+
+    def __init__(self, corpus: Corpus, parts: Sequence[GuidePart]):
+        self._corpus, self._parts = corpus, parts
+        self.scores: Scores = np.zeros(corpus.row_count, np.float32)
+        """(R,) of the text that most is cut off of, by whichever guide cuts most: the share."""
+
+    def look(self) -> Iterator[int]:
+        """Looks at all texts that may be longer than a guide reads; yields how many are done."""
+        done, model, loaded = 0, None, ""
+        for part in self._parts:
+            prompt = folder_prompt(part.model.name, part.model.revision) if part.model.prompt is None else part.model.prompt
+            # A token is a byte or more, special ones aside: most texts need not be tokenised, and many a guide not be loaded.
+            most = part.lengths + len(prompt.encode()) + SPECIAL_TOKENS
+            if part.model.max_length is not None and not (most > part.model.max_length).any():
+                continue
+            if model is None or loaded != part.where:
+                model, loaded = load_guide(part.model, part.where), part.where
+            ids, cut = part.texts[most > model.max_length], np.zeros(self._corpus.text_count, np.float32)
+            for begin in range(0, len(ids), AT_A_TIME):
+                some = ids[begin : begin + AT_A_TIME]
+                cut[some] = share_cut(model, prompted(model, part.model, [self._corpus.text(int(i)) for i in some]))
+                done += len(some)
+                yield done
+            np.maximum(self.scores, largest_of_rows(self._corpus, cut, part.roles), out=self.scores)
 
 
 def without_suspects(by: Looked, thresholds: Mapping[str, float], console: Console) -> Corpus:
@@ -61,8 +99,9 @@ def without_suspects(by: Looked, thresholds: Mapping[str, float], console: Conso
     Raises:
         UserError: no row is left, or a kind needs a guide whose embeddings are stored.
     """
-    if not isinstance(by.guide, StoredGuide) and (without := sorted({*thresholds} & {*BY_GUIDE})):
-        expected = "kinds that need no guide where no guide's embeddings are stored"
+    lacking = {*BY_GUIDE} if not isinstance(by.guide, StoredGuide) else set() if by.reads else {"guide_cut"}
+    if without := sorted({*thresholds} & lacking):
+        expected = "kinds that need no guide where no guide's embeddings are stored, and guide_cut where a guide is a model"
         raise UserError(Fault("data.drop_suspects", ", ".join(without), expected, "name a guide, or leave them out"))
     folder = _folder_of(by, thresholds)
     with locked(folder.parent, f".{folder.name}.lock"):

@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 from support.running import gist
+from transformers import AutoTokenizer
 
 from gist_train.auditing.audit import audit
 from gist_train.config.loading import load_config
@@ -98,6 +99,31 @@ def test_without_a_guide_the_texts_are_looked_at(write_config, write_rows):
     assert report["masking"] is None
 
 
+@pytest.mark.parametrize("prompts", [None, {"positive": "Represent this long document for retrieval: "}])
+def test_what_a_guide_cuts_off_is_counted(write_config, write_rows, make_model, tmp_path, prompts):
+    """A guide that reads the first half of a document decides by that half, and nobody would know."""
+    rows = [
+        {"anchor": "how " * n, "positive": "do I pay " * (1 + n % 5), "negative": ["why", "my card " * (1 + n % 7)]}
+        for n in range(1, 40)
+    ]
+    name = str(make_model(width=48, layers=1, cased=True, vocabulary=300, seed=1))
+    guide = {"name": name, "max_length": 16, **({"prompts": prompts} if prompts else {})}
+    data = {"train": [{"source": "jsonl", "path": str(write_rows("long.jsonl", rows))}]}
+    suspects = tmp_path / "suspects.jsonl"
+    ended = gist("audit", write_config(guide=guide, data=data), "--threshold", "guide_cut=0.001", "--write-suspects", suspects)
+    assert ended.code == 0, ended.err
+    lines = [json.loads(line) for line in suspects.read_text(encoding="utf-8").splitlines()]
+    found = {line["row"]: line["score"] for line in lines if line["kind"] == "guide_cut"}
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    expected = {}
+    for number, row in enumerate(rows, start=1):
+        read = [row["anchor"], (prompts or {}).get("positive", "") + row["positive"], *row["negative"]]
+        share = max(1 - 16 / max(16, len(tokenizer(text)["input_ids"])) for text in read)
+        expected |= {number: share} if share else {}
+    assert found == pytest.approx(expected)
+    assert 20 < len(expected) < len(rows) + (prompts is not None)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -135,9 +161,10 @@ def test_what_drops_all_rows_or_needs_a_guide_is_refused(write_config):
         ended = gist("prepare", write_config(), "--set", f"data.drop_suspects={setting}")
         assert ended.code == 2
         assert told in ended.err
-    ended = gist("prepare", write_config(guide=None), "--set", "data.drop_suspects={duplicate: 1}")
-    assert ended.code == 2
-    assert "duplicate" in ended.err
+    for kind in ("duplicate", "guide_cut"):
+        ended = gist("prepare", write_config(guide=None), "--set", f"data.drop_suspects={{{kind}: 1}}")
+        assert ended.code == 2
+        assert kind in ended.err
 
 
 def test_dropping_keeps_documents_for_negatives(write_config, triplets, write_rows, tmp_path):

@@ -22,7 +22,7 @@ from gist_train.model.pair_scores import Scores
 from gist_train.preparation import judged_hashes, prepare
 from gist_train.progress import follow
 from gist_train.suspects import Looked, kept_rows, row_scores
-from gist_train.training.guides import StoredGuide
+from gist_train.training.guides import StoredGuide, parts_of_all
 from gist_train.training.step_context import SourceRules
 
 EXAMPLES = 3
@@ -125,7 +125,8 @@ def audit(
     whole = config.data.model_copy(update={"drop_suspects": None, "hard_negatives": None})
     prepared = prepare(config.model_copy(update={"data": whole}), device, console)
     judged = judged_hashes(config)
-    by = Looked(prepared.corpus, prepared.guide, prepared.tokens, prepared.student, judged)
+    reads = parts_of_all(config, prepared.corpus)
+    by = Looked(prepared.corpus, prepared.guide, reads, prepared.tokens, prepared.student, judged)
     scores = row_scores(by, KINDS, console)
     masking = None
     if isinstance(prepared.guide, StoredGuide):

@@ -37,6 +37,7 @@ KINDS = {
     "same_text": Kind("anchor and positive are one text", "1", 1.0),
     "empty": Kind("a text has no letter and no digit", "1", 1.0),
     "cut": Kind("a text is longer than the student reads", "share of its tokens that is cut off", 0.5),
+    "guide_cut": Kind("a text is longer than a guide reads", "share of its tokens that is cut off", 0.5),
     "evaluation": Kind("a text is one that evaluation.tasks judge on", "1", 1.0),
 }
 """By name, as `data.drop_suspects` and `--write-suspects` have it."""

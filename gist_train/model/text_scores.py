@@ -3,7 +3,7 @@
 Legend: R rows of a corpus, N texts.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,31 @@ from gist_train.data.corpus import Corpus, TokenTable
 from gist_train.data.overlap import normalized_hashes
 from gist_train.model.pair_scores import Scores
 from gist_train.model.pretrained import Pretrained
+from gist_train.model.whole import TextModel
 
 AT_A_TIME = 4096
+ROLES = (0, 1, 2)
+"""Anchors, positives and negatives."""
+
+
+def share_cut(model: TextModel, texts: Sequence[str]) -> Scores:
+    """(n,) of each text's tokens, special ones included, the share that is more than the model reads."""
+    share = 1 - model.max_length / np.maximum(model.lengths_uncut(texts), model.max_length)
+    return share.astype(np.float32)
+
+
+def largest_of_rows(corpus: Corpus, of_text: Scores, roles: Collection[int] = ROLES) -> Scores:
+    """(R,) the largest of what a row's texts in these roles have.
+
+    Args:
+        of_text: (N,)
+    """
+    scores = of_text[corpus.anchor] if 0 in roles else np.zeros(corpus.row_count, np.float32)
+    columns = {1: (corpus.positive, corpus.positive_offsets), 2: (corpus.negative, corpus.negative_offsets)}
+    for role, (flat, bounds) in columns.items():
+        if role in roles:
+            np.maximum.at(scores, np.repeat(np.arange(corpus.row_count), np.diff(bounds)), of_text[flat])
+    return scores
 
 
 class TextScores:
@@ -40,12 +63,12 @@ class TextScores:
         full = self._cut_texts()
         for begin in range(0, len(full), AT_A_TIME):
             some = full[begin : begin + AT_A_TIME]
-            whole = self._student.lengths_uncut([corpus.text(int(i)) for i in some])
-            cut[some] = 1 - self._student.max_length / np.maximum(whole, self._student.max_length)
+            cut[some] = share_cut(self._student, [corpus.text(int(i)) for i in some])
             yield number
         hashes = [row.tobytes() for row in normalized_hashes(corpus)] if self._judged else []
         judged = np.array([one in self._judged for one in hashes], np.float32) if hashes else np.zeros_like(empty)
-        self.scores = {name: self._largest(values) for name, values in (("empty", empty), ("cut", cut), ("evaluation", judged))}
+        of_texts = {"empty": empty, "cut": cut, "evaluation": judged}
+        self.scores = {name: largest_of_rows(corpus, values) for name, values in of_texts.items()}
         self.scores["same_text"] = self._same_text()
         yield corpus.text_count
 
@@ -54,14 +77,6 @@ class TextScores:
         views = np.arange(self._corpus.view_count)
         long = views[self._tokens.lengths(views) >= self._student.max_length]
         return np.unique(self._corpus.texts_of_views(long))
-
-    def _largest(self, of_text: Scores) -> Scores:
-        """(R,) the largest of what a row's anchor, positives and negatives have."""
-        corpus = self._corpus
-        scores: Scores = of_text[corpus.anchor]
-        for flat, bounds in ((corpus.positive, corpus.positive_offsets), (corpus.negative, corpus.negative_offsets)):
-            np.maximum.at(scores, np.repeat(np.arange(corpus.row_count), np.diff(bounds)), of_text[flat])
-        return scores
 
     def _same_text(self) -> Scores:
         corpus = self._corpus

@@ -72,6 +72,12 @@ class WholeModel:
         read = tokenizer(list(texts), truncation=True, max_length=self.max_length)["input_ids"] if texts else []
         return [np.array(ids, dtype=np.int32) for ids in read]
 
+    def lengths_uncut(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """(N,) tokens of each text, special tokens included, however long it is."""
+        tokenizer: Any = self.sentence_transformer.tokenizer
+        read = tokenizer(list(texts), truncation=False, verbose=False)["input_ids"] if texts else []
+        return np.array([len(ids) for ids in read], np.int64)
+
     def encode(self, texts: Sequence[str], prompt: str | None = None) -> NDArray[np.float32]:
         """(N, D) embeddings of `texts`.
 

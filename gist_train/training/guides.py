@@ -138,6 +138,8 @@ class GuidePart:
     """What the guide reads of a corpus after one of its prompts. Where it has one prompt there is one part."""
 
     corpus: Corpus
+    where: str
+    """The guide's key in the YAML."""
     model: StoredModelConfig
     folder: Path
     """Of its store."""
@@ -180,8 +182,14 @@ def guide_parts(config: Config, guide: GuideConfig, corpus: Corpus, where: str) 
         if len(roles) < 3:
             columns = (corpus.anchor, corpus.positive, np.concatenate([corpus.negative, corpus.documents]))
             texts = np.unique(np.concatenate([columns[role] for role in roles])).astype(np.int64)
-        parts.append(GuidePart(corpus, model, store_folder(cache_folder(config), model, where), texts, roles))
+        parts.append(GuidePart(corpus, where, model, store_folder(cache_folder(config), model, where), texts, roles))
     return parts
+
+
+def parts_of_all(config: Config, corpus: Corpus) -> list[GuidePart]:
+    """What each guide that is a model reads of the corpus."""
+    guides = [(where, guide) for where, guide in config.guides.items() if isinstance(guide, GuideConfig)]
+    return [part for where, guide in guides for part in guide_parts(config, guide, corpus, where)]
 
 
 def named_guide(config: Config, guide: Guide) -> str:
