@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO, cast
 import typer
 from safetensors import SafetensorError
 
+from gist_train.cli_tools import tools
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.fields import expanded
 from gist_train.config.loading import load_config
@@ -39,6 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Fine-tunes text-embedding models with GISTEmbed: a frozen guide decides which in-batch samples may serve as negatives.",
 )
+app.add_typer(tools)
 err = terminal()
 SHARED = ("prepare", "mine", "train", "evaluate")
 """Commands that several processes do together."""

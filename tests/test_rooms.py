@@ -32,6 +32,7 @@ FLOORS = (
     "reporting",
     "starter",
     "training_run",
+    "cli_tools",
     "cli",
     "__main__",
 )

@@ -1,51 +1,74 @@
-"""docs/config.md, made from the schema: every key of the YAML with its default, what is allowed and what it is.
+"""Every key of the YAML with its default, what is allowed and what it is, made from the schema: docs/config.md, and `explain`.
 
 python -m gist_train.config.reference > docs/config.md
 """
 
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from gist_train.config.faults import allowed_words, hints_of, joined, models_in, options_of, tag_field, tag_of
+from gist_train.config.errors import Fault, UserError, listed, shown
+from gist_train.config.faults import ELSEWHERE, allowed_words, hints_of, joined, models_in, options_of, tag_field, tag_of
 from gist_train.config.schema import Config
 
 HEAD = """\
 # All keys of the YAML
 
 Made from the schema by `python -m gist_train.config.reference`; a test holds it to be current. Only `name`, `model.name` and
-`data.train` must be given. Unknown keys are refused. `--set key.sub=value` on the command line rules over the file.
+`data.train` must be given. Unknown keys are refused. `--set key.sub=value` on the command line rules over the file, and
+`gist-train explain loss.margin` prints what is said here of a key.
 """
 
 
-def page() -> str:
-    """The whole page, as Markdown."""
-    top, sections = [], []
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key of the YAML."""
+
+    path: str
+    """Dotted; [] stands for each item of a list."""
+    default: str
+    """As YAML writes it."""
+    allowed: str
+    about: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The keys of a mapping of the YAML."""
+
+    path: str
+    """Dotted; "" for the whole."""
+    kind: str
+    """Which it is, where one of several may stand there: "source: csv"; "" where there is one."""
+    about: str
+    keys: list[Key]
+
+
+def groups() -> Iterator[Group]:
+    """All mappings, each before those that are inside it."""
+    yield Group("", "", "", [_key(name, Config, name) for name in Config.model_fields])
     for name, field in Config.model_fields.items():
         models = models_in(hints_of(Config)[name])
-        top.append(_row(name, Config, name))
-        if models:
-            sections += [f"\n## {name}\n", *_section(name, models[0], str(field.description or models[0].__doc__ or ""))]
-            for other in models[1:]:  # of another kind, which its first key says
-                sections += [f"\n## {name} ({tag_field(other)})\n", *_section(name, other, str(other.__doc__ or ""))]
-    return "\n".join([HEAD, *_table(top), *sections]) + "\n"
+        for number, model in enumerate(models):  # one of another kind is known by its first key
+            about = field.description if number == 0 else model.__doc__
+            yield from _inside(name, f"{tag_field(model)}" if number else "", model, about or model.__doc__ or "")
 
 
-def _section(path: str, model: type[BaseModel], about: str) -> Iterator[str]:
-    """A model's own keys, and then those of what is inside it."""
-    yield f"{about}\n"
-    yield from _table([_row(f"{path}.{name}", model, name) for name in model.model_fields])
+def _inside(path: str, kind: str, model: type[BaseModel], about: str) -> Iterator[Group]:
+    yield Group(path, kind, about, [_key(f"{path}.{name}", model, name) for name in model.model_fields])
     for name in model.model_fields:
         hint = hints_of(model)[name]
         inner = models_in(hint) or [m for part in _elements(hint) for m in models_in(part)]
         deeper = f"{path}.{name}" if models_in(hint) else f"{path}.{name}[]"
         for one in inner:
             # Of a union each model has a key of its own that says which it is.
-            which = f" ({tag_field(one)}: {tag_of(one)})" if len(inner) > 1 else ""
-            yield f"\n### {deeper}{which}\n"
-            yield from _section(deeper, one, str(one.__doc__ or ""))
+            which = f"{tag_field(one)}: {tag_of(one)}" if len(inner) > 1 else ""
+            yield from _inside(deeper, which, one, str(one.__doc__ or ""))
 
 
 def _elements(hint: Any) -> list[Any]:
@@ -53,16 +76,15 @@ def _elements(hint: Any) -> list[Any]:
     return [get_args(option)[0] for option in options_of(hint) if get_origin(option) is list]
 
 
-def _table(rows: list[str]) -> list[str]:
-    return ["| key | default | allowed | what it is |", "|---|---|---|---|", *rows]
-
-
-def _row(path: str, model: type[BaseModel], name: str) -> str:
+def _key(path: str, model: type[BaseModel], name: str) -> Key:
     field = model.model_fields[name]
     # Which keys a mapping has is under its own heading.
     allowed = [word.split(" (keys:")[0] for word in allowed_words(hints_of(model)[name])]
-    cells = [f"`{path}`", _shown(field.get_default()), joined(list(dict.fromkeys(allowed))), field.description or ""]
-    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+    return Key(path, _shown(field.get_default()), joined(list(dict.fromkeys(allowed))), _one_line(field.description or ""))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _shown(default: Any) -> str:
@@ -72,8 +94,76 @@ def _shown(default: Any) -> str:
     if isinstance(default, BaseModel):
         return "its keys' defaults"
     if default is None:
-        return "`null`"
-    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
+        return "null"
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def page() -> str:
+    """The whole page, as Markdown."""
+    parts = [HEAD]
+    for group in groups():
+        if group.path:
+            level = "###" if "." in group.path else "##"
+            kind = f" ({group.kind})" if group.kind else ""
+            parts += [f"\n{level} {group.path}{kind}\n", f"{group.about}\n"]
+        parts += ["| key | default | allowed | what it is |", "|---|---|---|---|", *map(_row, group.keys)]
+    return "\n".join(parts) + "\n"
+
+
+def _row(key: Key) -> str:
+    default = key.default if key.default in ("must be given", "its keys' defaults") else f"`{key.default}`"
+    cells = [f"`{key.path}`", default, key.allowed, key.about]
+    return "| " + " | ".join(_one_line(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """What is known of a key, or of the mapping there."""
+
+    keys: dict[Key, list[str]]
+    """The key, and the kinds of mappings that have it; several where they have it with unlike defaults or meanings."""
+    inside: list[Group]
+    """The mappings that may stand there, with their keys."""
+
+
+def explained(name: str) -> Explained:
+    """What `name` is.
+
+    Args:
+        name: a dotted path; [], [0] or nothing may stand where the YAML has a list. "" for the keys at the top.
+
+    Raises:
+        UserError: the YAML has no such key.
+    """
+    wanted, every = _without_indices(name), list(groups())
+    keys: dict[Key, list[str]] = {}
+    for group in every:
+        for key in group.keys:
+            if wanted and _without_indices(key.path) == wanted:
+                keys.setdefault(key, []).append(group.kind)
+    inside = [group for group in every if _without_indices(group.path) == wanted]
+    if not keys and not inside:
+        raise UserError(Fault("FIELD", shown(name), "a key of the YAML, such as loss.margin", _nearest(wanted)))
+    return Explained(keys, inside)
+
+
+def all_paths() -> list[str]:
+    """Every key's path, as `--set` and `explain` take it."""
+    return list(dict.fromkeys(_without_indices(key.path) for group in groups() for key in group.keys))
+
+
+def _without_indices(path: str) -> str:
+    return re.sub(r"\[\d*\]", "", path)
+
+
+def _nearest(wanted: str) -> str:
+    """Which key may have been meant."""
+    last, paths = wanted.rpartition(".")[2], all_paths()
+    if last in ELSEWHERE:
+        return f"here it is {ELSEWHERE[last]}"
+    same = [path for path in paths if path.rpartition(".")[2] == last]
+    close = same or get_close_matches(wanted, paths, 3) or get_close_matches(last, paths, 3)
+    return f"did you mean {listed(close, 5)}?" if close else "gist-train explain, without a name, lists the keys at the top"
 
 
 if __name__ == "__main__":
