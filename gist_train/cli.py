@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO, cast
 import typer
 from safetensors import SafetensorError
 
+from gist_train.bug_report import bug_report
 from gist_train.cli_tools import tools
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.fields import expanded
@@ -73,20 +74,18 @@ Timeout = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(__version__)
-        raise typer.Exit
-
-
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _on_command(
     context: typer.Context,
-    _: Annotated[
-        bool, typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True)
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="With --version: all that a report of a fault needs.")] = False,
 ) -> None:
-    if context.invoked_subcommand is not None and context.invoked_subcommand not in SHARED:
+    if version:
+        typer.echo(bug_report() if verbose else __version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        raise UserError(Fault("--verbose", "alone", "with --version, or a command", "gist-train --version --verbose"))
+    if context.invoked_subcommand not in SHARED:
         _leave_to_one(context.invoked_subcommand)
 
 

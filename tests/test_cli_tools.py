@@ -1,11 +1,15 @@
-"""Commands beside a run's own: what a field is."""
+"""Commands beside a run's own: what a field is, and what runs here."""
 
 import os
+import platform
+import re
 
 import pytest
+import torch
 from support.running import gist
 
 from gist_train.cli_tools import _paths
+from gist_train.version import __version__
 
 
 @pytest.fixture(autouse=True)
@@ -64,3 +68,32 @@ def test_a_shell_completes_fields():
     assert _paths("loss.mar") == ["loss.margin", "loss.margin_strategy"]
     assert "data.train.path" in _paths("data.")
     assert len(_paths("")) > 90
+
+
+def test_a_report_of_a_fault_has_what_is_asked_for(monkeypatch):
+    """Without versions, hardware and settings the first answer to each report is a question."""
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "aB3" * 10)
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123")
+    ended = gist("--version", "--verbose")
+    assert (ended.code, ended.err) == (0, "")
+    lines = ended.out.splitlines()
+    assert {f"gist-train {__version__}", f"Python {platform.python_version()}", f"torch {torch.__version__}"} <= {*lines}
+    assert "ONEDNN_PRIMITIVE_CACHE_CAPACITY=7" in lines
+    assert {"HF_TOKEN=***", "WANDB_API_KEY=***"} <= {*lines}
+    assert any(re.fullmatch(r"\d+ processors, [\d.]+ GiB of memory; torch uses \d+ threads", line) for line in lines)
+    assert any(line.startswith("wandb ") for line in lines)
+    assert not any(line.startswith(("ruff", "PATH=", "HOME=")) for line in lines)
+
+
+def test_the_version_alone_is_one_word():
+    """Scripts read it."""
+    assert gist("--version").out == f"{__version__}\n"
+    assert gist("--version", "plan").out == f"{__version__}\n"
+
+
+def test_verbose_goes_with_the_version():
+    """Alone it does nothing, and a user who expects more words of a command would wait for them."""
+    ended = gist("--verbose")
+    assert (ended.code, ended.out) == (2, "")
+    assert "fix       gist-train --version --verbose" in ended.err

@@ -62,7 +62,7 @@ def test_options_that_messages_name_exist():
     options = {
         option for command in commands for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
     }
-    options |= {"--version", "--help"}
+    options |= {"--version", "--verbose", "--help"}
     named = [(place, match[0]) for place, text in messages() for match in OPTION.finditer(text)]
     assert len(named) > 30
     assert [(place, name) for place, name in named if name not in options | OTHERS] == []

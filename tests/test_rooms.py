@@ -17,6 +17,7 @@ FLOORS = (
     "progress",
     "memory",
     "telling",
+    "bug_report",
     "data",
     "model",
     "evaluation",
