@@ -32,7 +32,7 @@ from benchmarks.options import add_common, begin
 from benchmarks.sides import BATCH_SIZE, make_model
 from gist_train.config.errors import UserError
 from gist_train.config.schema import Config
-from gist_train.planning.estimates import folder_bytes
+from gist_train.data.files import folder_bytes
 from gist_train.run_folder import Run
 from gist_train.training.checkpoint import LogSums, moments_of, save_checkpoint
 from gist_train.training.checkpoint_writer import CheckpointWriter

@@ -21,6 +21,7 @@ from gist_train.config.models import GuideConfig, StoredModelConfig
 from gist_train.config.schema import Config, DataConfig, cache_folder, training_prompts
 from gist_train.config.sources import ClassificationSource
 from gist_train.data.building import SHOWN_FAULTS, build_corpus, labelled_texts, read_together, refuse_bad
+from gist_train.data.caches import mark_used
 from gist_train.data.corpus import Corpus, TokenTable, text_hashes
 from gist_train.data.fingerprints import ContentHashes, corpus_fingerprint
 from gist_train.data.held_out import held_out_texts
@@ -87,7 +88,10 @@ def prepare(
     guide = prepare_guide(config, corpus, device, console, processes) if fill_store else guide_as_stored(config, corpus)
     if config.data.batching == "similar":
         plan = batch_plan(config, corpus, guide)
-    return Prepared(student, corpus, plan, tokens, guide)
+    prepared = Prepared(student, corpus, plan, tokens, guide)
+    for folder in prepared.folders():
+        mark_used(folder)
+    return prepared
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +192,7 @@ def prepare_corpus(config: Config, device: torch.device, console: Console, proce
                 follow(counts, "reading rows", None, console)
                 shutil.rmtree(parts, ignore_errors=True)
     corpus = Corpus(folder)
+    mark_used(folder)
     if skipped := corpus.meta["skipped_rows"]:
         console.print(f"{skipped:,} rows were skipped: {folder / 'skipped.jsonl'} says which and why")
     if corpus.excluded_texts:

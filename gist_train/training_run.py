@@ -12,7 +12,8 @@ from rich.console import Console
 
 from gist_train.checks import check, check_folders
 from gist_train.config.errors import Fault, UserError, listed
-from gist_train.config.schema import Config
+from gist_train.config.schema import Config, cache_folder
+from gist_train.data.caches import in_use
 from gist_train.data.files import no_room, write_json
 from gist_train.data.leases import held
 from gist_train.evaluation.leakage import count_leaks, leakage_line
@@ -160,7 +161,8 @@ def _train_alone(
         if line := leakage_line(leaks):
             say(console, line)
         describe(run, config, accelerator, job, leaks)
-    signal_number, step = _drive(config, job, ranks, run, sums, measuring, signals, console)
+    with in_use(cache_folder(config), prepared.folders()) if accelerator.is_local_main_process else nullcontext():
+        signal_number, step = _drive(config, job, ranks, run, sums, measuring, signals, console)
     if signal_number:
         console.print(f"Stopped at step {step:,}; checkpoint saved. Run the same command to resume.", highlight=False)
         return signal_number

@@ -1,5 +1,6 @@
 """Files that are whole or do not exist."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -207,3 +208,12 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files in a folder, 0 where there is none. What another process deletes meanwhile does not count."""
+    size = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            size += path.lstat().st_size if path.is_file() else 0
+    return size

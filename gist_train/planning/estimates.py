@@ -3,10 +3,8 @@
 Legend: S steps of an epoch, B rows of a batch, T tokens of a batch, H hidden size, I intermediate size, L tokens of a text.
 """
 
-import os
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,8 +178,3 @@ def checkpoints_kept(checkpoint: CheckpointConfig, selection: SelectionConfig, e
     return steps_to_keep(
         saved, keep_last=checkpoint.keep_last, keep_every=checkpoint.keep_every, kept=partial(in_window, selection)
     )
-
-
-def folder_bytes(folder: Path) -> int:
-    """Bytes of all files in a folder, 0 where there is none."""
-    return sum(os.path.getsize(path) for path in folder.rglob("*") if path.is_file())

@@ -14,6 +14,7 @@ from gist_train.config.models import GuideConfig, GuideVectorsConfig, OneGuide, 
 from gist_train.config.schema import Config, cache_folder
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import Corpus, TokenTable
+from gist_train.data.files import folder_bytes
 from gist_train.evaluation.leakage import count_leaks
 from gist_train.model.checksums import CHECK_BYTES
 from gist_train.model.device import this_device
@@ -27,7 +28,6 @@ from gist_train.planning.estimates import (
     checkpoint_bytes,
     checkpoints_kept,
     epoch_tokens,
-    folder_bytes,
     memory,
 )
 from gist_train.planning.findings import (

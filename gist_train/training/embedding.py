@@ -14,6 +14,7 @@ from gist_train.config.errors import shown
 from gist_train.config.fields import FEWEST_TOKENS, SHORTEST
 from gist_train.config.models import GuideConfig, GuideVectorsConfig, StoredModelConfig
 from gist_train.config.schema import Config, cache_folder
+from gist_train.data.caches import mark_used
 from gist_train.data.corpus import Corpus
 from gist_train.memory import lowered, naming_work
 from gist_train.model.encoder import tokens_at_a_time
@@ -94,6 +95,7 @@ class Embedder:
                 counts = store.fill_together(load, self.model, hashes, lengths, text, processes.count, missing)
                 follow(counts, what, missing, console, shown=processes.shown)
             positions = store.positions(hashes)
+        mark_used(self.folder)
         return store, positions
 
     def _lowering(self, model: TextModel, device: torch.device) -> list[str]:

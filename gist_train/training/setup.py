@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -42,6 +43,12 @@ class Prepared:
     tokens: TokenTable
     """The student's, of every view of the corpus."""
     guide: Guide
+
+    def folders(self) -> list[Path]:
+        """Of the cache, that a run reads from."""
+        columns = self.guide.columns if isinstance(self.guide, StoredGuide) else ()
+        stores = [part.store.folder for texts in columns for part in texts.parts]
+        return list(dict.fromkeys([self.corpus.folder, *stores]))
 
 
 @dataclass(frozen=True, slots=True)
