@@ -16,7 +16,8 @@ import typer
 from safetensors import SafetensorError
 
 from gist_train.bug_report import bug_report
-from gist_train.cli_tools import tools
+from gist_train.cli_examples import add_examples
+from gist_train.cli_tools import set_keys, tools
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.fields import expanded
 from gist_train.config.loading import load_config
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from gist_train.training.ranks import Ranks  # torch is slow to import
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Fine-tunes text-embedding models with GISTEmbed: a frozen guide decides which in-batch samples may serve as negatives.",
@@ -65,7 +65,10 @@ RunPaths = Annotated[
 ]
 RunPath = Annotated[Path, typer.Argument(help="A run folder, or the YAML that made it.", metavar="RUN", show_default=False)]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", help="key.sub=value; may be repeated.", metavar="KEY=VALUE", show_default=False)
+    list[str] | None,
+    typer.Option(
+        "--set", help="key.sub=value; may be repeated.", metavar="KEY=VALUE", autocompletion=set_keys, show_default=False
+    ),
 ]
 Timeout = Annotated[
     float | None,
@@ -475,6 +478,9 @@ def export(
         say(err, str(planned_push(folder, push_to_hub, private=private)))
     elif push_to_hub is not None:
         err.print(f"pushed: {push_folder(folder, push_to_hub, private=private)}", highlight=False, soft_wrap=True)
+
+
+add_examples(app, tools)
 
 
 def main() -> None:

@@ -27,6 +27,11 @@ def _paths(incomplete: str) -> list[str]:
     return [path for path in all_paths() if path.startswith(incomplete)]
 
 
+def set_keys(incomplete: str) -> list[str]:
+    """What a shell completes the key of a `--set` to; a value is the user's own."""
+    return [f"{path}=" for path in _paths(incomplete)]
+
+
 @tools.command()
 def explain(
     field: Annotated[

@@ -33,6 +33,7 @@ FLOORS = (
     "reporting",
     "starter",
     "training_run",
+    "cli_examples",
     "cli_tools",
     "cli",
     "__main__",

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gist_train.config.errors import Fault, UserError
-from gist_train.data.collecting import HASH_BYTES
 from gist_train.data.files import folder_bytes, read_json
 from gist_train.data.leases import Claims, Holder, held, living, locked
 
@@ -117,6 +116,8 @@ def _at_work(folder: Path) -> Holder | None:
 
 
 def _about(folder: Path) -> str:
+    from gist_train.data.collecting import HASH_BYTES  # which brings numpy along, and a command must start fast
+
     try:
         meta = read_json(folder / "meta.json")
         match folder.parent.name:
