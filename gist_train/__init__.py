@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gist_train.config.errors import UserError
     from gist_train.config.loading import load_config
     from gist_train.config.schema import Config
+    from gist_train.inside.packing import pack, unpack
     from gist_train.model.loss import LossOutput, guided_contrastive_loss
     from gist_train.planning.plan import plan
     from gist_train.run_folder import Run
@@ -26,8 +27,10 @@ __all__ = [
     "UserError",
     "guided_contrastive_loss",
     "load_config",
+    "pack",
     "plan",
     "train",
+    "unpack",
 ]
 # No module beside this file may have one of these names: once imported, it would take the function's place.
 _HOMES = {
@@ -38,8 +41,10 @@ _HOMES = {
     "UserError": "config.errors",
     "guided_contrastive_loss": "model.loss",
     "load_config": "config.loading",
+    "pack": "inside.packing",
     "plan": "planning.plan",
     "train": "training_run",
+    "unpack": "inside.packing",
 }
 
 

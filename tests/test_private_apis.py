@@ -146,3 +146,14 @@ def test_numpy_draws_the_same_seeds():
 def test_distributed_data_parallel_tells_its_times():
     """training/traffic.py, `Traffic.row`: if it went, leave gradient_seconds out of the rows."""
     assert callable(DistributedDataParallel._get_ddp_logging_data)
+
+
+def test_their_transformer_module_has_these_parts(make_model):
+    """inside/packing.py puts a forward in place of this one's, and gives back the attention that a config names."""
+    from sentence_transformers import SentenceTransformer
+
+    module = SentenceTransformer(str(make_model()), device="cpu")[0]
+    assert (module.backend, module.module_output_name, module.can_flatten_inputs) == ("torch", "token_embeddings", False)
+    assert module.auto_model.config._attn_implementation in ("sdpa", "eager")
+    module.auto_model.set_attn_implementation("eager")
+    assert module.auto_model.config._attn_implementation == "eager"

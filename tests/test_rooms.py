@@ -22,6 +22,7 @@ FLOORS = (
     "model",
     "evaluation",
     "training",
+    "inside",
     "checks",
     "hard_negatives",
     "suspects",

@@ -106,7 +106,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.transformer = transformer
         self.pooling, self.normalized = pooling, normalized
-        self._family = _packed_family(transformer)
+        self._family = packed_family(transformer)
         self.packed = self._family is not None
         self._padding_id = transformer.config.pad_token_id or 0
         if self._family is None:
@@ -139,15 +139,15 @@ class Encoder(nn.Module):
 
     def forward(self, texts: Pack) -> Tensor:
         """(N, D) float32, or float64, embeddings in the order in which the texts were given to `pack`."""
-        return self.pooled(self._packed_hidden(texts) if self.packed else self._padded_hidden(texts), texts)
+        return self.pooled(self.packed_hidden(texts) if self.packed else self._padded_hidden(texts), texts)
 
     def pooled(self, hidden: Tensor, texts: Pack) -> Tensor:
         """What `forward` returns, from the (T, D) last hidden states of the texts."""
         embeddings = at_least_float32(self._pool(hidden, texts.lengths))[texts.restore]
         return normalize(embeddings, dim=1) if self.normalized else embeddings
 
-    def _packed_hidden(self, texts: Pack) -> Tensor:
-        """(T, D) last hidden states."""
+    def packed_hidden(self, texts: Pack) -> Tensor:
+        """(T, D) last hidden states of a model that runs packed, in the order of the pack."""
         position_ids = self.position_ids(texts)
         if self._family is not None and self._family.own_forward:
             return mpnet_hidden(self.transformer, texts.input_ids, position_ids, texts.lengths)
@@ -230,7 +230,7 @@ def means_of_texts(hidden: Tensor, cumulative: Tensor) -> Tensor:
     return torch.segment_reduce(at_least_float32(hidden), "mean", offsets=cumulative, axis=0, unsafe=True)
 
 
-def _packed_family(transformer: Any) -> Family | None:
+def packed_family(transformer: Any) -> Family | None:
     """The model's family, where the model runs packed."""
     family, config = family_of(transformer), transformer.config.to_dict()
     if family is None:

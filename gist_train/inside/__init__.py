@@ -1,0 +1,1 @@
+"""The loss and the packed forward inside sentence-transformers' own trainer and models."""
