@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gist_train.config.errors import UserError
     from gist_train.config.loading import load_config
     from gist_train.config.schema import Config
+    from gist_train.inside.loss import GuidedContrastiveLoss
     from gist_train.inside.packing import pack, unpack
     from gist_train.model.loss import LossOutput, guided_contrastive_loss
     from gist_train.planning.plan import plan
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Config",
+    "GuidedContrastiveLoss",
     "LossOutput",
     "NonFiniteError",
     "Run",
@@ -35,6 +37,7 @@ __all__ = [
 # No module beside this file may have one of these names: once imported, it would take the function's place.
 _HOMES = {
     "Config": "config.schema",
+    "GuidedContrastiveLoss": "inside.loss",
     "LossOutput": "model.loss",
     "NonFiniteError": "training.loop",
     "Run": "run_folder",

@@ -148,6 +148,23 @@ def test_distributed_data_parallel_tells_its_times():
     assert callable(DistributedDataParallel._get_ddp_logging_data)
 
 
+def test_their_gradient_cache_takes_a_loss():
+    """inside/loss.py is a `CachedLossMixin`: if it went, training/gradient_cache.py says what it did."""
+    from sentence_transformers.base.losses.gradcache import CachedLossMixin, has_static_embedding_input
+
+    assert list(inspect.signature(CachedLossMixin.calculate_loss).parameters) == ["self", "reps", "labels", "with_backward"]
+    assert list(inspect.signature(CachedLossMixin.forward_cached).parameters) == ["self", "sentence_features", "labels"]
+    assert CachedLossMixin.uses_gradient_cache is True  # MatryoshkaLoss reads it
+    assert callable(has_static_embedding_input)
+
+
+def test_their_columns_are_embedded_together():
+    """inside/loss.py, `forward`: if `embed_columns` went, call the model once for each column, in the order of the columns."""
+    from sentence_transformers.base.losses.merged_forward import embed_columns
+
+    assert list(inspect.signature(embed_columns).parameters) == ["model", "features_list", "separate_first"]
+
+
 def test_their_transformer_module_has_these_parts(make_model):
     """inside/packing.py puts a forward in place of this one's, and gives back the attention that a config names."""
     from sentence_transformers import SentenceTransformer

@@ -116,7 +116,17 @@ class GuideStore:
 
     def positions(self, hashes: NDArray[np.uint8]) -> NDArray[np.int64]:
         """(N,) the place in the store of each of the texts with these hashes (N, 16), -1 where it is not there."""
-        return HashIndex(self._hashes).positions(hashes)
+        return self.index().positions(hashes)
+
+    def index(self) -> HashIndex:
+        """What finds texts in the store as it is now: for whoever asks often, since making it sorts all hashes."""
+        return HashIndex(self._hashes)
+
+    @property
+    def has_grown(self) -> bool:
+        """Whether any process has appended since this one looked: open the store anew to see it."""
+        file = self.folder / "hashes.bin"
+        return file.exists() and file.stat().st_size // HASH_BYTES > len(self)
 
     def read(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """(n, G) float32 embeddings at `positions` (n,), which must all be there.
