@@ -167,8 +167,8 @@ def test_training_embeds_nothing_that_prepare_did(write_config, monkeypatch, tmp
     def refuse(*_):
         raise AssertionError("read, tokenised or embedded again")
 
-    for name in ("load_guide", "build_corpus", "tokenise_together"):
-        monkeypatch.setattr(f"gist_train.preparation.{name}", refuse)
+    for name in ("training.embedding.load_guide", "preparation.build_corpus", "preparation.tokenise_together"):
+        monkeypatch.setattr(f"gist_train.{name}", refuse)
     assert gist("prepare", path).code == 0
     assert gist("train", path, "--set", "training.max_steps=2").code == 0
     assert gist("train", write_config("other", optimizer={"lr": 1e-5}), "--set", "training.max_steps=2").code == 0
