@@ -16,8 +16,9 @@ from gist_train.data.corpus import Corpus, TokenTable
 from gist_train.data.files import read_json, whole_folder, write_json
 from gist_train.data.leases import locked
 from gist_train.data.manifests import damage_in, seal
+from gist_train.model.folders import folder_prompt
 from gist_train.model.guide import prompted
-from gist_train.model.loading import folder_prompt, load_guide
+from gist_train.model.loading import load_guide
 from gist_train.model.pair_scores import PairScores, Scores
 from gist_train.model.pretrained import Pretrained
 from gist_train.model.text_scores import AT_A_TIME, TextScores, largest_of_rows, share_cut

@@ -30,7 +30,8 @@ from gist_train.inside.texts import LOSS, USE_COLLATOR, Column
 from gist_train.model.encoder import Tokens, batches_of, tokens_at_a_time
 from gist_train.model.filling import FORMAT
 from gist_train.model.guide import GuideStore, prompted, store_folder
-from gist_train.model.loading import NO_LIMIT, load_guide
+from gist_train.model.loading import load_guide
+from gist_train.model.opening import NO_LIMIT
 from gist_train.model.pretrained import Pretrained
 from gist_train.model.vectors import refuse_missing, vector_store
 from gist_train.model.whole import BATCH_TEXTS, TextModel, WholeModel

@@ -156,7 +156,7 @@ def _refuse_what_cannot_run(module: Any) -> None:
         raise UserError(Fault(_WHERE, f"a model that {module.backend} runs", "one that torch runs", fix))
     transformer = module.auto_model
     if packed_family(transformer) is None:
-        families = listed(sorted(family.model.__name__ for family in FAMILIES))
+        families = listed(sorted(family.model for family in FAMILIES))
         fix = "leave it padded: the loss runs with it all the same"
         raise UserError(Fault(_WHERE, f"a {type(transformer).__name__}", f"one of {families}", fix))
     if transformer.config.output_hidden_states:
