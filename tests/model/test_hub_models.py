@@ -87,6 +87,7 @@ def test_a_whole_copy_is_enough_whatever_the_hub_does(files, tmp_path):
     assert offline == expected
 
 
+@pytest.mark.slow
 def test_without_a_copy_each_fault_is_told_apart(files, tmp_path):
     """Three tries where another may help; then a message that says what the hub does, and no traceback."""
     with ExitStack() as servers:

@@ -12,7 +12,7 @@ from gist_train.training_run import train
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
-STEPS, LONG = 8, 50
+STEPS, LONG = 6, 20
 WAYS = {
     "many_negatives-store": {},
     "pairs": {"negatives": 0},

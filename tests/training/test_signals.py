@@ -18,7 +18,7 @@ from gist_train.training.signals import SIGNALS, Stopped, StopSignal
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
-STEPS = 200
+STEPS = 60
 ENDLESS = 1_000_000
 
 
@@ -100,6 +100,7 @@ def has_ended(process):
         return True
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are found through /proc")
 def test_a_process_whose_launcher_has_gone_stops(config_of, tmp_path):
     """SIGTERM to a one-process `accelerate launch` ends the launcher alone; its child would train on, unseen, for days."""
@@ -175,7 +176,7 @@ def test_what_the_guide_has_embedded_is_kept(write_config, tmp_path, quickstart_
     finally:
         process.kill()
     assert "Traceback" not in log.read_text()
-    assert ("What was read and embedded is kept" in log.read_text()) == (command == "train")
+    assert log.read_text().count("What was read and embedded is kept") == 1
     (folder,) = stores.iterdir()
     kept = len(GuideStore(folder))
     assert kept >= 32
