@@ -1,4 +1,4 @@
-"""The example files of docs/data.md: each line of it reads its file, and all hold the same rows."""
+"""The example files of docs/data/: each line there reads its file, and all hold the same rows."""
 
 import re
 from pathlib import Path
@@ -14,9 +14,14 @@ from gist_train.data.sources import ALIASES, read_labelled, read_rows
 from gist_train.starter.page import starter_yaml
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "data.md").read_text()
-(BLOCK,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-SOURCES = DataConfig.model_validate(yaml.safe_load(BLOCK)["data"]).train
+PAGES = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs" / "data").glob("*.md"))]
+TRAIN = [
+    DataConfig.model_validate(yaml.safe_load(block)["data"]).train
+    for page in PAGES
+    for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+]
+SOURCES = [one for train in TRAIN for one in train if one.path.startswith("examples/rows/")]
+OURS = next(one for one in SOURCES if one.path.endswith("/rows.jsonl"))
 WITHOUT = {"llamaindex.json": 0, "spreadsheet.csv": 0, "nli.csv": 0, "clicks.csv": 0, "triples.tsv": 1, "medi.json": 1}
 """Files that hold less than the two negatives of a row."""
 OF_ROWS = [pytest.param(one, id=Path(one.path).name) for one in SOURCES if one.source != "classification"]
@@ -30,7 +35,7 @@ def at_the_root(monkeypatch):
 @pytest.mark.parametrize("source", OF_ROWS)
 def test_each_example_holds_the_same_rows(source):
     """A line of the page that reads something else than it says would be copied into many configs."""
-    rows, own = ([row for row in read_rows(one, "it") if row is not None] for one in (source, SOURCES[0]))
+    rows, own = ([row for row in read_rows(one, "it") if row is not None] for one in (source, OURS))
     kept = WITHOUT.get(Path(source.path).name, 2)
     assert [(row.anchor, row.positives, row.negatives) for row in rows] == [
         (row.anchor, row.positives, row.negatives[:kept]) for row in own
@@ -46,16 +51,16 @@ def test_the_labelled_examples(source):
     assert [row.label for row in read_labelled(source, "it")] == ["account", "account", "parcel", "parcel"]
 
 
-def test_the_page_names_every_example_and_column():
-    """A file or name that the page leaves out is one that nobody finds."""
+def test_the_pages_name_every_example_and_column():
+    """A file or name that the pages leave out is one that nobody finds."""
     assert {Path(one.path).name for one in SOURCES} == {file.name for file in (ROOT / "examples" / "rows").iterdir()}
     for key, names in ALIASES.items():
-        (line,) = [line for line in PAGE.splitlines() if line.startswith(f"| {key} |")]
+        (line,) = [line for page in PAGES for line in page.splitlines() if line.startswith(f"| {key} |")]
         assert [name for name in names if f"`{name}`" not in line] == []
     assert [name for name in ("label", "gold_label", "score", "clicks") if name not in WATCHED] == []
 
 
-def test_init_writes_the_lines_of_the_page():
+def test_init_writes_the_lines_of_the_pages():
     """What a user is told to copy and what `init` writes must not be two answers."""
     judged = [one for one in SOURCES if one.source != "classification" and one.source != "medi" and one.where]
     for source in judged:

@@ -1,0 +1,58 @@
+"""Pages as a code host shows them: links lead somewhere, blocks say their language."""
+
+import re
+
+import pytest
+from conftest import ROOT
+
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")] + sorted((ROOT / "docs").rglob("*.md"))
+LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
+FENCES = re.compile(r"^(```+)(.*)$", re.MULTILINE)
+
+
+def named(path):
+    return str(path.relative_to(ROOT))
+
+
+def without_blocks(text):
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(text):
+    """Of the headings of a page, as code hosts and mkdocs make them."""
+    for heading in re.findall(r"^#+ (.*)$", without_blocks(text), re.MULTILINE):
+        yield re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=named)
+def test_links_lead_somewhere(path):
+    """mkdocs looks at links within docs/ alone; README's lead there too."""
+    wrong = []
+    for match in LINK.finditer(without_blocks(path.read_text(encoding="utf-8"))):
+        target, _, anchor = (match[1] or match[2]).partition("#")
+        if target.startswith(("http://", "https://")):
+            continue
+        there = (path.parent / target).resolve() if target else path
+        if not there.exists() or (anchor and anchor not in {*anchors(there.read_text(encoding="utf-8"))}):
+            wrong.append(match[0])
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=named)
+def test_blocks_say_their_language(path):
+    """A block without one is drawn without colours, and no test knows how to run it; an indented one is not seen at all."""
+    text = path.read_text(encoding="utf-8")
+    fences = FENCES.findall(text)
+    assert len(fences) % 2 == 0
+    assert [language for _, language in fences[::2] if language not in KNOWN] == []
+    assert re.findall(r"\n\n    \S.*", without_blocks(text)) == []
+
+
+KNOWN = ("sh", "yaml", "json", "python", "math", "text")
+
+
+def test_every_page_is_in_the_menu():
+    """mkdocs says so too, where it is installed."""
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    docs = ROOT / "docs"
+    assert [named(path) for path in docs.rglob("*.md") if str(path.relative_to(docs)) not in menu] == []
