@@ -12,6 +12,7 @@ from rich.console import Console
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.schema import Config, cache_folder
+from gist_train.config.tracking import TrackingConfig
 from gist_train.evaluation.measuring import Measuring
 from gist_train.model.pretrained import Pretrained
 from gist_train.run_folder import Run
@@ -28,7 +29,7 @@ def check(config: Config, console: Console) -> Measuring:
             none of their metrics.
     """
     check_folders(config)
-    _check_tracker(config)
+    check_trackers(config.tracking)
     measuring = Measuring.of(config, console)
     measuring.require(config.selection.metric or {})
     return measuring
@@ -99,8 +100,23 @@ def report_device(config: Config, student: Pretrained, device: torch.device, con
         console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
-def _check_tracker(config: Config) -> None:
-    wandb = config.tracking.wandb
-    if wandb is not None and wandb_mode(wandb) != "disabled" and find_spec("wandb") is None:
-        fix = 'pip install "gist-train[wandb]", or take tracking.wandb out'
-        raise UserError(Fault("tracking.wandb", "no package wandb", "the package, which is an extra", fix))
+def check_trackers(tracking: TrackingConfig) -> None:
+    """Raises UserError where a tracker is asked for whose package is missing."""
+    asked = {
+        "wandb": tracking.wandb is not None and wandb_mode(tracking.wandb) != "disabled",
+        "tensorboard": tracking.tensorboard is not None,
+        "mlflow": tracking.mlflow is not None,
+        "trackio": tracking.trackio is not None,
+    }
+    faults = [
+        Fault(
+            f"tracking.{name}",
+            f"no package {name}",
+            "the package, which is an extra",
+            f'pip install "gist-train[{name}]", or take tracking.{name} out',
+        )
+        for name in asked
+        if asked[name] and find_spec(name) is None
+    ]
+    if faults:
+        raise UserError(*faults)

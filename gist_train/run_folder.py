@@ -94,10 +94,14 @@ class Run:
         """There while a training has come to its end; not where it was interrupted, and may be resumed."""
         return self.folder / "ended.json"
 
+    def tracker_id(self, tracker: str) -> Path:
+        """What the run is called at a tracker, for as long as the folder lives."""
+        return self.folder / f"{tracker}-id.txt"
+
     @property
-    def wandb_id(self) -> Path:
-        """The run's id at Weights & Biases."""
-        return self.folder / "wandb-id.txt"
+    def tensorboard(self) -> Path:
+        """Event files of TensorBoard, where `tracking.tensorboard` names no other folder."""
+        return self.folder / "tensorboard"
 
     @property
     def export(self) -> Path:

@@ -27,6 +27,14 @@ ADDED = {"mistral": "$A", "qwen3": "$A [SEP]"}
 MakeModel = Callable[..., Path]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def trackio_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where trackio keeps its runs: it reads that once, when it is imported."""
+    folder = tmp_path_factory.mktemp("trackio")
+    os.environ["TRACKIO_DIR"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def quickstart_texts() -> list[str]:
     """1,280 real utterances, the package's own."""

@@ -18,6 +18,7 @@ REFUSED = {
     "a metric that no task gives": {"evaluation": "pairs", "selection": {"metric": "pairs/accuracy"}},
     "a task whose file is missing": {"evaluation": {"tasks": [STS]}},
     "a tracker whose package is missing": {"tracking": {"wandb": {"project": "p"}}},
+    "three trackers whose packages are missing": {"tracking": {"tensorboard": {}, "mlflow": {}, "trackio": {}}},
     "longer texts than the model has positions": {"model": {"max_length": 4000}},
     "layers that the model does not have": {"model": {"layers": [0, 9]}},
     "fewer rows than a batch": {"training": {**TRAINING, "batch_size": 512}},

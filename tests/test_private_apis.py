@@ -174,3 +174,22 @@ def test_their_transformer_module_has_these_parts(make_model):
     assert module.auto_model.config._attn_implementation in ("sdpa", "eager")
     module.auto_model.set_attn_implementation("eager")
     assert module.auto_model.config._attn_implementation == "eager"
+
+
+def test_trackio_is_asked_for_the_rows_of_a_run():
+    """training/tracker_stores.py, `Trackio`: `trackio.Api` names runs and has no rows. If these went, see whether it has them."""
+    from trackio import SQLiteStorage
+    from trackio.fragments import import_inbox_dir
+
+    assert {"project", "run", "run_id"} <= inspect.signature(SQLiteStorage.get_logs).parameters.keys()
+    assert list(inspect.signature(SQLiteStorage.get_run_records).parameters) == ["project"]
+    assert import_inbox_dir() == 0
+
+
+def test_tensorboard_reads_event_files(tmp_path):
+    """training/tracker_stores.py, `TensorBoard`: if it went, EventFileLoader reads one file."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0})
+    events.Reload()
+    assert events.Tags()["scalars"] == []

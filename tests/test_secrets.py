@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -117,7 +116,7 @@ def test_a_whole_pipeline_writes_none(write_config, write_rows, write_pairs, tri
         selection={"metric": "pairs/spearman"},
         training={"batch_size": 8, "max_steps": 4, "precision": "float32"},
         checkpoint={"every": 2},
-        tracking={"log_every": 1, "wandb": {"project": "p", "mode": "offline"}} if find_spec("wandb") else {},
+        tracking={"log_every": 1, "wandb": {"project": "p", "mode": "offline"}, "tensorboard": {}, "mlflow": {}},
     )
     (tmp_path / "part.jsonl").write_text(rows.read_text() + '{"anchor": ""}\n')
     there = {*tmp_path.rglob("*")} - before
@@ -135,9 +134,16 @@ def test_a_whole_pipeline_writes_none(write_config, write_rows, write_pairs, tri
     ]
     assert [ended.code for ended in told] == [0, 0, 0, 0, 0, 2, 2, 2, 2, 2], [ended.err for ended in told]
     wrote = {one for one in tmp_path.rglob("*") if one.is_file() and not one.is_symlink()} - there
-    assert {"config.yaml", "run.json", "selected.json", "manifest.json", "README.md", "meta.json", "content-hashes.json"} <= {
-        one.name for one in wrote
-    }
+    assert {
+        "mlflow.db",
+        "config.yaml",
+        "run.json",
+        "selected.json",
+        "manifest.json",
+        "README.md",
+        "meta.json",
+        "content-hashes.json",
+    } <= {one.name for one in wrote}
     texts = {str(one): one.read_bytes() for one in wrote} | {f"run {i}": f"{e.out}{e.err}".encode() for i, e in enumerate(told)}
     secrets = [*kept.values(), "Sesame1", "Mellon22", "ottokar", "AbCd"]
     found = [(name, secret) for name, text in texts.items() for secret in secrets if secret.encode() in text]

@@ -91,7 +91,7 @@ ELSEWHERE = {
     "save_total_limit": "checkpoint.keep_last",
     "eval_steps": "evaluation.every",
     "logging_steps": "tracking.log_every",
-    "report_to": "tracking.wandb",
+    "report_to": "tracking.wandb, tracking.tensorboard, tracking.mlflow or tracking.trackio",
     "metric_for_best_model": "selection.metric",
     "load_best_model_at_end": "selection.metric: the best checkpoint by it is kept, and gist-train select chooses it",
     "train_file": "data.train",

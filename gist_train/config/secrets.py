@@ -31,7 +31,10 @@ _FORMS = re.compile(
 )
 # Older keys of Weights & Biases look like commits: only where wandb is named are they taken for keys.
 _WANDB = re.compile(r"(wandb.{0,60}?)(?<![0-9A-Za-z])[0-9a-f]{40}(?![0-9A-Za-z])", re.IGNORECASE | re.DOTALL)
-_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_VARIABLES = (
+    *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
+    *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+)
 """Variables of the environment whose values are secrets, whatever their form."""
 _SHORTEST = 12
 """Characters of such a value: of a shorter one every mention of an ordinary word might be hidden."""

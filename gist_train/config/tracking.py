@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from gist_train.config.fields import Count, Section, WandbName
+from gist_train.config.fields import Count, PathText, Section, Title, WandbName
 
 
 class WandbConfig(Section):
@@ -16,6 +16,29 @@ class WandbConfig(Section):
     """User or team; null = the account's default."""
 
 
+class TensorboardConfig(Section):
+    """TensorBoard: event files on this machine."""
+
+    folder: PathText | None = None
+    """Folder in which the run has one by its name; null = $TENSORBOARD_LOGGING_DIR, else tensorboard in the run folder."""
+
+
+class MlflowConfig(Section):
+    """MLflow: a server, or a database on this machine."""
+
+    tracking_uri: PathText | None = None
+    """Address of the server or database; null = $MLFLOW_TRACKING_URI, else the file mlflow.db in output_dir."""
+    experiment: Title | None = None
+    """Experiment that the run is in; null = $MLFLOW_EXPERIMENT_NAME, else gist-train."""
+
+
+class TrackioConfig(Section):
+    """Trackio: a database on this machine, in the folder $TRACKIO_DIR."""
+
+    project: Title = "gist-train"
+    """Project that the run is in."""
+
+
 class TrackingConfig(Section):
     """Where metrics go besides metrics.jsonl."""
 
@@ -25,3 +48,9 @@ class TrackingConfig(Section):
     """Whether the rows of the corpus that each step reads are written to step-rows.jsonl, {"step": 1, "rows": [4, 17, ...]}."""
     wandb: WandbConfig | None = None
     """Weights & Biases; null = not used."""
+    tensorboard: TensorboardConfig | None = None
+    """TensorBoard; {} = used, null = not used."""
+    mlflow: MlflowConfig | None = None
+    """MLflow; {} = used, null = not used."""
+    trackio: TrackioConfig | None = None
+    """Trackio; {} = used, null = not used."""

@@ -17,6 +17,7 @@ from gist_train.training.loop import StepRecord, metrics_of
 from gist_train.training.rowfile import RowFile
 from gist_train.training.teaching import Teaching
 from gist_train.training.throughput import PARTS, peak_memory
+from gist_train.training.tracker_thread import SCORE, Past
 from gist_train.training.trackers import Tracker, trackers_of
 from gist_train.training.traffic import Traffic
 
@@ -62,8 +63,6 @@ class RunLog:
         self._waited = self._waited_at_row = 0.0
         """Seconds that the loop waited for checkpoints, now and when the last row was written."""
         self._trackers: list[Tracker] = []
-        self._tracked, self._scores_tracked = -1, False
-        """The last step whose row trackers got before this process began, and whether they got its scores too."""
         self.notes: list[str] = []
         """What is to be said, and was not yet."""
         self._file = RowFile(run.metrics if run else None, sums.step, self.notes)
@@ -72,10 +71,10 @@ class RunLog:
         if run is None:
             return
         # What is logged again after a resume are the figures that trackers have: they would take them for further ones.
-        self._tracked = self._file.last
-        self._trackers = trackers_of(config, run, self.notes)
-        if self._trackers:
-            self._scores_tracked = any(row.get("step") == self._tracked for _, row in json_lines(run.evaluations))
+        last = self._file.last
+        scored = any(row.get("step") == last for _, row in json_lines(run.evaluations))
+        past = Past(sums.step, metrics=last, scores=last if scored else last - 1)
+        self._trackers = trackers_of(config, run, past, self.notes)
 
     def __enter__(self) -> Self:
         return self
@@ -146,16 +145,14 @@ class RunLog:
         self._file.add(json.dumps(row) + "\n")
         for file in self._files():
             file.write()
-        for tracker in self._trackers if record.step > self._tracked else ():
+        for tracker in self._trackers:
             tracker.log(row, record.step)
         return row
 
     def add_scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Hands the scores of an evaluation, by "<task>/<metric>", to the trackers. The run's own file is evaluations.jsonl."""
-        if step < self._tracked or (step == self._tracked and self._scores_tracked):
-            return
         for tracker in self._trackers:
-            tracker.log({f"evaluation/{name}": score for name, score in scores.items()}, step)
+            tracker.log({f"{SCORE}{name}": score for name, score in scores.items()}, step)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

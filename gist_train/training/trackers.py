@@ -2,19 +2,21 @@
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from threading import Thread
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from gist_train.config.errors import shown
 from gist_train.config.schema import Config
 from gist_train.config.secrets import without_secrets
 from gist_train.config.tracking import WandbConfig
 from gist_train.data.files import write_text
 from gist_train.run_folder import Run
+from gist_train.training.tracker_stores import Mlflow, TensorBoard, Trackio
+from gist_train.training.tracker_thread import Past, Store, TrackerThread, failure_reason
 
 SECONDS_TO_BEGIN, SECONDS_TO_END = 10, 60
 """That W&B's server may take to begin a run, and to take what it has not got yet at the end."""
@@ -30,14 +32,23 @@ class Tracker(Protocol):
         """Ends, with the exit code of the run."""
 
 
-def trackers_of(config: Config, run: Run, notes: list[str]) -> list[Tracker]:
+def trackers_of(config: Config, run: Run, past: Past, notes: list[str]) -> list[Tracker]:
     """Those that the config asks for.
 
     Args:
+        past: what there is of the run, and what trackers have that can't be asked.
         notes: what is to be said is added to it.
     """
-    wandb = config.tracking.wandb
-    return [] if wandb is None or wandb_mode(wandb) == "disabled" else [Wandb(wandb, config, run, notes)]
+    tracking, trackers, stores = config.tracking, list[Tracker](), dict[str, Callable[[], Store]]()
+    if tracking.wandb is not None and wandb_mode(tracking.wandb) != "disabled":
+        trackers.append(Wandb(tracking.wandb, config, run, past, notes))
+    if tracking.tensorboard is not None:
+        stores["TensorBoard"] = partial(TensorBoard, tracking.tensorboard, config, run)
+    if tracking.mlflow is not None:
+        stores["MLflow"] = partial(Mlflow, tracking.mlflow, config, run)
+    if tracking.trackio is not None:
+        stores["trackio"] = partial(Trackio, tracking.trackio, config, run)
+    return [*trackers, *(TrackerThread(name, stores[name], config, run, past, notes) for name in stores)]
 
 
 def wandb_mode(wandb: WandbConfig) -> str:
@@ -82,18 +93,20 @@ class Wandb:
     Where its server can't be reached, or knows no key, the log is kept in the run folder, from where it can be uploaded later.
     """
 
-    def __init__(self, wandb_config: WandbConfig, config: Config, run: Run, notes: list[str]):
-        self._notes = notes
+    def __init__(self, wandb_config: WandbConfig, config: Config, run: Run, past: Past, notes: list[str]):
+        self._past, self._notes = past, notes
         self._run = _begun(wandb_config, config, run, notes)
 
     def log(self, row: Mapping[str, float], step: int) -> None:
         """Takes numbers by name, of a step."""
-        if self._run is None:
+        if self._run is None or self._past.has(row, step):
             return
         try:
             self._run.log(dict(row), step=step)
         except Exception as error:  # whatever it is, a figure on a page ends no training
-            self._notes.append(f"warning: Weights & Biases: {_reason(error)}. It gets no more rows; metrics.jsonl has all.")
+            self._notes.append(
+                f"warning: Weights & Biases: {failure_reason(error)}. It gets no more rows; metrics.jsonl has all."
+            )
             self._run = None
 
     def finish(self, code: int) -> None:
@@ -105,7 +118,7 @@ class Wandb:
         closing.start()
         closing.join(SECONDS_TO_END)
         if closing.is_alive() or failures:
-            reason = _reason(failures[0]) if failures else f"not all rows were taken within {SECONDS_TO_END} s"
+            reason = failure_reason(failures[0]) if failures else f"not all rows were taken within {SECONDS_TO_END} s"
             self._notes.append(f"warning: Weights & Biases: {reason}. {_upload(self._run)}")
 
 
@@ -128,7 +141,7 @@ def _begun(wandb_config: WandbConfig, config: Config, run: Run, notes: list[str]
                 settings=wandb.Settings(init_timeout=SECONDS_TO_BEGIN, login_timeout=SECONDS_TO_BEGIN),
             )
         except Exception as error:  # no key, no network, no permission, no room: none of them ends a training
-            reason = reason or _reason(error)
+            reason = reason or failure_reason(error)
             wandb.teardown()  # its service would refuse the same id
         else:
             if reason is not None and missing_login(config) is None:  # else it was said in the beginning
@@ -147,16 +160,12 @@ def _close(run: Any, code: int, failures: list[Exception]) -> None:
         failures.append(error)
 
 
-def _reason(error: Exception) -> str:
-    return shown(str(error) or type(error).__name__, 300).strip('"').rstrip(".")
-
-
 def _upload(run: Any) -> str:
     return f"The log is kept; this uploads it: wandb sync {run.settings.sync_dir}"
 
 
 def _run_id(run: Run) -> str:
-    path = run.wandb_id
+    path = run.tracker_id("wandb")
     if not path.exists():
         write_text(path, secrets.token_hex(4))
     return path.read_text(encoding="utf-8").strip()
