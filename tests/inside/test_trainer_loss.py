@@ -8,6 +8,8 @@ from sentence_transformers.sentence_transformer.modules import Router, StaticEmb
 from support.trainers import assert_same, columns_of, loss_and_gradients, opened
 
 from gist_train import GuidedContrastiveLoss, UserError, guided_contrastive_loss
+from gist_train.inside import loss as loss_module
+from gist_train.inside.gathering import Gathered
 from gist_train.model.distillation import distillation_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -155,6 +157,52 @@ def test_regression_follows_a_narrow_guide(student, ours, make_model):
     wide = ours(opened(make_model(width=48, layers=1, seed=1), training=False), distillation={"regression": 1.0})
     with pytest.raises(UserError, match="no wider than the student"):
         loss_and_gradients(wide, student, texts)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.1])
+@pytest.mark.parametrize("cut", [None, 2])
+def test_the_positive_of_a_later_process_stays(monkeypatch, margin, cut):
+    """Its column counts the rows of the processes before: a mask that forgets them takes it away under a margin."""
+    draw = torch.Generator().manual_seed(7)
+    before, anchors, positives = (torch.randn(count, 16, generator=draw) for count in (6, 3, 3))
+
+    def gather(embeddings, *_, **__):
+        texts = [before, torch.cat(list(embeddings))]
+        return Gathered(texts, [text.detach() for text in texts], None, [(3, 0), (3, 0)], 1)
+
+    monkeypatch.setattr(loss_module, "gather", gather)
+    options = {"margin": margin, "mini_batch_size": cut, "mask_duplicates": False, "gather_across_devices": True}
+    loss = GuidedContrastiveLoss(carrying(), None, **options)
+    found = loss([{"sentence_embedding": anchors}, {"sentence_embedding": positives}])
+    pool = torch.cat([before[:3], anchors]), torch.cat([before[3:], positives])
+    guides = {"guide_anchor": pool[0], "guide_positive": pool[1], "guide_negative": None}
+    expected = 2 * guided_contrastive_loss(*pool, None, **guides, margin=margin, rows=(3, 6)).loss
+    assert torch.isfinite(found)
+    assert found.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("cut", [None, 1])
+def test_a_relative_margin_lowers_a_negative_threshold(cut):
+    """Below 0, 95 % of a similarity are more than it: a threshold that rose would keep what is nearer than the positive."""
+    near = torch.tensor([[-0.49, 0.0, (1 - 0.49**2) ** 0.5]])
+    far = torch.tensor([[-0.5, (1 - 0.5**2) ** 0.5, 0.0]])
+    features = [torch.cat([torch.tensor([[1.0, 0.0, 0.0]]), near]), torch.cat([far, near])]
+    options = {"contrast_anchors": False, "contrast_positives": False, "mask_duplicates": False, "temperature": 1.0}
+    loss = GuidedContrastiveLoss(carrying(), "self", margin=0.05, margin_strategy="relative", mini_batch_size=cut, **options)
+    found = loss([{"sentence_embedding": column.clone()} for column in features])
+    # The first row has no candidate left, the second one that is far: cos(near, far).
+    expected = torch.log1p(torch.exp((near * far).sum() - 1)) / 2
+    assert found.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def carrying():
+    """A model whose features are its embeddings."""
+
+    class Carried(torch.nn.Module):
+        def forward(self, features):
+            return features
+
+    return SentenceTransformer(modules=[Carried()], device="cpu")
 
 
 def test_two_forwards_may_come_before_one_backward(student, guide, ours):
