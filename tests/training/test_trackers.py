@@ -52,7 +52,7 @@ def test_without_a_key_the_log_is_kept_for_later(path, tmp_path):
     assert ended.code == 0, ended.err
     (warning,) = warnings_of(ended)
     assert "nobody is logged in" in warning
-    assert ended.err.index(warning) < ended.err.index("rows, ")  # before any work
+    assert ended.err.index(warning) < ended.err.index(" steps of ")  # before any work
     kept = ended.err.partition("wandb sync ")[2].splitlines()[0]
     assert list(Path(kept).glob("*.wandb"))
     assert (tmp_path / "runs" / "run" / "wandb").samefile(Path(kept).parent)
