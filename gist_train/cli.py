@@ -72,7 +72,7 @@ Set = Annotated[
 ]
 Timeout = Annotated[
     float | None,
-    typer.Option(help="Seconds without progress after which a process counts as hung. [default: 600]", show_default=False),
+    typer.Option(help="Seconds without progress after which a process counts as hung; 600 by default.", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 
@@ -133,8 +133,10 @@ def _answering(as_json: bool) -> Iterator[TextIO]:
 def init(
     files: Annotated[list[Path], typer.Argument(help="Data files, or folders of them.", metavar="FILES", show_default=False)],
     to: Annotated[Path, typer.Option(help="The YAML to write.")] = Path("my-model.yaml"),
-    model: Annotated[str | None, typer.Option(help="Hub id or local folder of the student. [default: by the machine]")] = None,
-    guide: Annotated[str | None, typer.Option(help="The guide, likewise; self; or none. [default: by the machine]")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Student, hub id or local folder; by default what this machine trains.")
+    ] = None,
+    guide: Annotated[str | None, typer.Option(help="The guide, likewise; self; or none.")] = None,
     columns: Annotated[
         str | None, typer.Option(help="What columns are: anchor=A,positive=B; text=A,label=B; text1=A,text2=B,score=C.")
     ] = None,
@@ -407,7 +409,7 @@ def select(
 def report(
     runs: RunPaths,
     to: Annotated[
-        Path | None, typer.Option(help="The .html file to write. [default: RUN/report.html]", show_default=False)
+        Path | None, typer.Option(help="The .html file to write; RUN/report.html by default.", show_default=False)
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Serve the page on this machine while runs train.")] = False,
 ) -> None:

@@ -1,6 +1,7 @@
 """Help: what fits a screen is read, an example is what is typed, and a shell knows the words."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -34,6 +35,16 @@ def test_help_fits_a_screen(command):
     assert max(map(len, lines)) <= 80
     if command:
         assert f" Example: {EXAMPLES[command]}" in [line.rstrip() for line in lines]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_all_of_each_option(command, monkeypatch):
+    """Words in square brackets are taken for colours, and are not there: a default stood in them."""
+    monkeypatch.setitem(os.environ, "COLUMNS", "250")  # so that no other column's words come between
+    shown = " ".join(re.sub("[\u2500-\u257f]", " ", gist(command, "--help").out).split())
+    parameters = COMMANDS[command].params
+    assert parameters
+    assert [one.name for one in parameters if one.help not in shown] == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)
