@@ -95,7 +95,7 @@ def _shown(default: Any) -> str:
         return "its keys' defaults"
     if default is None:
         return "null"
-    return str(default).lower() if isinstance(default, bool) else str(default)
+    return str(default).lower() if isinstance(default, bool) else str(default) or '""'
 
 
 def page() -> str:
@@ -113,7 +113,7 @@ def page() -> str:
 def _row(key: Key) -> str:
     default = key.default if key.default in ("must be given", "its keys' defaults") else f"`{key.default}`"
     cells = [f"`{key.path}`", default, key.allowed, key.about]
-    return "| " + " | ".join(_one_line(cell).replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(_one_line(cell).replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """docs/config.md is the schema's, and names every key."""
 
+import re
+
 from conftest import ROOT
 
 from gist_train.config.reference import page
@@ -27,3 +29,10 @@ def test_every_key_has_a_row_with_its_default_and_meaning():
     assert rows["evaluation.tasks[].name"][0][0] == "must be given"
     assert len(rows) > 90
     assert all(about for each in rows.values() for _, _, about in each)
+
+
+def test_the_page_shows_all_that_it_says():
+    """`<task>` in Markdown is a tag, and an empty pair of backticks no code: readers would see neither."""
+    assert "`` " not in page()
+    assert re.search(r"<(?!/?br)", page()) is None
+    assert '"&lt;task>/&lt;metric>"' in page()
