@@ -10,6 +10,8 @@ from html.parser import HTMLParser
 import pytest
 from conftest import ROOT
 
+import gist_train
+
 pytest.importorskip("material", reason="mkdocs-material (extra docs) is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -52,6 +54,12 @@ def test_pages_load_nothing_from_elsewhere(site):
             assert "//" not in address, path.name
             if path.name != "404.html":  # which a server shows, from its top
                 assert (path.parent / address).exists(), (path.name, address)
+
+
+def test_every_public_name_is_on_its_page(site):
+    """A page made from docstrings leaves out, without a word, what its tool does not find."""
+    html = (site / "api.html").read_text(encoding="utf-8")
+    assert [name for name in gist_train.__all__ if f'id="gist_train.{name}"' not in html] == []
 
 
 def test_formulas_are_drawn_without_a_script(site):
