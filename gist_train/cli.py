@@ -28,7 +28,7 @@ from gist_train.environment import FEW_KERNELS, KERNELS_OF_BF16, keep_kernels, l
 from gist_train.memory import MemoryShortageError, asked_for
 from gist_train.progress import Terminal, say, terminal
 from gist_train.pulse import RankFailedError
-from gist_train.run_folder import config_and_run
+from gist_train.run_folder import Run, config_and_run
 from gist_train.telling import tell
 from gist_train.training.signals import Stopped, StopSignal
 from gist_train.version import __version__
@@ -225,6 +225,9 @@ def audit(
     threshold: Annotated[
         list[str] | None, typer.Option(help="From which on a row is suspect; may be repeated.", metavar="KIND=NUMBER")
     ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="The .html file to write. [default: OUTPUT_DIR/NAME-audit.html]", show_default=False)
+    ] = None,
     write_suspects: Annotated[Path | None, typer.Option(help="A .jsonl or .parquet file to write suspect rows to.")] = None,
     write_clean: Annotated[Path | None, typer.Option(help="A .jsonl or .parquet file to write the other rows to.")] = None,
     as_json: AsJson = False,
@@ -233,10 +236,14 @@ def audit(
     loaded = _begin("audit", load_config(config, set_ or [], selects=False))
     with _answering(as_json) as out:
         from gist_train.auditing import audit as auditing
+        from gist_train.auditing.html_page import keep_audit
         from gist_train.auditing.page import audit_page
         from gist_train.data.writing import check_ending
         from gist_train.model.device import this_device
+        from gist_train.pages.rendering import check_folder
 
+        if page is not None:
+            check_folder(page, "--page")
         for to, option in ((write_suspects, "--write-suspects"), (write_clean, "--write-clean")):
             if to is not None:
                 check_ending(to, option)
@@ -250,8 +257,10 @@ def audit(
         if write_clean is not None:
             rows = auditing.write_clean(audited, write_clean)
             err.print(f"{rows:,} rows, without prompts and scores: {write_clean}", highlight=False, soft_wrap=True)
+        record = audited.record()
+        err.print(f"page: {keep_audit(Run.of(loaded), record, page)}", highlight=False, soft_wrap=True)
         if as_json:
-            print(json.dumps(audited.to_json(), ensure_ascii=False), file=out)
+            print(record.model_dump_json(), file=out)
         else:
             Terminal().print(audit_page(audited), highlight=False)
 

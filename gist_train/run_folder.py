@@ -55,6 +55,16 @@ class Run:
         return self.folder / "report.html"
 
     @property
+    def audit(self) -> Path:
+        """What an audit of the rows found: beside the folder, in which a training begins with nothing."""
+        return self.folder.with_name(f"{self.folder.name}-audit.json")
+
+    @property
+    def audit_page(self) -> Path:
+        """The page of it."""
+        return self.folder.with_name(f"{self.folder.name}-audit.html")
+
+    @property
     def metrics(self) -> Path:
         """A row every `tracking.log_every` steps."""
         return self.folder / "metrics.jsonl"

@@ -1,6 +1,7 @@
 """What `gist-train audit` finds: what may be wrong with the rows of a config, before and without any training."""
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -12,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from gist_train.auditing.masking import Masked, Masking
+from gist_train.auditing.masking import Masked, Masking, together
+from gist_train.auditing.record import AuditRecord, Suspect, sources_of
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.schema import Config
+from gist_train.config.secrets import without_secrets
 from gist_train.config.suspects import KINDS
 from gist_train.data.corpus import Corpus
 from gist_train.data.writing import ROWS_AT_A_TIME, whole_file, write_rows
@@ -22,35 +25,22 @@ from gist_train.model.pair_scores import Scores
 from gist_train.preparation import judged_hashes, prepare
 from gist_train.progress import follow
 from gist_train.suspects import Looked, kept_rows, row_scores
-from gist_train.training.guides import StoredGuide, parts_of_all
+from gist_train.training.guides import StoredGuide, named_guide, parts_of_all
 from gist_train.training.step_context import SourceRules
+from gist_train.version import __version__
 
-EXAMPLES = 3
-"""Worst rows of each kind that are shown."""
-
-
-@dataclass(frozen=True, slots=True)
-class Suspect:
-    """A row that may be bad in one way."""
-
-    kind: str
-    score: float
-    task: str
-    source: str
-    row: int
-    """Of the source's usable rows, counted from 1."""
-    anchor: str
-    positives: list[str]
-    negatives: list[str]
+EXAMPLES = 10
+"""Worst rows of each kind that are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Audit:
     """What was found."""
 
+    config: Config
     corpus: Corpus
-    paths: list[str]
-    """Of the sources, in their order."""
+    guide: str
+    """In words."""
     scores: dict[str, Scores]
     """(R,) by kind, the higher the worse."""
     thresholds: dict[str, float]
@@ -77,11 +67,14 @@ class Audit:
             [corpus.text(int(i)) for i in flat[bounds[row] : bounds[row + 1]]]
             for flat, bounds in ((corpus.positive, corpus.positive_offsets), (corpus.negative, corpus.negative_offsets))
         ]
-        anchor, task = corpus.text(int(corpus.anchor[row])), corpus.tasks[int(corpus.task[row])]
-        return Suspect(kind, float(self.scores[kind][row]), task, self.paths[source], row - first + 1, anchor, *of_row)
+        anchor, task, path = corpus.text(int(corpus.anchor[row])), corpus.tasks[int(corpus.task[row])], self._path(source)
+        return Suspect(kind, float(self.scores[kind][row]), task, path, row - first + 1, anchor, *of_row)
 
-    def to_json(self) -> dict[str, Any]:
-        """Counts, thresholds and worst rows, and what would be masked, as JSON can have them."""
+    def _path(self, source: int) -> str:
+        return self.config.data.train[source].path
+
+    def record(self) -> AuditRecord:
+        """Counts, thresholds and worst rows, and what would be masked; passwords and tokens in texts and paths hidden."""
         rows = self.corpus.row_count
         kinds = {
             kind: {
@@ -94,19 +87,36 @@ class Audit:
             }
             for kind in self.scores
         }
-        masking = None
+        masking = margins = None
         if self.masking is not None:
-            masking = [
-                {"margin": margin, "task": task, **_masked(one)}
-                for margin, by_task in self.masking.by_task.items()
-                for task, one in by_task.items()
-            ]
-        return {"rows": rows, "suspect_rows": len(self.all_suspects()), "kinds": kinds, "masking": masking}
+            of_margins = self.masking.by_task
+            masking = [_masked(margin, task, one) for margin, by_task in of_margins.items() for task, one in by_task.items()]
+            margins = [_masked(margin, None, together(by_task.values())) for margin, by_task in of_margins.items()]
+        return AuditRecord.model_validate(
+            without_secrets(
+                {
+                    "name": self.config.name,
+                    "made": time.time(),
+                    "gist_train": __version__,
+                    "sources": sources_of(self.config),
+                    "student": self.config.model.name,
+                    "guide": self.guide,
+                    "rows": rows,
+                    "suspect_rows": len(self.all_suspects()),
+                    "kinds": kinds,
+                    "masking": masking,
+                    "margins": margins,
+                }
+            )
+        )
 
 
-def _masked(one: Masked) -> dict[str, Any]:
-    blocks = {f"masked_{block}": one.masked[block] / max(1, one.candidates[block]) for block in one.masked}
-    return {"batches": one.batches, "rows": one.rows, "rows_without_candidates": one.bare, "masked": one.share, **blocks}
+def _masked(margin: float, task: str | None, one: Masked) -> dict[str, Any]:
+    shares = {
+        f"masked_{block}": one.masked[block] / one.candidates[block] if one.candidates[block] else None for block in one.masked
+    }
+    counts = {"batches": one.batches, "rows": one.rows, "rows_without_candidates": one.bare}
+    return {"margin": margin, "task": task, **counts, "masked": one.share, **shares}
 
 
 def audit(
@@ -135,8 +145,8 @@ def audit(
         masking = Masking(prepared.corpus, prepared.plan, prepared.guide, config.loss, rules, list(asked))
         follow(masking.look(), "masking batches", masking.batches, console)
     usual = {kind: KINDS[kind].threshold for kind in scores}
-    paths = [source.path for source in config.data.train]
-    return Audit(prepared.corpus, paths, scores, {**usual, **_known(thresholds, usual)}, masking)
+    guide = named_guide(config, prepared.guide)
+    return Audit(config, prepared.corpus, guide, scores, {**usual, **_known(thresholds, usual)}, masking)
 
 
 def read_margins(written: str) -> list[float]:

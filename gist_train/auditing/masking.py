@@ -3,7 +3,7 @@
 Legend: B rows of a batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,19 @@ class Masked:
     def share(self) -> float:
         """Of all candidates, those that are masked."""
         return sum(self.masked.values()) / max(1, sum(self.candidates.values()))
+
+
+def together(parts: Iterable[Masked]) -> Masked:
+    """All of them added up."""
+    total = Masked()
+    for one in parts:
+        total.batches += one.batches
+        total.rows += one.rows
+        total.bare += one.bare
+        for block in BLOCKS:
+            total.masked[block] += one.masked[block]
+            total.candidates[block] += one.candidates[block]
+    return total
 
 
 class Masking:
