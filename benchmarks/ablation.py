@@ -69,6 +69,11 @@ ROWS: dict[str, Changes] = {
         "loss": {"weight": 0.0},
         "data": {"hard_negatives": {"per_row": 1}},
     },
+    "KL alone, temperatures 0.1 and 0.05, mined": {
+        "distillation": {"weight": 1.0, "temperature": 0.1, "guide_temperature": 0.05},
+        "loss": {"weight": 0.0},
+        "data": {"hard_negatives": {"per_row": 1}},
+    },
     "KL alone, temperature 0.1, similar, depth 2": {
         "distillation": {"weight": 1.0, "temperature": 0.1},
         "loss": {"weight": 0.0},
