@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import checkpoint, encode, guide, large_batch, loss, prepare, resume, synthetic_corpus
+from benchmarks import checkpoint, encode, guide, large_batch, loss, prepare, resume, synthetic_corpus, trainer_step
 from benchmarks.machine import environment_of_children
 
 Found = dict[str, Any]
@@ -88,6 +88,10 @@ def _checkpoint(options: argparse.Namespace, folder: Path) -> list[str]:  # noqa
     return ["--data", str(options.data), "--device", options.device, *_threads(options)]
 
 
+def _trainer_step(options: argparse.Namespace, folder: Path) -> list[str]:  # noqa: ARG001
+    return ["--data", str(options.data), "--device", options.device, "--pairs", str(options.pairs or 3), *_threads(options)]
+
+
 def _threads(options: argparse.Namespace) -> list[str]:
     return ["--threads", str(options.threads)] if options.threads else []
 
@@ -138,6 +142,7 @@ SECTIONS = (
     Section("encode", "encoding for evaluation", encode, _encode, _no_bars),
     Section("prepare", "preparing data", prepare, _prepare, _no_bars),
     Section("guide-building", "the guide's pass", guide, _guide_building, _guide_bars),
+    Section("trainer-step", "our loss in their trainer, and a packed model", trainer_step, _trainer_step, _no_bars),
     Section("checkpoint", "checkpoints beside the training", checkpoint, _checkpoint, _checkpoint_bars),
 )
 

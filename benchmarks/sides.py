@@ -246,14 +246,14 @@ def run_ours(
     return seconds, records
 
 
-class _InOrder(DefaultBatchSampler):
+class InOrder(DefaultBatchSampler):
     """A data set's rows as they stand."""
 
     def __init__(self, dataset: Dataset, **options: Any):
         super().__init__(SequentialSampler(dataset), **options)
 
 
-class _Clock(TrainerCallback):
+class Clock(TrainerCallback):
     """From the end of step `untimed` to that of the last.
 
     For 0 from the beginning of the epoch, where models, data sets and loaders are there.
@@ -311,14 +311,14 @@ def run_theirs(bench: Bench, count: int, seen: Seen | None = None, *, untimed: i
             max_grad_norm=GRAD_CLIP,
             bf16=bench.precision == "bf16",
             use_cpu=bench.device.type == "cpu",
-            batch_sampler=_InOrder,  # type: ignore[arg-type]
+            batch_sampler=InOrder,  # type: ignore[arg-type]
             multi_dataset_batch_sampler=MultiDatasetBatchSamplers.ROUND_ROBIN,
             logging_strategy="no",
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
         )
-        clock = _Clock(bench.device, untimed)
+        clock = Clock(bench.device, untimed)
         trainer = SentenceTransformerTrainer(model, arguments, train_dataset=_data_sets(bench), loss=loss, callbacks=[clock])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
