@@ -39,8 +39,8 @@ CLASSIFICATION = (
 
 def test_all_configs_are_found():
     """A pattern that misses a folder would check nothing and pass."""
-    assert {path.stem for path in CONFIGS} == {*SISTERS, "gist-small-from-sources", "own-data", "quickstart"}
-    assert len(CONFIGS) == 7
+    assert {path.stem for path in CONFIGS} == {*SISTERS, "distilled-small", "gist-small-from-sources", "own-data", "quickstart"}
+    assert len(CONFIGS) == 8
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -51,8 +51,10 @@ def test_a_config_is_planned(path, tmp_path, monkeypatch, make_model, triplets):
     monkeypatch.chdir(tmp_path)
     words: list[object] = ["--set", f"output_dir={tmp_path / 'runs'}", "--set", f"model.name={make_model(vocabulary=500)}"]
     words += ["--set", "model.revision=null", "--set", "model.max_length=64", "--set", "model.layers=null"]
-    words += ["--set", f"guide.name={make_model(width=24, layers=1, seed=1)}", "--set", "guide.max_length=64"]
-    words += ["--set", "guide.revision=null", "--set", "evaluation.tasks=[]"]
+    for where in config.guides:
+        words += ["--set", f"{where}.name={make_model(width=24, layers=1, seed=1)}", "--set", f"{where}.max_length=64"]
+        words += ["--set", f"{where}.revision=null"]
+    words += ["--set", "evaluation.tasks=[]"]
     rows = 0
     for index, source in enumerate(config.data.train):
         stand_in, count = _stand_in(source, tmp_path / f"source{index}", triplets)
