@@ -90,6 +90,8 @@ def _on_command(
         raise UserError(Fault("--verbose", "alone", "with --version, or a command", "gist-train --version --verbose"))
     if context.invoked_subcommand not in SHARED:
         _leave_to_one(context.invoked_subcommand)
+    elif context.invoked_subcommand in SHARED and _launched_together() and os.environ["RANK"] == "0":
+        say(err, f"gist-train {__version__}: {context.invoked_subcommand} by {os.environ['WORLD_SIZE']} processes")
 
 
 def _leave_to_one(command: str) -> None:
@@ -162,7 +164,7 @@ def init(
 def prepare(config: ConfigPath, set_: Set = None, timeout: Timeout = None) -> None:
     """Build the corpus, the student's tokens and the guide's store. Other commands do what they need of this by themselves."""
     if not _launched_together():
-        _begin("prepare", load_config(config, set_ or [], selects=False))
+        _begin("prepare", load_config(config, set_ or []))
     from gist_train.checks import check
     from gist_train.model.device import this_device
     from gist_train.preparation import prepare as prepare_all
@@ -171,7 +173,7 @@ def prepare(config: ConfigPath, set_: Set = None, timeout: Timeout = None) -> No
 
     keep_kernels(FEW_KERNELS)
     with launched(timeout) as ranks:
-        loaded = load_config(config, set_ or [], selects=False)
+        loaded = load_config(config, set_ or [])
         _go_on_alike(ranks, loaded)
         check(loaded, err)
         prepared = prepare_all(loaded, this_device(), err, Processes(ranks.size, ranks.first_here))
@@ -226,7 +228,7 @@ def audit(
         list[str] | None, typer.Option(help="From which on a row is suspect; may be repeated.", metavar="KIND=NUMBER")
     ] = None,
     page: Annotated[
-        Path | None, typer.Option(help="The .html file to write. [default: OUTPUT_DIR/NAME-audit.html]", show_default=False)
+        Path | None, typer.Option(help="The .html file to write; OUTPUT_DIR/NAME-audit.html by default.", show_default=False)
     ] = None,
     write_suspects: Annotated[Path | None, typer.Option(help="A .jsonl or .parquet file to write suspect rows to.")] = None,
     write_clean: Annotated[Path | None, typer.Option(help="A .jsonl or .parquet file to write the other rows to.")] = None,

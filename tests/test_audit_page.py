@@ -1,6 +1,7 @@
 """The page of `gist-train audit`: what is on it, and what a browser makes of it."""
 
 import json
+import re
 
 import pytest
 from support.browser import opened, parsed
@@ -104,7 +105,7 @@ def test_a_page_goes_into_a_folder_that_is_there(write_config, tmp_path):
     for to in (tmp_path / "nowhere" / "a.html", tmp_path):
         ended = gist("audit", write_config(), "--page", to)
         assert ended.code == 2
-        assert ended.err.startswith("--page\n")
+        assert re.match(r"gist-train \S+: audit run\n--page\n", ended.err), ended.err
     assert not (tmp_path / "runs").exists()
 
 

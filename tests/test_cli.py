@@ -313,7 +313,7 @@ def test_runs_of_different_tasks_have_empty_cells(write_config, write_pairs):
     assert (table.code, "others/spearman" in table.out, "pairs/spearman" in table.out) == (0, True, True), table.err
 
 
-@pytest.mark.parametrize("command", ["prepare", "evaluate"])
+@pytest.mark.parametrize("command", ["audit", "evaluate"])
 def test_a_fault_of_selection_stops_what_selects_alone(write_config, write_pairs, command):
     """Whoever evaluates on other tasks need not clear away the metric that training went by."""
     evaluation = write_pairs([f"text {n}" for n in range(9)])
@@ -321,7 +321,7 @@ def test_a_fault_of_selection_stops_what_selects_alone(write_config, write_pairs
     ended = gist(command, config)
     assert ended.code == 0, ended.err
     assert ended.err.count("selection has a fault") <= 1
-    for selecting in ("train", "plan", "select"):
+    for selecting in ("prepare", "train", "plan", "select"):
         refused = gist(selecting, config)
         assert refused.code == 2
         assert "selection.metric" in refused.err

@@ -359,8 +359,9 @@ def test_a_launcher_starts_two(write_config, make_model, tmp_path, launch, told_
     assert ended.returncode == 0, ended.stderr
     told = [line for line in ended.stderr.splitlines() if line.startswith("gist-train ")]
     assert len(told) == 1
-    assert "2 processes on cpu" in told[0]
-    assert ended.stderr.count("8 steps of 16 triplets") == 1
+    assert told[0].endswith(": train by 2 processes")
+    assert ended.stderr.count("2 processes on cpu") == 1
+    assert ended.stderr.count("8 steps of 16 rows") == 1
     assert ended.stderr.count("done: step 8 of 8") == 1
     assert "Warning" not in ended.stderr
     run = tmp_path / "runs" / "two"

@@ -158,7 +158,7 @@ def test_stop_at_step_leaves_the_schedule_alone(begun, write_config, tmp_path):
     assert metrics(run) == metrics(whole)[:8]
     ended = gist("train", again())
     assert ended.code == 0
-    assert "12 steps of 8 triplets, resuming from step 8" in ended.err
+    assert "12 steps of 8 rows, resuming from step 8" in ended.err
     assert_same_run(run, whole, 12)
 
 
