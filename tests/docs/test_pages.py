@@ -1,6 +1,7 @@
 """Pages as a code host shows them: links lead somewhere, blocks say their language."""
 
 import re
+from xml.etree import ElementTree
 
 import pytest
 from conftest import ROOT
@@ -56,3 +57,23 @@ def test_every_page_is_in_the_menu():
     menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     docs = ROOT / "docs"
     assert [named(path) for path in docs.rglob("*.md") if str(path.relative_to(docs)) not in menu] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=named)
+def test_files_that_pages_name_exist(path):
+    """A reader who is sent to a file that was renamed stops reading."""
+    spans = re.findall(r"`([^`\n]+)`", without_blocks(path.read_text(encoding="utf-8")))
+    pattern = r"[\w.-]+/[\w./-]+\.(?:py|sh)|(?:scripts|configs|examples|tests)/[\w./-]*"
+    files = [one for one in spans if re.fullmatch(pattern, one)]
+    assert [one for one in files if not (ROOT / one).exists() and not (ROOT / "gist_train" / one).exists()] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "assets").glob("*.svg")), ids=named)
+def test_drawings_say_what_they_show(path):
+    """Some readers hear a page, and some read it at night."""
+    text = path.read_text(encoding="utf-8")
+    root = ElementTree.fromstring(text)
+    words = [root.find(f"{{http://www.w3.org/2000/svg}}{name}").text for name in ("title", "desc")]
+    assert all(words)
+    assert "prefers-color-scheme: dark" in text
+    assert re.findall(r"(?:href|src)=|url\((?!#)", text) == []
