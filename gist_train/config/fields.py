@@ -49,6 +49,11 @@ def expanded(path: str) -> str:
     return os.path.expandvars(os.path.expanduser(path))
 
 
+def _as_text(path: object) -> object:
+    """A `pathlib.Path`, as programs have them, as text."""
+    return os.fspath(path) if isinstance(path, os.PathLike) else path
+
+
 def _condition(text: str) -> str:
     Condition(text)
     return text
@@ -101,7 +106,7 @@ Text = Annotated[str, Field(min_length=1), "text that is not empty"]
 Title = Annotated[str, Field(min_length=1), AfterValidator(_no_secret), "text that is not empty"]
 """What something is called in files and on pages."""
 WandbName = Annotated[str, Field(min_length=1), AfterValidator(_no_wandb_key), "text that is not empty"]
-PathText = Annotated[str, Field(min_length=1), AfterValidator(expanded), "text that is not empty"]
+PathText = Annotated[str, Field(min_length=1), BeforeValidator(_as_text), AfterValidator(expanded), "text that is not empty"]
 """A file or folder, or a hub id in its place."""
 Delimiter = Annotated[str, Field(min_length=1, max_length=1), "one character"]
 Where = Annotated[str, AfterValidator(_condition), 'a condition over columns, such as label == 1 and lang in ["en", "de"]']

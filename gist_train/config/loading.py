@@ -5,7 +5,8 @@ errors becomes one Fault in the user's words (`faults.py`).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +67,20 @@ for _kind, (_pattern, _first) in _SCALARS.items():
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"), _first)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), *, selects: bool = True) -> Config:
-    """The config in the YAML file at `path`, changed by `overrides` (`key.sub=value`); UserError names every fault there is.
+def load_config(source: str | Path | Mapping[str, object], overrides: Sequence[str] = (), *, selects: bool = True) -> Config:
+    """The config in a YAML file, changed by `overrides` (`key.sub=value`); UserError names every fault there is.
 
     Args:
+        source: the file's path, or what would be in it, as nested dicts and lists.
         selects: whether `selection` counts; where it does not, its faults are told in a warning, and it is as if left out.
     """
-    path, faults = Path(path), list[Fault]()
-    origins: Origins = {(): (str(path), None)}
-    values = _read_file(path, faults, origins)
+    faults = list[Fault]()
+    if isinstance(source, Mapping):
+        origins: Origins = {(): ("config", None)}
+        values: dict[str, object] | None = deepcopy(dict(source))
+    else:
+        origins = {(): (str(source), None)}
+        values = _read_file(Path(source), faults, origins)
     for override in overrides:
         _override(override, values, faults, origins)
     if values is None:
