@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a bar on a terminal, plain lines elsewhere, for a job's log file is where people look."""
+"""How far a long piece of work is: a bar on a terminal or in a notebook, and plain lines in a job's log, where people look."""
 
 import io
 import logging
@@ -10,7 +10,17 @@ from threading import Event, Thread
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
 from rich.text import Text
 
 from gist_train.config.secrets import hidden
@@ -18,6 +28,8 @@ from gist_train.pulse import PULSE
 
 EVERY = 30.0
 """Seconds between two plain lines, whether the work came any further or not."""
+REDRAWN = 0.2
+"""Seconds between two pictures of a bar in a notebook."""
 
 
 class Terminal(Console):
@@ -84,7 +96,7 @@ def counting(what: str, total: int | None, console: Console, *, shown: bool = Tr
     """
     quiet, console.quiet = console.quiet, console.quiet if passing else not shown
     try:
-        with _bar(what, total, console, passing) if console.is_terminal else _plain_lines(what, total, console, passing) as count:
+        with _bar(what, total, console, passing) if has_bars(console) else _plain_lines(what, total, console, passing) as count:
             yield count
     finally:
         console.quiet = quiet
@@ -98,6 +110,52 @@ def _felt(counts: Iterator[int], what: str) -> Iterator[int]:
             PULSE.beat(what)
         before = done
         yield done
+
+
+def has_bars(console: Console) -> bool:
+    """Whether a bar can be shown there and shown anew in its place: on a terminal and in a notebook."""
+    return console.is_terminal or console.is_jupyter
+
+
+def bar_on(console: Console, *columns: ProgressColumn, passing: bool = False) -> Progress:
+    """A bar of these columns, shown where the console has bars and speaks; `passing` as `counting` has it."""
+    kind = _CellProgress if console.is_jupyter else Progress
+    return kind(*columns, console=console, disable=console.quiet or not has_bars(console), transient=passing)
+
+
+class _CellProgress(Progress):
+    """A bar in the cell of a notebook: an output that is shown anew in its place, since there is no cursor to move. Rich's own
+    bar needs widgets there, which few kernels have, and which no saved notebook shows."""
+
+    _cell: Any = None
+    _shown = 0.0
+
+    def start(self) -> None:
+        """Nothing: the first task is the first thing to show."""
+
+    def add_task(self, *given: Any, **fields: Any) -> TaskID:
+        """A task, shown at once."""
+        task = super().add_task(*given, **fields)
+        if not self.disable and self._cell is None:
+            from IPython.display import display
+
+            show: Any = display  # untyped
+            self._cell = show(self._picture(), display_id=True)
+        return task
+
+    def update(self, task_id: TaskID, **given: Any) -> None:
+        """Takes in how far a task is, and shows it if it was last shown a while ago."""
+        super().update(task_id, **given)
+        if not self.disable and time.monotonic() - self._shown > REDRAWN:
+            self._shown = time.monotonic()
+            self._cell.update(self._picture())
+
+    def stop(self) -> None:
+        if self._cell is not None:
+            self._cell.update("" if self.live.transient else self._picture())
+
+    def _picture(self) -> Table:
+        return self.make_tasks_table(self.tasks)
 
 
 class _Bar:
@@ -121,7 +179,7 @@ def _bar(what: str, total: int | None, console: Console, passing: bool) -> Itera
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=console.quiet, transient=passing) as bar:
+    with bar_on(console, *columns, passing=passing) as bar:
         task = bar.add_task(what, total=total)
         count = _Bar(bar, task)
         yield count

@@ -114,3 +114,42 @@ def test_rises_and_falls_are_told_apart(after, before, told, style):
     """A fall in the colour of a rise, or a zero with a colour or a minus, misleads at a glance."""
     points = progress.in_points(after, before)
     assert (points.plain, str(points.style)) == (told, style)
+
+
+def drawn(picture):
+    """What a picture of a bar looks like."""
+    stream = io.StringIO()
+    Console(file=stream, width=100).print(picture)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("passing", [False, True])
+def test_a_notebook_has_a_bar_in_its_cell(monkeypatch, passing):
+    """There is no cursor to move, and rich's own bar needs widgets: it would show nothing, or a line for each step."""
+    pytest.importorskip("IPython")
+    pictures = []
+
+    class Cell:
+        def update(self, picture):
+            pictures.append(drawn(picture))
+
+    monkeypatch.setattr("IPython.display.display", lambda picture, **_: pictures.append(drawn(picture)) or Cell())
+    monkeypatch.setattr(progress, "REDRAWN", 0.05)
+    console = Console(file=io.StringIO(), force_jupyter=True, force_terminal=False)
+    with counting("embedding", 100, console, passing=passing) as count:
+        for done in range(1, 101):
+            time.sleep(0.002)
+            count.reach(done)
+    assert 3 <= len(pictures) < 50  # in its place, and not each time
+    assert "embedding" in pictures[0]
+    assert "0/100" in pictures[0]
+    assert any("━" in picture and "100/100" not in picture for picture in pictures[1:-1])
+    assert ("100/100" in pictures[-1]) == (not passing)
+
+
+def test_a_notebook_that_is_not_to_speak_shows_no_bar(monkeypatch):
+    """Of several processes one speaks."""
+    pytest.importorskip("IPython")
+    monkeypatch.setattr("IPython.display.display", lambda *_, **__: pytest.fail("a bar"))
+    console = Console(file=io.StringIO(), force_jupyter=True, force_terminal=False)
+    follow(slowly(2, 0.0), "reading", 2, console, shown=False)

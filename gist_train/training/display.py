@@ -3,10 +3,10 @@
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from gist_train.progress import clock, in_points
+from gist_train.progress import bar_on, clock, in_points
 from gist_train.training.loop import StepRecord
 
 
@@ -22,7 +22,7 @@ class Display:
             TextColumn("mean loss {task.fields[loss]}  {task.fields[speed]} rows/s"),
             TimeRemainingColumn(),
         )
-        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._bar = bar_on(console, *columns)
         self._task: TaskID = self._bar.add_task("training", total=stop, completed=start, loss="-", speed="-")
         self._score: tuple[float, float | None] | None = None
 
