@@ -117,13 +117,13 @@ class Lease:
 
 
 class _Renewer:
-    """Renews what this process holds, in a thread of its own."""
+    """Renews what this process holds, in a thread of its own, which ends when nothing is held."""
 
     def __init__(self) -> None:
         self._held: set[Lease] = set()
         self._lock = Lock()
         self._process = 0
-        """In which the thread runs: a forked one has none."""
+        """In which the thread runs, 0 where it does not: a forked process has none."""
 
     def add(self, lease: Lease) -> None:
         with self._lock:
@@ -140,6 +140,9 @@ class _Renewer:
         while not Event().wait(RENEWED):
             with self._lock:
                 held = list(self._held)
+                if not held:
+                    self._process = 0
+                    return
             for lease in held:
                 lease.renew()
 

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -169,6 +170,19 @@ def test_a_lease_is_renewed(tmp_path, monkeypatch):
         time.sleep(0.05)
     assert leases._read((tmp_path / "lock").read_bytes()).renewals >= 2
     lease.release()
+
+
+def test_the_thread_that_renews_ends_with_the_last_lease(tmp_path, monkeypatch):
+    """A notebook that trained once must not have a thread of ours for ever; the next lease has one again."""
+    monkeypatch.setattr(leases, "RENEWED", 0.05)
+    monkeypatch.setattr(leases, "_RENEWER", leases._Renewer())
+    before = {*threading.enumerate()}
+    for _ in range(2):
+        lease = Lease(tmp_path / "lock")
+        (thread,) = [one for one in threading.enumerate() if one.name == "leases" and one not in before]
+        lease.release()
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_who_was_taken_over_leaves_the_new_lease_alone(tmp_path):
