@@ -9,26 +9,34 @@ from typing import TYPE_CHECKING, Any
 from gist_train.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from gist_train.api.calls import audit, evaluate, mine, plan, train
+    from gist_train.api.run import Run
+    from gist_train.auditing.audit import Audit
     from gist_train.config.errors import UserError
     from gist_train.config.loading import load_config
     from gist_train.config.schema import Config
     from gist_train.inside.loss import GuidedContrastiveLoss
     from gist_train.inside.packing import pack, unpack
     from gist_train.model.loss import LossOutput, guided_contrastive_loss
-    from gist_train.planning.plan import plan
-    from gist_train.run_folder import Run
+    from gist_train.planning.findings import Plan
+    from gist_train.results.selected import Selected
     from gist_train.training.loop import NonFiniteError
-    from gist_train.training_run import train
 
 __all__ = [
+    "Audit",
     "Config",
     "GuidedContrastiveLoss",
     "LossOutput",
     "NonFiniteError",
+    "Plan",
     "Run",
+    "Selected",
     "UserError",
+    "audit",
+    "evaluate",
     "guided_contrastive_loss",
     "load_config",
+    "mine",
     "pack",
     "plan",
     "train",
@@ -36,17 +44,23 @@ __all__ = [
 ]
 # No module beside this file may have one of these names: once imported, it would take the function's place.
 _HOMES = {
+    "Audit": "auditing.audit",
     "Config": "config.schema",
     "GuidedContrastiveLoss": "inside.loss",
     "LossOutput": "model.loss",
     "NonFiniteError": "training.loop",
-    "Run": "run_folder",
+    "Plan": "planning.findings",
+    "Run": "api.run",
+    "Selected": "results.selected",
     "UserError": "config.errors",
+    "audit": "api.calls",
+    "evaluate": "api.calls",
     "guided_contrastive_loss": "model.loss",
     "load_config": "config.loading",
+    "mine": "api.calls",
     "pack": "inside.packing",
-    "plan": "planning.plan",
-    "train": "training_run",
+    "plan": "api.calls",
+    "train": "api.calls",
     "unpack": "inside.packing",
 }
 

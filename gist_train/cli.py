@@ -43,7 +43,7 @@ app = typer.Typer(
 )
 app.add_typer(tools)
 err = terminal()
-SHARED = ("prepare", "mine", "train", "evaluate")
+SHARED = ("prepare", "mine", "train", "extend", "evaluate")
 """Commands that several processes do together."""
 INTERRUPTED = 128 + signal.SIGINT
 KEPT = {
@@ -196,8 +196,7 @@ def mine(
     from gist_train.data.writing import check_ending, write_rows
     from gist_train.hard_negatives import with_rules
     from gist_train.model.device import this_device
-    from gist_train.model.loading import load_student
-    from gist_train.preparation import add_hard_negatives, drop_suspects, prepare_corpus
+    from gist_train.preparation import mined_corpus
     from gist_train.training.embedding import Processes
     from gist_train.training_run import launched
 
@@ -207,11 +206,7 @@ def mine(
         loaded = with_rules(load_config(config, set_ or [], selects=False))
         _go_on_alike(ranks, loaded)
         check(loaded, err)
-        device, processes = this_device(), Processes(ranks.size, ranks.first_here)
-        corpus = prepare_corpus(loaded, device, err, processes)
-        if loaded.data.drop_suspects is not None:
-            corpus = drop_suspects(loaded, corpus, load_student(loaded.model), device, err, processes)
-        corpus = add_hard_negatives(loaded, corpus, device, err, processes)
+        corpus = mined_corpus(loaded, this_device(), err, Processes(ranks.size, ranks.first_here))
         if ranks.rank == 0:
             write_rows(corpus, to)
     if len(corpus.prompts) > 1 or corpus.scored:
@@ -410,8 +405,7 @@ def select(
         )
         selected = choose(loaded, run, criteria, err)
         if as_json:
-            chosen = {**selected.model_dump(mode="json", by_alias=True), "checkpoint": str(selected.folder(run))}
-            print(json.dumps(chosen), file=out)
+            print(json.dumps(selected.located(run).model_dump(mode="json", by_alias=True)), file=out)
         else:
             Terminal().print(selection_page(selected))
 

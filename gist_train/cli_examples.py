@@ -14,6 +14,7 @@ EXAMPLES = {
     "report": "gist-train report runs/my-model runs/other --to both.html",
     "export": "gist-train export runs/my-model --format onnx",
     "explain": "gist-train explain loss.margin",
+    "extend": "gist-train extend runs/my-model --epochs 2 --set optimizer.lr=1e-5",
     "cache": "gist-train cache my.yaml --unused-for 30 --clear all",
 }
 """Command -> what a person may type."""

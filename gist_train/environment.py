@@ -3,6 +3,7 @@
 import os
 import sys
 
+ALLOCATOR = "PYTORCH_ALLOC_CONF"
 KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 FEW_KERNELS, KERNELS_OF_BF16 = 4, 32
 """What a layer uses: GELU and its gradient in float32; under bf16 every product, and with fewer kept a step took 9 % longer."""
@@ -11,11 +12,11 @@ FEW_KERNELS, KERNELS_OF_BF16 = 4, 32
 def let_segments_expand() -> None:
     """Has torch map GPU memory to where it is asked for: batches differ in tokens, and blocks of fixed places would leave holes.
 
-    PYTORCH_ALLOC_CONF is read by all versions that we take; the other names are older, and the user's word under any is final.
+    ALLOCATOR is read by all versions that we take; the other names are older, and the user's word under any is final.
     """
-    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+    names = (ALLOCATOR, "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
     if sys.platform == "linux" and not any(name in os.environ for name in names):
-        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+        os.environ[ALLOCATOR] = "expandable_segments:True"
 
 
 def keep_kernels(count: int) -> None:

@@ -246,6 +246,18 @@ def add_hard_negatives(
     return corpus
 
 
+def mined_corpus(config: Config, device: torch.device, console: Console, processes: Processes = ALONE) -> Corpus:
+    """The corpus with the negatives that the guide finds by `data.hard_negatives`, and without what `data.drop_suspects` drops.
+
+    Args:
+        config: with rules for hard negatives.
+    """
+    corpus = prepare_corpus(config, device, console, processes)
+    if config.data.drop_suspects is not None:
+        corpus = drop_suspects(config, corpus, load_student(config.model), device, console, processes)
+    return add_hard_negatives(config, corpus, device, console, processes)
+
+
 def judged_hashes(config: Config) -> frozenset[bytes]:
     """Normalised hashes of the texts that evaluation.tasks judge on."""
     from gist_train.evaluation.tasks import load_tasks  # which brings scikit-learn along

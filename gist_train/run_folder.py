@@ -118,6 +118,14 @@ class Run:
         """Where the model is exported to by default."""
         return self.folder / "export"
 
+    def start(self, origin: str) -> Path:
+        """The model that a run begins with which gives another one more epochs.
+
+        Args:
+            origin: the name of that one's checkpoint or mean.
+        """
+        return self.folder / f"start-{origin}"
+
     @property
     def writer_lock(self) -> Path:
         """Held by the only training that writes to the folder. Beside it: a folder with a file in it is a run."""

@@ -63,6 +63,8 @@ NOT_WRITTEN = 1000
 def train(config: Config, *, resume: str = "auto", timeout: float | None = None, console: Console | None = None) -> int:
     """Trains from where the run folder is to the end, and returns the exit code: 0, or 128 + the signal that stopped it.
 
+    For programs, in whose process it leaves flags of torch and the like otherwise than they were: `api.calls.train` does not.
+
     Args:
         resume: "auto" (from the newest checkpoint, if any), "never" (refuse a folder with a run in it) or a step.
         timeout: seconds without progress after which a rank counts as hung; None for `ranks.TIMEOUT`.
@@ -74,7 +76,7 @@ def train(config: Config, *, resume: str = "auto", timeout: float | None = None,
         RankFailedError: another rank failed, died or hangs.
     """
     with launched(timeout) as ranks:
-        return train_on(ranks, config, resume=resume, console=console)
+        return train_on(ranks, config, resume=resume, console=console, by_command=False)
 
 
 def launched(timeout: float | None) -> Ranks:
@@ -89,8 +91,14 @@ def launched(timeout: float | None) -> Ranks:
     return Ranks(timeout or TIMEOUT)
 
 
-def train_on(ranks: Ranks, config: Config, *, resume: str = "auto", console: Console | None = None) -> int:
-    """`train`, within `ranks`."""
+def train_on(
+    ranks: Ranks, config: Config, *, resume: str = "auto", console: Console | None = None, by_command: bool = True
+) -> int:
+    """`train`, within `ranks`.
+
+    Args:
+        by_command: whether the process is the command line's own, and not that of a program which calls this.
+    """
     refuse_unlike_configs(ranks, config)
     accelerator, note = make_accelerator(config.training.precision)
     if accelerator.num_processes != ranks.size:
@@ -107,17 +115,18 @@ def train_on(ranks: Ranks, config: Config, *, resume: str = "auto", console: Con
     ranks.stacks, ranks.safe = run.stacks, partial(_safe, run)
     check_folders(config)
     # Before the guide's pass: a launcher may go while it runs.
-    with StopSignal() as signals, _only_writer(run) if accelerator.is_main_process else nullcontext():
+    again = "run the same command" if by_command else "call train(config) again"
+    with StopSignal(ends_process=by_command) as signals, _only_writer(run) if accelerator.is_main_process else nullcontext():
         try:
-            signal_number = _train_alone(config, accelerator, ranks, run, resume, signals, console)
+            signal_number, step = _train_alone(config, accelerator, ranks, run, resume, signals, console)
         except (Stopped, KeyboardInterrupt):
-            console.print(
-                "Stopped at once. What was read and embedded is kept, as checkpoints are: run the same command to go on."
-            )
+            say(console, f"Stopped at once. What was read and embedded is kept, as checkpoints are: {again} to go on.")
             raise
         except MemoryShortageError as shortage:
             shortage.safe = _safe(run)
             raise
+    if signal_number:
+        say(console, f"Stopped at step {step:,}; checkpoint saved. {again.capitalize()} to resume.")
     end_group_at_exit()
     return 128 + signal_number if signal_number else 0
 
@@ -131,8 +140,8 @@ def _safe(run: Run) -> str:
 
 def _train_alone(
     config: Config, accelerator: Accelerator, ranks: Ranks, run: Run, resume: str, signals: StopSignal, console: Console
-) -> int:
-    """`train`, in a run folder that nobody else writes to. Returns the signal that stopped it, or 0."""
+) -> tuple[int, int]:
+    """`train`, in a run folder that nobody else writes to. Returns the signal that stopped it, or 0, and the step it ended at."""
     measuring = check(config, console)
     origin = checkpoint_of_all(ranks, run, resume, console)
     selected_steps(run)  # refuses a selected.json that can't be read, before retention goes by it
@@ -163,16 +172,13 @@ def _train_alone(
         describe(run, config, accelerator, job, leaks)
     with in_use(cache_folder(config), prepared.folders()) if accelerator.is_local_main_process else nullcontext():
         signal_number, step = _drive(config, job, ranks, run, sums, measuring, signals, console)
-    if signal_number:
-        console.print(f"Stopped at step {step:,}; checkpoint saved. Run the same command to resume.", highlight=False)
-        return signal_number
-    if accelerator.is_main_process:
+    if not signal_number and accelerator.is_main_process:
         early = step < last_step(config, job.training.schedule)
         if early and not stays:
             remember_end(config, run, step)
         write_json(run.ended, {"step": step})
         _tell_end(config, job, run, step, measuring, console, early=early)
-    return 0
+    return signal_number, step
 
 
 def open_job(config: Config, accelerator: Accelerator, console: Console) -> Job:

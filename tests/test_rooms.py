@@ -34,6 +34,7 @@ FLOORS = (
     "reporting",
     "starter",
     "training_run",
+    "api",
     "cli_examples",
     "cli_tools",
     "cli",

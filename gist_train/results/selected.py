@@ -87,6 +87,10 @@ class Selected(_Part):
         """Where the model is."""
         return run.folder / self.checkpoint
 
+    def located(self, run: Run) -> "Selected":
+        """The same for whoever does not know the run folder: `checkpoint` is where the model is from the working folder."""
+        return self.model_copy(update={"checkpoint": str(self.folder(run))})
+
 
 def read_selected(run: Run) -> Selected | None:
     """What `select` chose; None where nothing was.

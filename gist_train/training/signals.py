@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, current_thread, main_thread
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -47,12 +47,18 @@ class StopSignal:
     where the main thread waits in C code for another rank, and Python can't call it.
 
     A signal that is ignored, as nohup has it of a closed terminal, stays so. SIGTERM to a one-process `accelerate launch` ends
-    the launcher alone: a process whose launcher has gone is stopped as if it had got the signal itself.
+    the launcher alone: a process whose launcher has gone is stopped as if it had got the signal itself. In another thread than
+    the main one, to which signals go, nothing is done.
+
+    Args:
+        ends_process: whether a second signal ends the process where the main thread can't act on it. Not in a program that has
+            called us: it may have more to lose than a training.
     """
 
     _launcher_watched = False
 
-    def __init__(self) -> None:
+    def __init__(self, *, ends_process: bool = True) -> None:
+        self._ends_process = ends_process
         self._received = 0
         self._noting = self._acted = False
         self._before: dict[int, Any] = {}
@@ -60,12 +66,17 @@ class StopSignal:
         self._over = Event()
 
     def __enter__(self) -> Self:
-        handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self._open = current_thread() is main_thread()
+        if not self._open:
+            return self
+        # None: of another language's, which Python could not put back.
+        handled = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
         self._before = {number: signal.signal(number, self._handle) for number in handled}
-        reading, self._writing = os.pipe()
-        os.set_blocking(self._writing, False)
-        self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-        Thread(target=self._count, args=(reading,), name="signals", daemon=True).start()
+        if self._ends_process:
+            reading, self._writing = os.pipe()
+            os.set_blocking(self._writing, False)
+            self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+            Thread(target=self._count, args=(reading,), name="signals", daemon=True).start()
         self._watches = _is_launcher(self._parent) and not StopSignal._launcher_watched
         if self._watches:  # one of those that are open is enough: a second signal would mean another thing
             StopSignal._launcher_watched = True
@@ -73,13 +84,16 @@ class StopSignal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self._open:
+            return
         self._over.set()
         if self._watches:
             StopSignal._launcher_watched = False
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        signal.set_wakeup_fd(self._wakeup)
-        os.close(self._writing)  # ends the thread
+        if self._ends_process:
+            signal.set_wakeup_fd(self._wakeup)
+            os.close(self._writing)  # ends the thread
 
     @contextmanager
     def noted(self, noting: bool = True) -> Iterator[None]:

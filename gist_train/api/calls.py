@@ -1,0 +1,96 @@
+"""Functions for programs and notebooks: each does what the command of its name does."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gist_train.api.process import process_as_it_was
+from gist_train.api.run import Run
+from gist_train.auditing import audit as auditing
+from gist_train.checks import check
+from gist_train.config.schema import Config
+from gist_train.data.writing import check_ending, write_rows
+from gist_train.hard_negatives import with_rules
+from gist_train.model.device import this_device
+from gist_train.planning import plan as planning
+from gist_train.planning.findings import Plan
+from gist_train.preparation import mined_corpus
+from gist_train.progress import terminal
+
+if TYPE_CHECKING:
+    from pandas import DataFrame  # slow to import
+
+
+def train(config: Config, *, resume: str | int = "auto", timeout: float | None = None) -> Run:
+    """Trains from where the run folder is to the end, and returns the run: `Run(config).train(...)`, which says more."""
+    return Run(config).train(resume=resume, timeout=timeout)
+
+
+@process_as_it_was()
+def plan(config: Config, *, measure: bool = False) -> Plan:
+    """What training will do. Builds the corpus and the student's tokens where no run has built them yet.
+
+    Args:
+        measure: whether to take five steps on this machine, on weights that are thrown away, for a time estimate.
+
+    Raises:
+        UserError: data, models or evaluation tasks are not what the config says.
+    """
+    return planning.plan(config, measure=measure)
+
+
+@process_as_it_was()
+def audit(
+    config: Config,
+    *,
+    margins: Sequence[float] = (),
+    thresholds: Mapping[str, float] | None = None,
+    write_suspects: str | Path | None = None,
+    write_clean: str | Path | None = None,
+) -> auditing.Audit:
+    """Which rows may be bad, by the guide's embeddings and by the texts, and what the guide would mask.
+
+    `pandas.DataFrame(audit(config).in_words())` has a row for each suspect, the worst of each kind first.
+
+    Args:
+        margins: besides loss.margin, under which it is counted what the guide would mask.
+        thresholds: by kind, from which on a row is suspect, in place of the usual ones.
+        write_suspects: a .jsonl or .parquet file for the suspect rows.
+        write_clean: such a file for the others.
+
+    Raises:
+        UserError: data or models are not what the config says, an unknown kind, or a file of another ending.
+    """
+    written = {"write_suspects": write_suspects, "write_clean": write_clean}
+    files = {name: Path(path) for name, path in written.items() if path is not None}
+    for name, path in files.items():
+        check_ending(path, name)
+    audited = auditing.audit(config, this_device(), terminal(), margins=margins, thresholds=thresholds or {})
+    if write_suspects is not None:
+        auditing.write_suspects(audited, files["write_suspects"])
+    if write_clean is not None:
+        auditing.write_clean(audited, files["write_clean"])
+    return audited
+
+
+@process_as_it_was()
+def mine(config: Config, to: str | Path) -> Path:
+    """Writes the training rows with the negatives that the guide finds for them, by data.hard_negatives, and returns where.
+
+    Args:
+        to: a .jsonl or .parquet file.
+
+    Raises:
+        UserError: data or models are not what the config says, no guide, or a file of another ending.
+    """
+    path = Path(to)
+    check_ending(path, "to")
+    with_negatives = with_rules(config)
+    check(with_negatives, terminal())
+    write_rows(mined_corpus(with_negatives, this_device(), terminal()), path)
+    return path
+
+
+def evaluate(config: Config, models: Sequence[str | Path] = (), *, dimensions: Sequence[int] = ()) -> "DataFrame":
+    """Scores of models on the config's tasks, by default of base, tuned model and guide: `Run(config).evaluate(...)`."""
+    return Run(config).evaluate(models, dimensions=dimensions)

@@ -1,0 +1,137 @@
+"""A call from somebody's program leaves its process as it was: environment, flags of torch, random numbers, loggers, warnings.
+
+The command line has a process of its own, and needs none of this.
+"""
+
+import gc
+import importlib
+import logging
+import os
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from gist_train.environment import ALLOCATOR, FEW_KERNELS, KERNELS, keep_kernels, let_segments_expand
+from gist_train.training.interface import SETTING
+
+BACKENDS: Any = torch.backends
+"""Untyped in part."""
+TELEMETRY = "HF_HUB_DISABLE_TELEMETRY"
+VARIABLES = (
+    *(TELEMETRY, ALLOCATOR, KERNELS, SETTING),
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"),  # which accelerate sets anew
+)
+"""Of the environment, that a call sets."""
+
+
+@contextmanager
+def process_as_it_was() -> Iterator[None]:
+    """Within it the process is as a command's would be; after it, however it ends, as it was before."""
+    with ExitStack() as stack:
+        for part in (_environment, _torch_flags, _random_numbers, _accelerate, _voices, warnings.catch_warnings):
+            stack.enter_context(part())
+        yield
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Without a word on what other packages set when they are imported: it is theirs, and some of it must stay."""
+    before = {name: os.environ.get(name) for name in VARIABLES}
+    os.environ.setdefault(TELEMETRY, "1")
+    let_segments_expand()  # if torch has not asked for GPU memory yet
+    keep_kernels(FEW_KERNELS)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _torch_flags() -> Iterator[None]:
+    """How torch multiplies, which attention it takes, how many threads and which GPU."""
+    cuda, products = BACKENDS.cuda, (BACKENDS.cuda.matmul, BACKENDS.mkldnn.matmul)
+    each = [product.fp32_precision for product in products]
+    try:
+        both = torch.get_float32_matmul_precision()
+    except RuntimeError:  # it can't be read where each was set by itself
+        both = None
+    attention, threads = cuda.cudnn_sdp_enabled(), torch.get_num_threads()
+    gpu = torch.cuda.current_device() if gpus_in_use() else None
+    try:
+        yield
+    finally:
+        if both is not None:
+            torch.set_float32_matmul_precision(both)
+        for product, precision in zip(products, each, strict=True):
+            product.fp32_precision = precision
+        cuda.enable_cudnn_sdp(attention)
+        torch.set_num_threads(threads)
+        if gpu is not None:
+            torch.cuda.set_device(gpu)
+        gc.collect()  # the model and what holds it: the next cell may need the memory
+        if gpus_in_use():
+            torch.cuda.empty_cache()
+
+
+@contextmanager
+def _random_numbers() -> Iterator[None]:
+    ours, numpys = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(gpus_in_use())):
+        try:
+            yield
+        finally:
+            random.setstate(ours)
+            np.random.set_state(numpys)
+
+
+def gpus_in_use() -> int:
+    """How many GPUs torch has begun to use: 0 before the first of them is asked for anything."""
+    return torch.cuda.device_count() if torch.cuda.is_initialized() else 0  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _accelerate() -> Iterator[None]:
+    """A state of its own: accelerate keeps one a process, and refuses another precision than the first one's."""
+    states = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
+    before = [dict(state) for state in states]
+    for state in states:
+        state.clear()
+    try:
+        yield
+    finally:
+        for state, was in zip(states, before, strict=True):
+            state.clear()
+            state.update(was)
+
+
+@contextmanager
+def _voices() -> Iterator[None]:
+    """Others' notices and bars, for each folder that is read and each file that is written, would tear ours."""
+    models: Any = importlib.import_module("transformers.utils.logging")
+    hub: Any = importlib.import_module("huggingface_hub.utils")
+    verbosity, bars, of_hub = models.get_verbosity(), models.is_progress_bar_enabled(), logging.getLogger("huggingface_hub")
+    level, hub_bars = of_hub.level, not hub.are_progress_bars_disabled() and "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ
+    models.set_verbosity_error()
+    models.disable_progress_bar()
+    of_hub.setLevel(logging.ERROR)  # each retry of each request, twice
+    if hub_bars:
+        hub.disable_progress_bars()
+    try:
+        yield
+    finally:
+        models.set_verbosity(verbosity)
+        if bars:
+            models.enable_progress_bar()
+        of_hub.setLevel(level)
+        if hub_bars:
+            hub.enable_progress_bars()
