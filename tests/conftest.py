@@ -57,11 +57,12 @@ def make_model(tmp_path_factory: pytest.TempPathFactory, quickstart_texts: list[
         vocabulary: int = 400,
         dropout: float = 0.1,
         seed: int = 0,
+        length: int = 64,
     ) -> Path:
-        key = f"{family}-{width}-{layers}-{pooling}-{normalize}-{cased}-{vocabulary}-{dropout}-{seed}"
+        key = f"{family}-{width}-{layers}-{pooling}-{normalize}-{cased}-{vocabulary}-{dropout}-{seed}-{length}"
         if key not in built:
             folder = tmp_path_factory.mktemp("models") / key
-            _build(folder, quickstart_texts, family, width, layers, pooling, normalize, cased, vocabulary, dropout, seed)
+            _build(folder, quickstart_texts, family, width, layers, pooling, normalize, cased, vocabulary, dropout, seed, length)
             built[key] = folder
         return built[key]
 
@@ -80,6 +81,7 @@ def _build(
     vocabulary: int,
     dropout: float,
     seed: int,
+    length: int,
 ) -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
@@ -101,7 +103,7 @@ def _build(
         width=width,
         layers=layers,
         intermediate=2 * width,
-        positions=80,
+        positions=length + 16,
         dropout=dropout,
         pad_token_id=ids["pad"],
         bos_token_id=ids["cls"],
@@ -111,12 +113,12 @@ def _build(
     FAMILIES[family][1](config).save_pretrained(plain)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        model_max_length=64,
+        model_max_length=length,
         padding_side="left" if family in ADDED else "right",
         eos_token="[SEP]",
         **{f"{name}_token": token for name, token in special.items()},
     ).save_pretrained(plain)
-    transformer = Transformer(str(plain), max_seq_length=64)
+    transformer = Transformer(str(plain), max_seq_length=length)
     modules = [transformer, Pooling(width, pooling), *([Normalize()] if normalize else [])]
     SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(folder), create_model_card=False)
 
