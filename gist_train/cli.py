@@ -390,7 +390,7 @@ def select(
     _begin("select", loaded)
     with _answering(as_json) as out:
         from gist_train.results.criteria import criteria_of
-        from gist_train.results.select import select as choose
+        from gist_train.results.model_logging import select_and_log
         from gist_train.results.selection_table import selection_page
 
         criteria = criteria_of(
@@ -403,7 +403,7 @@ def select(
             average_of=average_of,
             merge_base=merge_base,
         )
-        selected = choose(loaded, run, criteria, err)
+        selected = select_and_log(loaded, run, criteria, err)
         if as_json:
             print(json.dumps(selected.located(run).model_dump(mode="json", by_alias=True)), file=out)
         else:

@@ -114,6 +114,11 @@ class Run:
         return self.folder / "tensorboard"
 
     @property
+    def tracked_model(self) -> Path:
+        """The selected model while trackers are given it."""
+        return self.folder / ".tracked-model"
+
+    @property
     def export(self) -> Path:
         """Where the model is exported to by default."""
         return self.folder / "export"

@@ -16,9 +16,9 @@ from gist_train.results.comparison import compare
 from gist_train.results.criteria import criteria_of
 from gist_train.results.export import export_model
 from gist_train.results.extension import extended
+from gist_train.results.model_logging import select_and_log
 from gist_train.results.onnx import plan_onnx
 from gist_train.results.push import check_push, push_folder
-from gist_train.results.select import select as choose
 from gist_train.results.selected import Selected, read_selected
 from gist_train.run_folder import Run as RunFolder
 from gist_train.run_folder import config_and_run
@@ -192,7 +192,7 @@ class Run:
             average_of=average_of,
             merge_base=merge_base,
         )
-        return choose(config, self._files, criteria, terminal()).located(self._files)
+        return select_and_log(config, self._files, criteria, terminal()).located(self._files)
 
     @process_as_it_was()
     def export(

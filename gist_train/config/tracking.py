@@ -14,6 +14,8 @@ class WandbConfig(Section):
     """Whether the run is uploaded; null = as $WANDB_DISABLED or $WANDB_MODE says, else online."""
     entity: WandbName | None = None
     """User or team; null = the account's default."""
+    log_model: bool | None = None
+    """Whether gist-train select logs the model as an artifact; null = where $WANDB_LOG_MODEL is end or checkpoint."""
 
 
 class TensorboardConfig(Section):
@@ -30,6 +32,8 @@ class MlflowConfig(Section):
     """Address of the server or database; null = $MLFLOW_TRACKING_URI, else the file mlflow.db in output_dir."""
     experiment: Title | None = None
     """Experiment that the run is in; null = $MLFLOW_EXPERIMENT_NAME, else gist-train."""
+    log_model: bool = False
+    """Whether gist-train select logs the model as the run's artifacts."""
 
 
 class TrackioConfig(Section):
@@ -37,6 +41,8 @@ class TrackioConfig(Section):
 
     project: Title = "gist-train"
     """Project that the run is in."""
+    log_model: bool = False
+    """Whether gist-train select logs the model as an artifact."""
 
 
 class TrackingConfig(Section):

@@ -17,7 +17,7 @@ from gist_train.config.secrets import without_secrets
 from gist_train.config.tracking import MlflowConfig, TensorboardConfig, TrackioConfig
 from gist_train.data.files import write_text
 from gist_train.run_folder import Run
-from gist_train.training.tracker_thread import Row
+from gist_train.training.tracker_thread import Row, TrackedModel
 
 METRICS_AT_ONCE, PARAMETERS_AT_ONCE, LONGEST_PARAMETER = 1000, 100, 6000
 """That MLflow takes in a request, and characters of a parameter's value: https://mlflow.org/docs/latest/rest-api.html."""
@@ -60,6 +60,9 @@ class TensorBoard:
             for name, value in row.values.items():
                 self._writer.add_scalar(name, value, row.step, walltime=row.time)
         self._writer.flush()  # what is in the file outlives this process
+
+    def log_model(self, model: TrackedModel) -> None:
+        """Nothing: TensorBoard has no place for models, and no field of the config asks for it."""
 
     def end(self, code: int) -> None:  # noqa: ARG002  (a folder of events has no place for it)
         """Closes the file."""
@@ -106,17 +109,27 @@ class Mlflow:
         return known
 
     def _new_run(self, mlflow_config: MlflowConfig, config: Config, run: Run, files: str | None) -> str:
-        name = mlflow_config.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "gist-train"
-        experiment = self._client.get_experiment_by_name(name)
-        number = self._client.create_experiment(name, files) if experiment is None else experiment.experiment_id
-        made: str = self._client.create_run(number, run_name=config.name).info.run_id
-        write_text(run.tracker_id("mlflow"), made)
         from mlflow.entities import Param
 
+        name = mlflow_config.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "gist-train"
+        made: str = self._client.create_run(self._experiment(name, files), run_name=config.name).info.run_id
+        write_text(run.tracker_id("mlflow"), made)
         parameters = [Param(_mlflow_name(key), value[:LONGEST_PARAMETER]) for key, value in _flat(config).items()]
         for first in range(0, len(parameters), PARAMETERS_AT_ONCE):
             self._client.log_batch(made, params=parameters[first : first + PARAMETERS_AT_ONCE])
         return made
+
+    def _experiment(self, name: str, files: str | None) -> str:
+        from mlflow.exceptions import MlflowException
+
+        there = self._client.get_experiment_by_name(name)
+        if there is None:
+            try:
+                return str(self._client.create_experiment(name, files))
+            except MlflowException:
+                if (there := self._client.get_experiment_by_name(name)) is None:  # else another run made it meanwhile
+                    raise
+        return str(there.experiment_id)
 
     def log(self, rows: Sequence[Row]) -> None:
         """Keeps rows, in the order of their steps."""
@@ -127,6 +140,11 @@ class Mlflow:
         ]
         for first in range(0, len(metrics), METRICS_AT_ONCE):
             self._client.log_batch(self._id, metrics=metrics[first : first + METRICS_AT_ONCE])
+
+    def log_model(self, model: TrackedModel) -> None:
+        """Keeps the files of a model, in the folder `model` of the run's artifacts."""
+        self._client.log_artifacts(self._id, str(model.folder), "model")
+        self._client.set_tag(self._id, "selected_step", str(model.step))
 
     def end(self, code: int) -> None:
         """Keeps that the run ended, with this exit code."""
@@ -174,6 +192,14 @@ class Trackio:
         for row in rows:
             self._run.log(dict(row.values), row.step)
         self._expected += len(rows)
+
+    def log_model(self, model: TrackedModel) -> None:
+        """Keeps the files of a model, as a version of an artifact of the run's own."""
+        from trackio import Artifact
+
+        artifact = Artifact(f"model-{self._run.name}", "model", metadata=model.metadata)
+        artifact.add_dir(str(model.folder))
+        self._run.log_artifact(artifact, aliases=model.aliases)
 
     def end(self, code: int) -> None:  # noqa: ARG002  (it has no place for it)
         """Waits until all is written.

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import merge
 from itertools import islice, takewhile
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Protocol
+from typing import Any, Protocol
 
 from gist_train.config.errors import shown
 from gist_train.config.schema import Config
@@ -19,8 +20,8 @@ from gist_train.data.files import json_lines
 from gist_train.evaluation.score_file import Terms, read_scores
 from gist_train.run_folder import Run
 
-SECONDS_TO_END = 60
-"""That a store may take at the end for what it has not got yet."""
+SECONDS_TO_END, SECONDS_WITH_MODEL = 60, 3600
+"""That a store may take at the end for what it has not got yet: rows, or a model too."""
 ROWS_AT_ONCE = 20
 """Rows that a store is given at a time, where so many wait: MLflow takes one in 10 ms, and 20 together in 42."""
 SCORE = "evaluation/"
@@ -40,6 +41,26 @@ class Row:
     def of(cls, row: Mapping[str, float], step: int) -> "Row":
         """That of a row of metrics.jsonl, or of scores by name."""
         return cls(step, row.get("time", time.time()), {name: row[name] for name in row if name not in ("step", "time")})
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedModel:
+    """A model that was selected, as it is handed on."""
+
+    folder: Path
+    step: int
+    scores: Mapping[str, float]
+    """<task>/<metric> -> fraction."""
+
+    @property
+    def aliases(self) -> list[str]:
+        """What its version is called where a tracker has versions."""
+        return ["selected", f"step-{self.step}"]
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What is said of it where a tracker has room for that."""
+        return {"step": self.step, "scores": dict(self.scores)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +91,9 @@ class Store(Protocol):
     def log(self, rows: Sequence[Row]) -> None:
         """Keeps rows, in the order of their steps."""
 
+    def log_model(self, model: TrackedModel) -> None:
+        """Keeps the files of a model."""
+
     def end(self, code: int) -> None:
         """Keeps that the run ended, with this exit code."""
 
@@ -88,7 +112,8 @@ class TrackerThread:
         self._config, self._run, self._past = config, run, past
         self._queue: SimpleQueue[Row | None] = SimpleQueue()
         """None after the last row."""
-        self._code = 0
+        self._model: TrackedModel | None = None
+        self._code, self._patience = 0, SECONDS_TO_END
         self._failure: Exception | None = None
         self._failure_noted = False
         self._thread = Thread(target=self._work, name=name, daemon=True)
@@ -100,19 +125,28 @@ class TrackerThread:
             self._queue.put(Row.of(row, step))
         self._note_failure()
 
+    def log_model(self, model: TrackedModel) -> None:
+        """Takes a model, whose folder must stay until `finish` is over."""
+        self._model, self._patience = model, SECONDS_WITH_MODEL
+
     def finish(self, code: int) -> None:
         """Ends, with the exit code of the run."""
         self._code = code
         self._queue.put(None)
-        self._thread.join(SECONDS_TO_END)
+        self._thread.join(self._patience)
         if self._thread.is_alive():
-            self._notes.append(f"warning: {self._name}: not all rows were taken within {SECONDS_TO_END} s. {_later()}")
+            self._notes.append(f"warning: {self._name}: not all was taken within {self._patience} s. {self._fix()}")
         self._note_failure()
 
     def _note_failure(self) -> None:
         if self._failure is not None and not self._failure_noted:
             self._failure_noted = True
-            self._notes.append(f"warning: {self._name}: {failure_reason(self._failure)}. It gets no more rows. {_later()}")
+            self._notes.append(f"warning: {self._name}: {failure_reason(self._failure)}. {self._fix()}")
+
+    def _fix(self) -> str:
+        if self._model is not None:
+            return "It may lack the model: the same gist-train select logs it again"
+        return "It gets no more rows. metrics.jsonl has all: what it lacks it gets when this training is started again"
 
     def _work(self) -> None:
         try:
@@ -126,6 +160,8 @@ class TrackerThread:
                 ended = waiting[-1] is None
                 if rows := [new for row in waiting if row is not None and (new := self._unsent(store, row))]:
                     store.log(rows)
+            if self._model is not None:
+                store.log_model(self._model)
             store.end(self._code)
         except Exception as error:  # a store's packages raise whatever they like: a figure on a page ends no training
             self._failure = error
@@ -164,7 +200,3 @@ def _metrics(run: Run) -> Iterator[Row]:
 def failure_reason(error: Exception) -> str:
     """What a tracker's package says of its failure, in a line."""
     return shown(str(error) or type(error).__name__, 300).strip('"').rstrip(".")
-
-
-def _later() -> str:
-    return "metrics.jsonl has all; it gets what it lacks when this training is started again"

@@ -16,10 +16,12 @@ from gist_train.config.tracking import WandbConfig
 from gist_train.data.files import write_text
 from gist_train.run_folder import Run
 from gist_train.training.tracker_stores import Mlflow, TensorBoard, Trackio
-from gist_train.training.tracker_thread import Past, Store, TrackerThread, failure_reason
+from gist_train.training.tracker_thread import SECONDS_WITH_MODEL, Past, Store, TrackedModel, TrackerThread, failure_reason
 
 SECONDS_TO_BEGIN, SECONDS_TO_END = 10, 60
 """That W&B's server may take to begin a run, and to take what it has not got yet at the end."""
+LONGEST_ARTIFACT = 128
+"""Characters of an artifact's name at W&B."""
 
 
 class Tracker(Protocol):
@@ -27,6 +29,9 @@ class Tracker(Protocol):
 
     def log(self, row: Mapping[str, float], step: int) -> None:
         """Takes numbers by name, of a step."""
+
+    def log_model(self, model: TrackedModel) -> None:
+        """Takes a model, whose folder must stay until `finish` is over."""
 
     def finish(self, code: int) -> None:
         """Ends, with the exit code of the run."""
@@ -58,6 +63,13 @@ def wandb_mode(wandb: WandbConfig) -> str:
     if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes"):
         return "disabled"
     return {"dryrun": "offline", "": "online"}.get(mode := os.environ.get("WANDB_MODE", ""), mode)
+
+
+def wandb_takes_model(wandb: WandbConfig) -> bool:
+    """What the config says of logging the model, else what W&B's own variable says to transformers."""
+    by_variable = os.environ.get("WANDB_LOG_MODEL", "").lower() in ("end", "checkpoint")
+    wanted = by_variable if wandb.log_model is None else wandb.log_model
+    return wanted and wandb_mode(wandb) != "disabled"
 
 
 def missing_login(config: Config) -> str | None:
@@ -94,7 +106,8 @@ class Wandb:
     """
 
     def __init__(self, wandb_config: WandbConfig, config: Config, run: Run, past: Past, notes: list[str]):
-        self._past, self._notes = past, notes
+        self._past, self._notes, self._patience = past, notes, SECONDS_TO_END
+        self._name = config.name
         self._run = _begun(wandb_config, config, run, notes)
 
     def log(self, row: Mapping[str, float], step: int) -> None:
@@ -109,6 +122,20 @@ class Wandb:
             )
             self._run = None
 
+    def log_model(self, model: TrackedModel) -> None:
+        """Takes a model, as a version of an artifact that is called by the run's name."""
+        import wandb  # an extra, and slow to import
+
+        if self._run is None:
+            return
+        self._patience = SECONDS_WITH_MODEL
+        try:
+            artifact = wandb.Artifact(f"model-{self._name}"[:LONGEST_ARTIFACT], "model", metadata=model.metadata)
+            artifact.add_dir(str(model.folder))
+            self._run.log_artifact(artifact, aliases=model.aliases)
+        except Exception as error:  # no room for its copy, and whatever else
+            self._notes.append(f"warning: Weights & Biases: {failure_reason(error)}. It gets no model.")
+
     def finish(self, code: int) -> None:
         """Ends, with the exit code of the run."""
         if self._run is None:
@@ -116,9 +143,9 @@ class Wandb:
         failures: list[Exception] = []
         closing = Thread(target=_close, args=(self._run, code, failures), name="wandb", daemon=True)
         closing.start()
-        closing.join(SECONDS_TO_END)
+        closing.join(self._patience)
         if closing.is_alive() or failures:
-            reason = failure_reason(failures[0]) if failures else f"not all rows were taken within {SECONDS_TO_END} s"
+            reason = failure_reason(failures[0]) if failures else f"not all was taken within {self._patience} s"
             self._notes.append(f"warning: Weights & Biases: {reason}. {_upload(self._run)}")
 
 

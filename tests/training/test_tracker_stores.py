@@ -204,7 +204,21 @@ def test_a_server_that_is_not_there_holds_nothing_up(path, monkeypatch):
     ended = gist("train", path, "--set", "tracking.tensorboard=null", "--set", "tracking.trackio=null")
     assert ended.code == 0, ended.err
     (warning,) = [line for line in ended.err.splitlines() if line.startswith("warning: ")]
-    assert warning.startswith("warning: MLflow: not all rows were taken within 1 s. metrics.jsonl has all")
+    assert warning.startswith("warning: MLflow: not all was taken within 1 s. It gets no more rows. metrics.jsonl has all")
+
+
+def test_two_runs_that_begin_an_experiment_at_once(path, tmp_path, monkeypatch):
+    """Jobs of a sweep start together: each sees that there is no experiment, and one of them comes too late to make it."""
+    import mlflow
+
+    options = ["--set", "tracking.tensorboard=null", "--set", "tracking.trackio=null", "--set", "training.max_steps=2"]
+    assert gist("train", path, *options).code == 0
+    answers, ask = [None], mlflow.MlflowClient.get_experiment_by_name
+    monkeypatch.setattr(mlflow.MlflowClient, "get_experiment_by_name", lambda *given: answers.pop() if answers else ask(*given))
+    ended = gist("train", path, *options, "--set", "name=other")
+    assert (ended.code, "warning" in ended.err, answers) == (0, False, []), ended.err
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    assert {found.info.run_name for found in client.search_runs(["1"])} == {"run", "other"}
 
 
 def test_trackio_on_a_disk_over_a_network(path, tmp_path, monkeypatch):
