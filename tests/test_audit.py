@@ -167,18 +167,19 @@ def test_what_drops_all_rows_or_needs_a_guide_is_refused(write_config):
         assert kind in ended.err
 
 
-def test_dropping_keeps_documents_for_negatives(write_config, triplets, write_rows, tmp_path):
+def test_dropping_keeps_documents_for_negatives(write_config, triplets, write_rows, tmp_path, quickstart_texts):
     """Both in one YAML: the corpus without suspects has the documents still, and `mine` leaves the suspects out too."""
-    (tmp_path / "documents.txt").write_text("".join(f"document {n} of many\n" for n in range(30)), encoding="utf-8")
     rows = [*triplets, *triplets[:9]]
-    rules = {"per_row": 3, "margin": 0, "ranks": [1, 50], "documents": {"path": str(tmp_path / "documents.txt")}}
+    documents = {*quickstart_texts} - {text for row in rows for text in (row["anchor"], *row["positive"], *row["negative"])}
+    (tmp_path / "documents.txt").write_text("".join(f"{text}\n" for text in sorted(documents)), encoding="utf-8")
+    rules = {"per_row": 3, "margin": 0, "ranks": [1, 2000], "documents": {"path": str(tmp_path / "documents.txt")}}
     data = {"train": [{"source": "jsonl", "path": str(write_rows("twice.jsonl", rows))}], "hard_negatives": rules}
     path = write_config(data={**data, "drop_suspects": {"duplicate": 0.999}})
     ended = gist("mine", path, "--to", tmp_path / "mined.jsonl")
     assert ended.code == 0, ended.err
     lines = [json.loads(line) for line in (tmp_path / "mined.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(lines) == len(triplets)
-    assert any(text.startswith("document ") for line in lines for text in line["neg"])
+    assert sum(text in documents for line in lines for text in line["neg"]) > 50
     report = json.loads(gist("audit", path, "--json", "--threshold", "duplicate=0.999").out)
     assert report["rows"] == len(rows)  # an audit looks at all of them
     assert report["kinds"]["duplicate"]["rows"] == 9
