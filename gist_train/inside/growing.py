@@ -8,6 +8,7 @@ Legend: n texts of a step, G width of the guide.
 """
 
 import logging
+import math
 import os
 import time
 import weakref
@@ -40,7 +41,9 @@ class _Unwritten:
         self.known = 0
         """Embeddings of the store that this process has seen."""
         self._folder, self._config, self._process = folder, config, os.getpid()
-        self._written, self._failed = time.monotonic(), False
+        # The first are written at once: a folder that can't be written is said then, and the lock's thread runs before the end
+        # of the interpreter, when none can be started.
+        self._written, self._failed = -math.inf, False
 
     @property
     def due(self) -> bool:

@@ -285,8 +285,10 @@ class GuidedContrastiveLoss(CachedLossMixin, nn.Module):
 
     def get_config_dict(self) -> dict[str, Any]:
         """What the model card says of the loss: the options that differ from the defaults, and the guide's name."""
-        config = {"guide": self._guide_name, "temperature": self.options.temperature}
-        config |= self.options.model_dump(exclude_defaults=True) | self.distillation.model_dump(exclude_defaults=True)
+        config: dict[str, Any] = {"guide": self._guide_name, "temperature": self.options.temperature}
+        config |= self.options.model_dump(exclude_defaults=True)
+        if self.distillation.on:
+            config["distillation"] = self.distillation.model_dump(exclude_defaults=True)
         shared = ("mini_batch_size", "mini_batch_num_tokens", "gather_across_devices")
         return config | {name: vars(self)[name] for name in shared}
 

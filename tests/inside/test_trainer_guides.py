@@ -76,8 +76,8 @@ def test_what_is_in_memory_alone_is_bounded(student, folder, tmp_path, monkeypat
     """A training over millions of texts must not hold their embeddings; they are on the disk at the end of the process too."""
     monkeypatch.setattr(growing, "MOST_UNWRITTEN", 40)
     loss = GuidedContrastiveLoss(student, opened(folder, training=False), cache_dir=tmp_path)
-    columns = columns_of(20, 3)
-    for first in range(0, 20, 5):
+    columns = columns_of(25, 3)
+    for first in range(0, 25, 5):
         given(student, loss, [column[first : first + 5] for column in columns])
         assert len(loss.guide.stores[0]._new.vectors) < 40
     (store,) = {*loss.guide.stores}

@@ -256,9 +256,10 @@ def test_the_guide_is_no_part_of_the_loss(student, guide, ours):
 
 def test_the_card_names_what_was_chosen(guide, ours):
     """The trainer writes these into the model's card: a guide must be a name there, and no print of a model."""
-    config = ours(guide, margin=0.1, mini_batch_size=4, distillation={"weight": 2.0}).get_config_dict()
+    config = ours(guide, margin=0.1, mini_batch_size=4, distillation={"weight": 2.0, "temperature": 0.1}).get_config_dict()
     assert config["guide"].startswith("SentenceTransformer-")
     assert (config["margin"], config["mini_batch_size"], config["temperature"]) == (0.1, 4, 0.01)
+    assert config["distillation"] == {"weight": 2.0, "temperature": 0.1}
     assert ours(None).get_config_dict()["guide"] is None
     assert "2402.16829" in ours(None).citation
 

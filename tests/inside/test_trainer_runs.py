@@ -69,6 +69,7 @@ def test_two_data_sets_and_matryoshka(folders, tmp_path, monkeypatch):
     assert len(seen) == len({*seen}) == len({text for data in sets.values() for c in data.column_names for text in data[c]})
     seen.clear()
     loss = GuidedContrastiveLoss(model, frozen, cache_dir=tmp_path / "exact")
+    args.dataloader_num_workers = 1
     trained(model, {"pairs": loss, "triplets": loss}, DatasetDict(sets), args, data_collator=loss.collator(args))
     assert {*seen} == {text for data in sets.values() for column in data.column_names for text in data[column]}
 
