@@ -63,7 +63,7 @@ class Case:
 CASES = (
     Case("task", "16 triplets of one task", 16),
     Case("mixed", "16 triplets of any task", 16, mixed=True),
-    Case("cached", "64 of any task, 16 rows at a time", 64, mixed=True, cut={"mini_batch_size": 16}),
+    Case("cached", "32 of any task, 8 rows at a time", 32, mixed=True, cut={"mini_batch_size": 8}),
 )
 
 
