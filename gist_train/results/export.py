@@ -17,7 +17,7 @@ from gist_train.data.leases import held
 from gist_train.data.manifests import foreign_files, verified_manifest
 from gist_train.model.adapters import WEIGHTS
 from gist_train.model.loading import load_trained
-from gist_train.progress import say, terminal
+from gist_train.progress import counting, say, terminal
 from gist_train.results.card import model_card
 from gist_train.results.example import Example, example_of
 from gist_train.results.onnx import OnnxPlan, add_onnx, onnx_table
@@ -72,10 +72,14 @@ def export_model(
         if os.path.lexists(to) and not _is_export(to):
             found = f"{to}, which is no export of this package"
             raise UserError(Fault("--to", found, "a new folder, or an earlier export", "name another folder"))
-        with whole_folder(to, replace=True) as partial:
+        parts = 2 if onnx is None else 3
+        with whole_folder(to, replace=True) as partial, counting("exporting, part", parts, console, passing=True) as count:
             _copy(origin, run, partial)
-            report = None if onnx is None else add_onnx(partial, onnx)
+            count.reach(1)
             example = _example(partial, run, hub_id)
+            count.reach(2)
+            report = None if onnx is None else add_onnx(partial, onnx)
+            count.reach(parts)
             card = model_card(run, origin.manifest, evaluation=evaluation, selected=selected, onnx=report, example=example)
             (partial / "README.md").write_text(card, encoding="utf-8")
     if report is not None:

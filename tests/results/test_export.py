@@ -50,6 +50,14 @@ def test_the_folder_is_the_trained_student(run, quickstart_texts):
     assert np.abs(vectors - before).max() > 1e-4
 
 
+def test_how_far_it_is_is_shown(run):
+    """A model of 7 billion weights takes minutes to copy, and ONNX as long: a still terminal looks like a hang."""
+    stream = io.StringIO()
+    export_model(Run(run), None, run / "export", console=Console(file=stream, force_terminal=True, width=80))
+    assert "exporting, part" in stream.getvalue()
+    assert "0/2" in stream.getvalue()
+
+
 def test_no_training_state_goes_along(run):
     """The moments are twice the model, and a manifest that names missing files is no help."""
     export_model(Run(run), None, run / "export")
