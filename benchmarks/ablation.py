@@ -79,6 +79,11 @@ ROWS: dict[str, Changes] = {
         "loss": {"weight": 0.0},
         "data": {"batching": "similar", "similarity_depth": 2},
     },
+    "KL alone, temperature 0.1, mixed": {
+        "distillation": {"weight": 1.0, "temperature": 0.1},
+        "loss": {"weight": 0.0},
+        "data": {"batching": "mixed"},
+    },
     "KL alone, temperature 0.1, two guides": {
         "distillation": {"weight": 1.0, "temperature": 0.1},
         "loss": {"weight": 0.0},

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.running import gist
 
-from gist_train.cli_tools import _paths
+from gist_train.commands.options import paths
 from gist_train.version import __version__
 
 
@@ -65,9 +65,9 @@ def test_an_unknown_field_names_the_nearest(name, meant):
 
 def test_a_shell_completes_fields():
     """Of some hundred names nobody knows all."""
-    assert _paths("loss.mar") == ["loss.margin", "loss.margin_strategy"]
-    assert "data.train.path" in _paths("data.")
-    assert len(_paths("")) > 90
+    assert paths("loss.mar") == ["loss.margin", "loss.margin_strategy"]
+    assert "data.train.path" in paths("data.")
+    assert len(paths("")) > 90
 
 
 def test_a_report_of_a_fault_has_what_is_asked_for(monkeypatch):

@@ -12,7 +12,7 @@ from conftest import ROOT
 from support.running import gist
 
 from gist_train.cli import app
-from gist_train.cli_examples import EXAMPLES
+from gist_train.commands.examples import EXAMPLES
 
 COMMANDS = typer.main.get_command(app).commands
 SCREEN = 50

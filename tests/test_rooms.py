@@ -35,8 +35,7 @@ FLOORS = (
     "starter",
     "training_run",
     "api",
-    "cli_examples",
-    "cli_tools",
+    "commands",
     "cli",
     "__main__",
 )

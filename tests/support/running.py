@@ -29,7 +29,6 @@ from gist_train.data.corpus import Corpus
 from gist_train.evaluation.metrics import Score
 from gist_train.evaluation.score_file import Terms, append_scores
 from gist_train.model.pretrained import Pretrained
-from gist_train.progress import terminal
 from gist_train.run_folder import TRAINING_STATE, Run
 from gist_train.training.distributed import make_accelerator
 from gist_train.training.loop import StepRecord, metrics_of
@@ -261,7 +260,6 @@ def _command_as_rank(
     sys.argv = ["gist-train", *words]
     if before is not None:
         before()
-    cli.err = terminal()
     cli.main()
 
 

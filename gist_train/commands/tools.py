@@ -1,4 +1,4 @@
-"""Commands beside a run's own: what a field is, what is in the cache, and more epochs."""
+"""Commands beside a run's own: what a field is, and what is in the cache."""
 
 import json
 import time
@@ -12,24 +12,15 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 
+from gist_train.commands.options import paths
 from gist_train.config.errors import Fault, UserError, shown
-from gist_train.config.reference import Explained, Key, all_paths, explained
-from gist_train.config.schema import Config, cache_folder
+from gist_train.config.reference import Explained, Key, explained
+from gist_train.config.schema import cache_folder
 from gist_train.data.caches import KINDS, Cached, cached, clear, days_unused
 from gist_train.progress import Terminal, say, terminal
 from gist_train.run_folder import Run, config_and_run
 
 tools = typer.Typer()
-
-
-def _paths(incomplete: str) -> list[str]:
-    """What a shell completes a field to."""
-    return [path for path in all_paths() if path.startswith(incomplete)]
-
-
-def set_keys(incomplete: str) -> list[str]:
-    """What a shell completes the key of a `--set` to; a value is the user's own."""
-    return [f"{path}=" for path in _paths(incomplete)]
 
 
 @tools.command()
@@ -39,7 +30,7 @@ def explain(
         typer.Argument(
             help="A key such as loss.margin, or a section such as loss.",
             metavar="FIELD",
-            autocompletion=_paths,
+            autocompletion=paths,
             show_default=False,
         ),
     ] = "",
@@ -158,40 +149,3 @@ def _size(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count / 2**10:.1f} KiB"
-
-
-@tools.command()
-def extend(
-    run: Annotated[Path, typer.Argument(help="A run folder, or the YAML that made it.", metavar="RUN", show_default=False)],
-    epochs: Annotated[int, typer.Option(help="Passes over the data.", min=1, show_default=False)],
-    name: Annotated[str | None, typer.Option(help="Of the new run; by default the first one's and -more.")] = None,
-    step: Annotated[
-        int | None, typer.Option(help="The checkpoint to begin with; by default the selected one, else the newest.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="key.sub=value; may be repeated.", metavar="KEY=VALUE", autocompletion=set_keys),
-    ] = None,
-    timeout: Annotated[
-        float | None, typer.Option(help="Seconds without progress after which a process counts as hung; 600 by default.")
-    ] = None,
-) -> None:
-    """Give a run's model more epochs, in a run of its own beside the first. The same command resumes."""
-    config, first = config_and_run(run, [])
-    from gist_train.environment import FEW_KERNELS, KERNELS_OF_BF16, keep_kernels
-    from gist_train.results.extension import extended
-    from gist_train.training_run import launched, train_on
-
-    err = terminal()
-
-    def more() -> Config:
-        return extended(config, first, epochs=epochs, name=name, step=step, overrides=set_ or [], console=err)
-
-    with launched(timeout) as ranks:
-        err.quiet = ranks.rank != 0
-        made = more() if ranks.rank == 0 else None
-        ranks.first_says("")  # its start is there for all
-        loaded = made or more()
-        keep_kernels(KERNELS_OF_BF16 if loaded.training.precision == "bf16" else FEW_KERNELS)
-        code = train_on(ranks, loaded, console=err)
-    raise typer.Exit(code)

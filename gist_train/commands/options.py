@@ -1,0 +1,84 @@
+"""What commands share: their arguments, how they begin, and where their answers go."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+from rich.console import Console
+
+from gist_train.config.reference import all_paths
+from gist_train.config.schema import Config
+from gist_train.progress import say, terminal
+from gist_train.version import __version__
+
+if TYPE_CHECKING:
+    from gist_train.training.ranks import Ranks  # torch is slow to import
+
+
+def paths(incomplete: str) -> list[str]:
+    """What a shell completes a field to."""
+    return [path for path in all_paths() if path.startswith(incomplete)]
+
+
+def set_keys(incomplete: str) -> list[str]:
+    """What a shell completes the key of a `--set` to; a value is the user's own."""
+    return [f"{path}=" for path in paths(incomplete)]
+
+
+ConfigPath = Annotated[Path, typer.Argument(help="The YAML of a run.", metavar="CONFIG", show_default=False)]
+RunPaths = Annotated[
+    list[Path], typer.Argument(help="Run folders, or the YAMLs that made them.", metavar="RUN...", show_default=False)
+]
+RunPath = Annotated[Path, typer.Argument(help="A run folder, or the YAML that made it.", metavar="RUN", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="key.sub=value; may be repeated.", metavar="KEY=VALUE", autocompletion=set_keys, show_default=False
+    ),
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(help="Seconds without progress after which a process counts as hung; 600 by default.", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+
+
+def leave_to_one(command: str) -> None:
+    """Ends all processes of a launch but the first, which goes on as if it had been started alone."""
+    if launched_together():
+        if os.environ["RANK"] != "0":
+            raise typer.Exit
+        terminal().print(f"{command} is the work of one process: the others of this launch have ended")
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+            os.environ.pop(name, None)  # else torch would wait for them
+
+
+def launched_together() -> bool:
+    """Whether this is one of several processes."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
+
+
+def go_on_alike(ranks: "Ranks", config: Config, console: Console) -> None:
+    """Refuses processes with other configs; of those that go on the first alone speaks."""
+    from gist_train.training.alike import refuse_unlike_configs
+
+    refuse_unlike_configs(ranks, config)
+    console.quiet = ranks.rank != 0
+
+
+def begin(command: str, config: Config) -> Config:
+    """Says what begins, before anything slow is imported, and gives the config back, which has been read and has no fault."""
+    say(terminal(), f"gist-train {__version__}: {command} {config.name}")
+    return config
+
+
+@contextmanager
+def answering(as_json: bool) -> Iterator[TextIO]:
+    """Where a command's answer goes. While it works out one that is JSON, what libraries print there goes to stderr."""
+    out = sys.stdout
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        yield out
