@@ -48,9 +48,11 @@ def _average_precision(items: Items) -> float:
 
 
 def _macro_f1(items: Items) -> float:
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(items[:, 1], items[:, 0], average="macro", zero_division=0))
+    # As f1_score with average="macro", which takes milliseconds: a page and a choice ask for thousands.
+    classes, labels = np.unique(items, return_inverse=True)
+    said, true = labels.reshape(items.shape).T
+    both, all_said, all_true = [np.bincount(some, minlength=len(classes)) for some in (true[said == true], said, true)]
+    return float((2 * both / (all_said + all_true)).mean())
 
 
 def _v_measure(items: Items) -> float:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from gist_train.evaluation.metrics import score_of
 from gist_train.results.ranking import (
     RESAMPLES,
     Candidate,
@@ -78,6 +79,15 @@ def mean(items):
 def macro_f1(items):
     said, labels = zip(*items, strict=True)
     return f1_score(labels, said, average="macro", zero_division=0)
+
+
+def test_macro_f1_is_that_of_scikit_learn():
+    """Ours is a few counts, for resamples; of classes that nobody has or nobody says, both must say 0."""
+    random = np.random.default_rng(7)
+    for rows in (1, 2, 40, 300):
+        for classes in (1, 3, 80):
+            items = random.integers(-1, classes, size=(rows, 2)).astype(float)
+            assert score_of("f1", items) == pytest.approx(macro_f1(items.tolist()), abs=1e-12)
 
 
 @pytest.mark.parametrize(("name", "metric", "columns"), [("mrr@10", mean, 1), ("f1", macro_f1, 2)])
