@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+
 from gist_train.config.schema import Config
 from gist_train.config.training import SpikesConfig
 from gist_train.data.corpus import Corpus
@@ -142,12 +144,17 @@ class RunLog:
         self._timed, self._flops, self._reading = [], 0, 0.0
         self._since = LogSums(record.step)
         self._row_at, self._waited_at_row = now, self._waited
-        self._file.add(json.dumps(row) + "\n")
+        self._file.add(json.dumps({**row, "task": self._task_of(record)}) + "\n")
         for file in self._files():
             file.write()
         for tracker in self._trackers:
             tracker.log(row, record.step)
         return row
+
+    def _task_of(self, record: StepRecord) -> str | None:
+        """The task of all its rows; None where they are of several."""
+        tasks = np.unique(self._corpus.task[record.rows])
+        return self._corpus.tasks[int(tasks[0])] if len(tasks) == 1 else None
 
     def add_scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Hands the scores of an evaluation, by "<task>/<metric>", to the trackers. The run's own file is evaluations.jsonl."""

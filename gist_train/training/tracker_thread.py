@@ -39,8 +39,9 @@ class Row:
 
     @classmethod
     def of(cls, row: Mapping[str, float], step: int) -> "Row":
-        """That of a row of metrics.jsonl, or of scores by name."""
-        return cls(step, row.get("time", time.time()), {name: row[name] for name in row if name not in ("step", "time")})
+        """That of a row of metrics.jsonl, without what is no measurement, or of scores by name."""
+        values = {name: row[name] for name in row if name not in ("step", "time", "task")}
+        return cls(step, row.get("time", time.time()), values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,11 +58,11 @@ def record(step, loss=None, frozen=0.0, scale=0.0, spikes=(0.0, 0.0)):
     )
 
 
-def log_of(run, sums=START, last=100, distillation=0.0, **tracking):
+def log_of(run, sums=START, last=100, distillation=0.0, of_rows=(0,) * 8, **tracking):
     data = {"train": [{"source": "jsonl", "path": "rows.jsonl"}]}
     sections = {"guide": {"name": "g"}, "distillation": {"weight": distillation}, "tracking": tracking}
     config = Config.model_validate({"name": "run", "model": {"name": "m"}, "data": data, **sections})
-    corpus = SimpleNamespace(tasks=["t"], task=np.zeros(8, int), folder=run)
+    corpus = SimpleNamespace(tasks=["t", "u"], task=np.array(of_rows), folder=run)
     return RunLog(None if run is None else Run(run), config, sums, corpus, last)
 
 
@@ -76,6 +76,16 @@ def test_the_last_step_has_a_row(tmp_path):
         for step in range(1, 6):
             log.add(record(step), flops=10, peak_flops=40.0)
     assert [(row["step"], row["loss_mean"]) for row in written(tmp_path)] == [(3, pytest.approx(14 / 3)), (5, (16 + 25) / 2)]
+
+
+def test_a_row_names_the_task_of_its_step(tmp_path):
+    """What a guide masks is told by task: a step of two would count as the first's."""
+    for name, of_rows, task in (("one", (1,) * 8, "u"), ("two", (0,) * 7 + (1,), None)):
+        (tmp_path / name).mkdir()
+        with log_of(tmp_path / name, of_rows=of_rows, log_every=1) as log:
+            numbers = log.add(record(1), flops=10, peak_flops=40.0)
+        assert [row["task"] for row in written(tmp_path / name)] == [task]
+        assert "task" not in numbers  # trackers take numbers
 
 
 def test_a_row_has_the_divergence_where_it_is_learned(tmp_path):
@@ -103,9 +113,9 @@ def test_a_row_has_its_own_loss_and_the_mean_since_the_last(tmp_path):
     with log_of(tmp_path, log_every=3) as log:
         rows = [log.add(record(step), flops=10, peak_flops=40.0) for step in range(1, 9)]
     assert [row is not None for row in rows] == [False, False, True, False, False, True, False, False]
-    assert written(tmp_path) == [rows[2], rows[5]]
+    assert written(tmp_path) == [{**row, "task": "t"} for row in (rows[2], rows[5])]
     first, second = written(tmp_path)
-    assert list(first) == ROW
+    assert list(first) == [*ROW, "task"]
     assert (first["step"], first["loss"], first["loss_mean"]) == (3, 9.0, pytest.approx((1 + 4 + 9) / 3))
     assert (second["step"], second["loss"], second["loss_mean"]) == (6, 36.0, pytest.approx((16 + 25 + 36) / 3))
     assert (first["lr"], first["epoch"], first["masked_pp"]) == (3e-6, 0.3, pytest.approx(0.4))
@@ -221,7 +231,7 @@ def test_wandb_gets_every_row_and_the_same_run_after_a_resume(tmp_path, wandb):
     assert (first["resume"], first["dir"], first["config"]["model"]["name"]) == ("allow", str(tmp_path), "m")
     assert first["id"] == again["id"] == (tmp_path / "wandb-id.txt").read_text().strip()
     assert [call[1] for call in wandb if call[0] == "log"] == [2, 4]
-    assert [call[2] for call in wandb if call[0] == "log"] == written(tmp_path)
+    assert [{**call[2], "task": "t"} for call in wandb if call[0] == "log"] == written(tmp_path)
     assert [call[1] for call in wandb if call[0] == "finish"] == [0, 1]
 
 

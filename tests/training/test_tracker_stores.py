@@ -40,7 +40,7 @@ def path(write_config, write_pairs, quickstart_texts, tracking):
 def own(run):
     """(name, step) -> value of all that a run's own files have, as trackers call it."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    metrics = {(name, row["step"]): row[name] for row in rows for name in row if name not in ("step", "time")}
+    metrics = {(name, row["step"]): row[name] for row in rows for name in row if name not in ("step", "time", "task")}
     scores = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
     return metrics | {(f"evaluation/{row['task']}/{row['metric']}", row["step"]): row["value"] for row in scores}
 
