@@ -15,6 +15,8 @@ from support.browser import opened, parsed
 from support.running import gist
 
 from gist_train.config.loading import load_config
+from gist_train.pages.rendering import breakable
+from gist_train.reporting.charts import Line, charts_of, lines_of
 from gist_train.reporting.figures import MOST_ROWS, figures_of, thinned
 from gist_train.reporting.page import _side_by_side, page_of
 from gist_train.reporting.serving import server_of
@@ -64,6 +66,7 @@ def test_runs_side_by_side(run, write_config):
     assert "Nothing was measured" in text
     assert '"run"' in page
     assert '"other"' in page
+    assert text.index("What differs") < text.index("Scores side by side") < text.index("The training")
 
 
 def test_each_score_stands_under_its_own_run(run):
@@ -72,8 +75,8 @@ def test_each_score_stands_under_its_own_run(run):
     key, other = "pairs/spearman", "pairs/pearson"
     runs = [replace(whole, selected=None, scores={4: scores}) for scores in ({key: 0.1, other: 0.2}, {other: 0.3}, {key: 0.9})]
     rows = dict(_side_by_side(runs))
-    assert [None if one is None else one.after for one in rows[key]] == [0.1, None, 0.9]
-    assert [None if one is None else one.after for one in rows[other]] == [0.2, 0.3, None]
+    assert [None if one is None else one.change.after for one in rows[key]] == [0.1, None, 0.9]
+    assert [None if one is None else one.change.after for one in rows[other]] == [0.2, 0.3, None]
     page = page_of(runs)
     assert all(f"run ({number})" in page for number in (1, 2, 3))
 
@@ -132,8 +135,19 @@ def test_in_a_browser(run, width, scheme):
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         page.mouse.move(box["x"] + box["width"] / 2 + 3, box["y"] + box["height"] / 2)
         page.wait_for_selector("#vg-tooltip-element.visible")
-        assert "step" in page.inner_text("#vg-tooltip-element")
-        rows = page.locator("table.sortable tbody tr th")
+        tooltip = page.locator("#vg-tooltip-element")
+        assert "step" in tooltip.inner_text()
+        assert "undefined" not in tooltip.inner_text()
+        assert tooltip.bounding_box()["x"] >= 0
+        assert tooltip.bounding_box()["x"] + tooltip.bounding_box()["width"] <= width
+        label = page.locator("#chart-0 svg text").first
+        soft = page.evaluate("getComputedStyle(document.querySelector('footer')).color")
+        assert label.evaluate("text => getComputedStyle(text).fill") == soft
+        numbers = page.locator(".card", has=page.locator("#chart-0")).locator("summary")
+        numbers.focus()
+        page.keyboard.press("Enter")
+        assert page.locator("#chart-0-lines td").first.is_visible()
+        rows = page.locator("table.sortable").first.locator("tbody tr th")
         before = rows.all_inner_texts()
         button = page.locator("table.sortable thead button").first
         button.focus()
@@ -141,6 +155,22 @@ def test_in_a_browser(run, width, scheme):
         assert rows.all_inner_texts() == sorted(before)
         page.keyboard.press("Enter")
         assert rows.all_inner_texts() == sorted(before, reverse=True)
+
+
+def test_a_chart_is_in_numbers_too(run):
+    """Who sees no chart reads where its lines begin and end, and what lies between."""
+    rows = [{"step": float(10 * n), "loss_mean": loss} for n, loss in enumerate((3.0, 5.0, 1.25, 2.0), start=1)]
+    figures = replace(figures_of(run), rows=rows)
+    assert lines_of(charts_of([figures])["Loss"]) == [Line("loss", "3 at 10", "1.25 at 30", "5 at 20", "2 at 40")]
+    two = [replace(figures, name="a"), replace(figures, name="b", rows=rows[:2])]
+    assert [(line.name, line.last) for line in lines_of(charts_of(two)["Loss"])] == [("a", "2 at 40"), ("b", "5 at 20")]
+    text = " ".join(parsed(page_of([figures])).text.split())
+    assert "loss 3 at 10 1.25 at 30 5 at 20 2 at 40" in text
+
+
+def test_a_name_breaks_where_it_may():
+    """A name of 200 characters without a break makes a table wider than a phone; breaks between letters can't be read."""
+    assert str(breakable("a_b/<img>.c")) == "a_<wbr>b/<wbr>&lt;img&gt;.<wbr>c"
 
 
 def test_scripts_end_where_they_end(run):

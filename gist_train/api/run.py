@@ -244,11 +244,10 @@ class Run:
         Raises:
             UserError: a run has not begun, `to` is in no folder, or the extra is not installed.
         """
-        from gist_train.reporting.figures import figures_of
         from gist_train.reporting.page import write_report
 
         path = self._files.report if to is None else Path(to)
-        write_report([figures_of(run._files) for run in (self, *beside)], path)
+        write_report([run._files for run in (self, *beside)], path)
         return path
 
 

@@ -79,7 +79,6 @@ def report(
     named = [config_and_run(one, []) for one in runs]
     for loaded, _ in named:
         begin("report", loaded)
-    from gist_train.reporting.figures import figures_of
     from gist_train.reporting.page import write_report
     from gist_train.reporting.serving import serve
 
@@ -88,7 +87,7 @@ def report(
         serve(folders, err)
         return
     path = to or folders[0].report
-    write_report([figures_of(one) for one in folders], path)
+    write_report(folders, path)
     err.print(f"{path}", highlight=False, soft_wrap=True)
 
 

@@ -53,6 +53,15 @@ class LoadedRetrieval:
         # Training data hold passages without the title that precedes them here.
         return {"queries": self.queries, "documents": self.documents, **({"bodies": self.bodies} if self.bodies else {})}
 
+    def prompts_for(self, encoder: TextEncoder) -> tuple[str | None, str | None]:
+        """What this model reads before queries and before documents; None for its folder's default."""
+        query, document = self.prompts
+        if query is None:
+            query = side_prompt(encoder, "query")
+        if document is None:
+            document = side_prompt(encoder, "document", "passage", "corpus")
+        return query, document
+
     def measure(self, encoder: TextEncoder) -> dict[str, Items]:
         """By query: nDCG at 10 (gains as judged, documents of one similarity share their places), recall at 100, reciprocal rank.
 
@@ -61,11 +70,7 @@ class LoadedRetrieval:
         from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
         from sklearn.metrics import ndcg_score  # type: ignore[import-untyped]
 
-        query_prompt, document_prompt = self.prompts
-        if query_prompt is None:
-            query_prompt = side_prompt(encoder, "query")
-        if document_prompt is None:
-            document_prompt = side_prompt(encoder, "document", "passage", "corpus")
+        query_prompt, document_prompt = self.prompts_for(encoder)
         if query_prompt == document_prompt:  # a text on both sides is encoded once
             both = encode_lists(encoder, self.name, self.queries, self.documents, prompt=query_prompt)
         else:

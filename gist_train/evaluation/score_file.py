@@ -104,8 +104,8 @@ def read_scores(
         contents: by task, the content whose scores count, no other task's; None: of each task, that of its latest row.
         base: fingerprint of the model whose scores count at step 0; None: that of the latest row.
     """
-    rows = [row for row in _rows(run.evaluations) if row.terms == (terms.max_length, terms.truncate_dim)]
-    counting = {row.task: row.content for row in rows} if contents is None else contents
+    rows = _rows_under(run, terms)
+    counting = contents_of(run, terms) if contents is None else contents
     scores: dict[int, dict[str, float]] = {}
     bases = [row.base for row in rows if row.step == 0]
     base = base or next(reversed(bases), None)
@@ -113,6 +113,15 @@ def read_scores(
         if counting.get(row.task) == row.content and (row.step > 0 or row.base == base):
             scores.setdefault(row.step, {})[row.key] = row.value
     return scores
+
+
+def contents_of(run: Run, terms: Terms) -> dict[str, str]:
+    """By task, the content that its latest row under `terms` was measured on."""
+    return {row.task: row.content for row in _rows_under(run, terms)}
+
+
+def _rows_under(run: Run, terms: Terms) -> list["_Row"]:
+    return [row for row in _rows(run.evaluations) if row.terms == (terms.max_length, terms.truncate_dim)]
 
 
 def read_items(run: Run, step: int, key: str, terms: Terms, content: str) -> Items | None:

@@ -68,6 +68,14 @@ def whole(name: str, commit: str) -> bool:
     return configured and _has_weights(name, places[0], commit) and any(_cached(name, places[0] + f, commit) for f in _TOKENIZERS)
 
 
+def folder_on_disk(name: str, revision: str | None) -> Path | None:
+    """A model's folder where it is on this machine: its own, or the hub's copy in the cache, if that is whole. Asks nobody."""
+    if Path(name).is_dir():
+        return Path(name)
+    kept = _cached(name, "config.json", revision)
+    return kept.parent if kept is not None and whole(name, kept.parent.name) else None
+
+
 def _has_weights(name: str, place: str, commit: str) -> bool:
     if _cached(name, place + _WEIGHTS, commit) is not None:
         return True

@@ -1,10 +1,12 @@
 """Templates -> HTML files that need nothing else: no request leaves them, and texts from data stay texts."""
 
 import json
+import re
 from datetime import datetime
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.data.files import write_text
@@ -27,7 +29,7 @@ def rendered(template: str, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"shortened": shortened, "moment": moment}
+    environment.filters |= {"shortened": shortened, "breakable": breakable, "moment": moment}
     return environment.get_template(template).render(**values, version=__version__)
 
 
@@ -39,6 +41,11 @@ def script_json(value: object) -> str:
 def shortened(text: str, most: int = SHOWN_CHARACTERS) -> str:
     """A text, or its first `most` characters and how many more it has."""
     return text if len(text) <= most else f"{text[:most]}… ({len(text) - most:,} characters more)"
+
+
+def breakable(name: str) -> Markup:
+    """A name, escaped, that may go on in the next line after its slashes, dots and underscores."""
+    return Markup(re.sub(r"(?<=[/._])", "<wbr>", str(escape(name))))
 
 
 def moment(seconds: float) -> str:

@@ -1,19 +1,41 @@
 """What a run's folder says of it, small enough for a page however long the run is."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gist_train.auditing.record import AuditRecord, read_audit
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.loading import load_config
 from gist_train.data.files import json_lines, read_json
-from gist_train.evaluation.score_file import Terms, read_scores
+from gist_train.evaluation.score_file import Terms, contents_of, read_scores
+from gist_train.model.loss import BLOCKS
+from gist_train.reporting.noise import Resampled, resampled
 from gist_train.results.selected import Selected, read_selected
 from gist_train.run_folder import Run
+from gist_train.training.schedule import make_schedule
 
 MOST_ROWS = 400
 """Of a chart. More rows than that are averaged, neighbours with neighbours."""
+
+
+@dataclass(slots=True)
+class MaskedOfTask:
+    """What was masked in the batches of a task, over the steps that were logged."""
+
+    steps: int = 0
+    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(BLOCKS, 0.0))
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Takes in a row of metrics.jsonl."""
+        self.steps += 1
+        for block in BLOCKS:
+            self.sums[block] += row[f"masked_{block}"]
+
+    def share(self, block: str) -> float:
+        """The mean over the steps of the share of the block's candidates."""
+        return self.sums[block] / self.steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +43,46 @@ class Figures:
     """A run, as a page shows it."""
 
     name: str
-    config: dict[str, object]
-    """Dotted key -> value."""
+    sections: dict[str, Any]
+    """The config, as JSON has it."""
     described: dict[str, Any]
     """run.json."""
     rows: list[dict[str, float]]
     """Rows of metrics.jsonl, or the means of neighbouring ones."""
+    masked: dict[str | None, MaskedOfTask]
+    """By task, None for batches of several; of rows that say their task."""
     scores: dict[int, dict[str, float]]
     """Step -> "<task>/<metric>" -> fraction; step 0 is the base model."""
     selected: Selected | None
+    terms: Terms
+    """That the scores were measured under."""
+    contents: dict[str, str]
+    """By task, what its scores are of: those of two runs can be compared where it is the same."""
+    resampled_before: dict[str, Resampled]
+    """Of the base model's scores, those whose items are on disk."""
+    resampled_after: dict[str, Resampled]
+    """Of the selected model's, or of the newest step's."""
+    audit: AuditRecord | None
+    audited: bool
+    """Whether the audit looked at the data that the run was trained on."""
+
+    @property
+    def config(self) -> dict[str, object]:
+        """Dotted key -> value."""
+        return dict(flat(self.sections))
+
+    @property
+    def masked_tasks(self) -> list[tuple[str | None, MaskedOfTask]]:
+        """What was masked by task, that of most steps first."""
+        return sorted(self.masked.items(), key=lambda item: -item[1].steps)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps over which the learning rate rises; 0 where it is not said how many steps the schedule has."""
+        share = self.config["schedule.warmup_ratio"]
+        assert isinstance(share, int | float)
+        total = self.described.get("total_steps", 0)
+        return make_schedule("linear", 1.0, share, steps_per_epoch=1, epochs=None, max_steps=total).warmup_steps
 
     @property
     def chosen_step(self) -> int | None:
@@ -59,11 +112,38 @@ def figures_of(run: Run) -> Figures:
         found = f"{run}, which has no {run.config.name} and {run.description.name}"
         raise UserError(Fault("RUN", found, "a run that has begun", "name a run folder, or train first"))
     config = load_config(run.config)  # which has the defaults of fields that the run knew nothing of
-    terms = Terms.of(config.evaluation)
+    masked: dict[str | None, MaskedOfTask] = {}
+    rows = thinned(_by_task(json_lines(run.metrics), masked))
+    terms, chosen = Terms.of(config.evaluation), read_selected(run)
     scores = read_scores(run, terms) if run.evaluations.exists() else {}
-    rows = thinned(row for _, row in json_lines(run.metrics)) if run.metrics.exists() else []
-    values = dict(flat(config.model_dump(mode="json")))
-    return Figures(config.name, values, read_json(run.description), rows, scores, read_selected(run))
+    contents = contents_of(run, terms) if run.evaluations.exists() else {}
+    step = max(scores, default=0) if chosen is None else chosen.step
+    after = {} if chosen is not None and chosen.averaged else scores.get(step, {})
+    audit = read_audit(run)
+    return Figures(
+        name=config.name,
+        sections=config.model_dump(mode="json"),
+        described=read_json(run.description),
+        rows=rows,
+        masked=masked,
+        scores=scores,
+        selected=chosen,
+        terms=terms,
+        contents=contents,
+        resampled_before=resampled(run, 0, scores.get(0, {}), terms, contents),
+        resampled_after=resampled(run, step, after, terms, contents),
+        audit=audit,
+        audited=audit is not None and audit.of_data(config),
+    )
+
+
+def _by_task(lines: Iterable[tuple[str, dict[str, Any]]], masked: dict[str | None, MaskedOfTask]) -> Iterator[dict[str, Any]]:
+    """The rows of metrics.jsonl, adding up on the way what was masked of each task."""
+    for _, row in lines:
+        named = isinstance(row.get("task", False), str | None)
+        if named and all(_is_number(row.get(f"masked_{block}")) for block in BLOCKS):
+            masked.setdefault(row["task"], MaskedOfTask()).add(row)
+        yield row
 
 
 def told_apart(runs: Sequence[Figures]) -> list[Figures]:
@@ -93,7 +173,9 @@ def thinned(rows: Iterator[dict[str, Any]], most: int = MOST_ROWS) -> list[dict[
     waiting: list[dict[str, float]] = []
     width = 1
     for row in rows:
-        waiting.append({name: float(value) for name, value in row.items() if _is_number(value)})
+        waiting.append(
+            {name: float(value) for name, value in row.items() if type(value) in (float, int) and math.isfinite(value)}
+        )
         if len(waiting) == width:
             kept.append(_mean(waiting))
             waiting = []
@@ -108,6 +190,8 @@ def _is_number(value: object) -> bool:
 
 
 def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
-    names = dict.fromkeys(name for row in rows for name in row)
-    means = {name: math.fsum(known := [row[name] for row in rows if name in row]) / len(known) for name in names}
-    return means | {"step": rows[-1]["step"]}
+    known: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            known.setdefault(name, []).append(value)
+    return {name: math.fsum(values) / len(values) for name, values in known.items()} | {"step": rows[-1]["step"]}
