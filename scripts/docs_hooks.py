@@ -18,6 +18,7 @@ BESIDE = {"SECURITY.md": "security.md", "CHANGELOG.md": "changelog.md"}
 """Files that a code host looks for at the top -> their pages here."""
 UP = re.compile(r"\]\((?:\.\./)+(" + "|".join(map(re.escape, BESIDE)) + r")(?=[#)])")
 INTO_DOCS = re.compile(r"\]\(docs/")
+BY_NAME = re.compile(r"\]\((" + "|".join(map(re.escape, BESIDE)) + r")(?=[#)])")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -40,11 +41,17 @@ def _formula(source: str, *_: Any, **__: Any) -> str:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the files beside docs/ as pages of it."""
-    for name, page in BESIDE.items():
+    """Adds the files beside docs/ as pages of it, and llms.txt."""
+    for name, page in {**BESIDE, "llms.txt": "llms.txt"}.items():
         text = (Path(config.docs_dir).parent / name).read_text(encoding="utf-8")
-        files.append(File.generated(config, page, content=INTO_DOCS.sub("](", text)))
+        files.append(File.generated(config, page, content=_led_here(text)))
     return files
+
+
+def _led_here(text: str) -> str:
+    """A file beside docs/ whose links lead to pages of the site."""
+    text = INTO_DOCS.sub("](", text)
+    return BY_NAME.sub(lambda match: f"]({BESIDE[match[1]]}", text)
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
@@ -57,3 +64,5 @@ def on_post_build(config: MkDocsConfig) -> None:
     """Puts each page's Markdown beside it: llms.txt leads there."""
     for path in Path(config.docs_dir).rglob("*.md"):
         shutil.copy(path, Path(config.site_dir) / path.relative_to(config.docs_dir))
+    for name, page in BESIDE.items():
+        shutil.copy(Path(config.docs_dir).parent / name, Path(config.site_dir) / page)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -81,6 +82,13 @@ def test_every_page_can_be_searched(site):
     places = {entry["location"].split("#")[0] for entry in index["docs"]}
     assert {"loss.html", "data/pairs.html", "security.html", "changelog.html"} <= places
     assert (site / "search" / "search_index.js").read_text(encoding="utf-8").startswith("var __index = {")
+
+
+def test_llms_txt_leads_to_pages_of_the_site(site):
+    """It is read from the site's top, where the pages' Markdown lies elsewhere than in the checkout."""
+    targets = re.findall(r"\]\(([^)]+)\)", (site / "llms.txt").read_text(encoding="utf-8"))
+    assert len(targets) > 20
+    assert [target for target in targets if not (site / target).is_file()] == []
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
