@@ -3,13 +3,15 @@
 import dataclasses
 import inspect
 import re
+from typing import get_args
 
 import pytest
 from conftest import ROOT
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.sentence_transformer import losses
+from sentence_transformers.sentence_transformer import evaluation, losses
 from test_fixes import FIELD, exists
 
+from gist_train.config.evaluation import EvaluationTask
 from gist_train.config.faults import ELSEWHERE
 from gist_train.config.schema import Config
 
@@ -85,6 +87,15 @@ def test_every_argument_of_trainer_and_losses_is_named(after, before, classes):
     """The loss is what most of them come for."""
     installed = {name for one in classes for name in inspect.signature(one).parameters}
     assert sorted(names(TRAINER, after, before)) == sorted(installed)
+
+
+def test_every_evaluator_is_named():
+    """What judged a model before is what its user wants to see again first."""
+    bases = {"BaseEvaluator", "SentenceEvaluator", "SimilarityFunction"}
+    assert sorted(names(TRAINER, "\n## Evaluators\n")) == sorted({*evaluation.__all__} - bases)
+    tasks = re.findall(r"`(\w+)`", " ".join(cell.split(":")[0] for _, cell in rows(TRAINER, "\n## Evaluators\n")))
+    known = {one.model_fields["type"].default for one in get_args(get_args(EvaluationTask)[0])}
+    assert {task for task in tasks if task not in ("none", "name")} <= known
 
 
 def test_the_defaults_that_differ_are_those_of_both():
