@@ -65,7 +65,7 @@ def completed(words, at):
 
 def test_a_shell_completes_commands_options_and_keys():
     """It asks this program for each word, as bash does here."""
-    assert completed("gist-train e", 1) == ["evaluate", "export", "explain"]
+    assert completed("gist-train e", 1) == ["extend", "evaluate", "export", "explain"]
     assert "--resume" in completed("gist-train train my.yaml --r", 3)
     assert completed("gist-train explain loss.margin", 2) == ["loss.margin", "loss.margin_strategy"]
     assert completed("gist-train train my.yaml --set loss.margin", 4) == ["loss.margin=", "loss.margin_strategy="]

@@ -86,12 +86,11 @@ class Embedder:
             store.forget(positions[damaged])
             positions = store.positions(hashes)
         if missing := int((positions < 0).sum()):
-            if missing >= TIMED_FROM and processes.shown:
-                seconds = seconds_to_embed(load(), self.model, np.flatnonzero(positions < 0), lengths, text) / processes.count
-                took = f"{missing:,} texts to embed with {self.model.name}: about {duration(seconds)}"
-                say(console, took)
             what = "embedding with the guide" if self.where == "guide" else f"embedding with {self.model.name}"
             with naming_work(lambda: (what, self._lowering(load(), device))):
+                if missing >= TIMED_FROM and processes.shown:
+                    seconds = seconds_to_embed(load(), self.model, np.flatnonzero(positions < 0), lengths, text) / processes.count
+                    say(console, f"{missing:,} texts to embed with {self.model.name}: about {duration(seconds)}")
                 counts = store.fill_together(load, self.model, hashes, lengths, text, processes.count, missing)
                 follow(counts, what, missing, console, shown=processes.shown)
             positions = store.positions(hashes)
