@@ -208,3 +208,19 @@ def test_a_threshold_that_is_no_number_is_told(write_config, threshold):
     ended = gist("plan", path)
     assert ended.code == 2
     assert "data.drop_suspects." in ended.err
+
+
+def test_long_texts_are_read_once_their_cut_is_known(write_config, write_rows, triplets, monkeypatch):
+    """To tokenise them takes longer than to read them: all would seem to be done, minutes before the end."""
+    counts = {}
+    monkeypatch.setattr("gist_train.suspects.follow", lambda numbers, what, *_: counts.update({what: list(numbers)}))
+    monkeypatch.setattr("gist_train.model.text_scores.AT_A_TIME", 4)
+    rows = [{**row, "anchor": row["anchor"] * 30} if i % 2 else row for i, row in enumerate(triplets)]
+    path = write_config(data={"train": [{"source": "jsonl", "path": str(write_rows("long.jsonl", rows))}]})
+    assert gist("audit", path).code == 0
+    done = counts["reading texts"]
+    assert done == sorted(done)
+    texts = len({text for row in rows for text in (row["anchor"], *row["positive"], *row["negative"])})
+    halfway = done.index(texts - len(triplets) // 2)  # the short ones are read, and no long one yet
+    assert done[-1] == texts
+    assert len(done) - halfway > 10

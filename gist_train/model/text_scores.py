@@ -54,17 +54,16 @@ class TextScores:
 
     def look(self) -> Iterator[int]:
         """Looks at all texts; yields how many are done."""
-        corpus = self._corpus
-        empty, cut, number = np.zeros(corpus.text_count, np.float32), np.zeros(corpus.text_count, np.float32), 0
+        corpus, full = self._corpus, self._cut_texts()
+        empty, cut = np.zeros(corpus.text_count, np.float32), np.zeros(corpus.text_count, np.float32)
         for number, text in enumerate(corpus.texts()):
             empty[number] = not any(character.isalnum() for character in text)
             if number % AT_A_TIME == 0:
-                yield number
-        full = self._cut_texts()
+                yield number - int(np.searchsorted(full, number))  # long ones are done when they are counted, which takes longer
         for begin in range(0, len(full), AT_A_TIME):
+            yield corpus.text_count - len(full) + begin
             some = full[begin : begin + AT_A_TIME]
             cut[some] = share_cut(self._student, [corpus.text(int(i)) for i in some])
-            yield number
         hashes = [row.tobytes() for row in normalized_hashes(corpus)] if self._judged else []
         judged = np.array([one in self._judged for one in hashes], np.float32) if hashes else np.zeros_like(empty)
         of_texts = {"empty": empty, "cut": cut, "evaluation": judged}
