@@ -10,6 +10,7 @@ from conftest import ROOT
 
 FLOORS = (
     "version",
+    "citations",
     "config",
     "run_folder",
     "pulse",

@@ -19,6 +19,7 @@ from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor, nn
 
+from gist_train.citations import bibtex
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.losses import DistillationConfig, LossConfig
 from gist_train.inside.ahead import TrainingData, embed_ahead
@@ -37,14 +38,6 @@ from gist_train.inside.texts import LOSS, TEXTS, Column, collator, column_of
 from gist_train.model.distillation import distillation_loss, map_to_width, regression_loss
 from gist_train.model.encoder import Tokens
 from gist_train.model.loss import guided_contrastive_loss
-
-CITATION = """@misc{solatorio2024gistembed,
-    title = {{GISTEmbed}: Guided In-sample Selection of Training Negatives for Text Embedding Fine-tuning},
-    author = {Solatorio, Aivin V.},
-    year = {2024},
-    eprint = {2402.16829},
-    archivePrefix = {arXiv}
-}"""
 
 
 class GuidedContrastiveLoss(CachedLossMixin, nn.Module):
@@ -295,4 +288,4 @@ class GuidedContrastiveLoss(CachedLossMixin, nn.Module):
     @property
     def citation(self) -> str:
         """For the model card."""
-        return CITATION
+        return bibtex("gistembed")

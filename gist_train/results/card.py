@@ -10,13 +10,13 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from gist_train.citations import citations
 from gist_train.config.evaluation import HELD_OUT, HELD_OUT_LABELS, EvaluationConfig
 from gist_train.config.secrets import hidden
 from gist_train.data.files import read_json
 from gist_train.evaluation.leakage import leaks_of
 from gist_train.evaluation.metrics import metric_of, task_of
 from gist_train.evaluation.score_file import Terms, read_scores
-from gist_train.results.citations import citations
 from gist_train.results.example import Example
 from gist_train.results.licences import Licence, licence_of, on_hub
 from gist_train.results.onnx import OnnxReport

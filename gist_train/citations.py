@@ -21,7 +21,7 @@ def citations(config: Mapping[str, Any]) -> list[str]:
         "mining": config["data"].get("hard_negatives") is not None,
         "lora": config["model"].get("lora") is not None,
     }
-    return [_entry(key) for key, was_used in used.items() if was_used]
+    return [bibtex(key) for key, was_used in used.items() if was_used]
 
 
 _WORKS = {
@@ -87,8 +87,9 @@ _WORKS = {
 """Name, authors, title, year and arXiv number."""
 
 
-def _entry(key: str) -> str:
-    name, authors, title, year, arxiv = _WORKS[key]
+def bibtex(work: str) -> str:
+    """The entry of a work by our name for it."""
+    name, authors, title, year, arxiv = _WORKS[work]
     fields = {"title": title, "author": authors, "year": year, "eprint": arxiv, "archivePrefix": "arXiv"}
     lines = "".join(f"  {field} = {{{value}}},\n" for field, value in fields.items())
     return f"@misc{{{name},\n{lines}}}"
