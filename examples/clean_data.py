@@ -28,7 +28,7 @@ def config(name: str, **columns: str) -> gist_train.Config:
 
 
 audited = gist_train.audit(config("dirty", anchor="question", positive="passage"), write_clean="clean.jsonl")
-suspects = pandas.DataFrame(audited.in_words())
+suspects = pandas.DataFrame(audited.lines())
 print(suspects.groupby("kind").size())
 wrong = suspects[suspects.kind == "unrelated"]
 print(f"{(wrong.row % 20 == 1).sum()} of the {len(range(0, len(rows), 20))} wrong rows are among the {len(wrong)} unrelated ones")

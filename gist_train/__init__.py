@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gist_train.planning.findings import Plan
     from gist_train.results.selected import Selected
     from gist_train.training.loop import NonFiniteError
+    from gist_train.training.signals import Stopped
 
 __all__ = [
     "Audit",
@@ -31,6 +32,7 @@ __all__ = [
     "Plan",
     "Run",
     "Selected",
+    "Stopped",
     "UserError",
     "audit",
     "evaluate",
@@ -52,6 +54,7 @@ _HOMES = {
     "Plan": "planning.findings",
     "Run": "api.run",
     "Selected": "results.selected",
+    "Stopped": "training.signals",
     "UserError": "config.errors",
     "audit": "api.calls",
     "evaluate": "api.calls",

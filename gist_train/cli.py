@@ -46,7 +46,7 @@ KEPT = {
     "mine": "What was read, embedded and compared is kept, and no file was written: the same command goes on from there.",
     "audit": "What was read and embedded is kept, and no file was begun that is not whole: the same command goes on from there.",
     "evaluate": "Scores of a run's checkpoints that were measured are kept in its folder: the same command goes on from there.",
-    "select": "The scores that were measured are kept, and the old choice stays: the same command goes on from there.",
+    "select": "The scores that were measured are kept, and selected.json is whole: the same command goes on from there.",
     "export": "The folder is as it was before.",
     "report": "The page is as it was before.",
 }
@@ -66,7 +66,7 @@ def _on_command(
         raise UserError(Fault("--verbose", "alone", "with --version, or a command", "gist-train --version --verbose"))
     if context.invoked_subcommand not in SHARED:
         leave_to_one(context.invoked_subcommand)
-    elif context.invoked_subcommand in SHARED and launched_together() and os.environ["RANK"] == "0":
+    elif launched_together() and os.environ["RANK"] == "0":
         say(terminal(), f"gist-train {__version__}: {context.invoked_subcommand} by {os.environ['WORLD_SIZE']} processes")
 
 

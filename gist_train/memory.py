@@ -6,13 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 _SIZE = re.compile(r"(?:[Tt]ried to allocate|Unable to allocate) ([\d.]+) ?(bytes|[KMGTP]iB)")
-_WORDS = (
-    "out of memory",
-    "can't allocate memory",
-    "not enough memory",
-    "std::bad_alloc",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "could not create a primitive",  # oneDNN, where there is no room for the code of a kernel
+_WORDS = re.compile(
+    "out of memory|can't allocate memory|not enough memory|std::bad_alloc|CUBLAS_STATUS_ALLOC_FAILED"
+    "|could not create a primitive(?! descriptor)"  # oneDNN, where there is no room for the code of a kernel
 )
 """Of errors that have no class of their own."""
 AT_HALF = 2
@@ -43,7 +39,7 @@ def asked_for(error: BaseException) -> str | None:
     """How much memory could not be had, in words; None for an error of another kind. Torch, numpy and Python each say it anew."""
     text = str(error)
     of_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    of_torch = isinstance(error, RuntimeError) and any(word in text for word in _WORDS)
+    of_torch = isinstance(error, RuntimeError) and _WORDS.search(text) is not None
     if not (isinstance(error, MemoryError) or of_system or of_torch):
         return None
     size = _SIZE.search(text)

@@ -115,7 +115,7 @@ def train_on(
     ranks.stacks, ranks.safe = run.stacks, partial(_safe, run)
     check_folders(config)
     # Before the guide's pass: a launcher may go while it runs.
-    again = "run the same command" if by_command else "call train(config) again"
+    again = "run the same command" if by_command else "make the same call again"
     with StopSignal(ends_process=by_command) as signals, _only_writer(run) if accelerator.is_main_process else nullcontext():
         try:
             signal_number, step = _train_alone(config, accelerator, ranks, run, resume, signals, console)

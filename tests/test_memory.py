@@ -143,6 +143,7 @@ def test_the_gpus_words_are_known():
     )
     assert asked_for(OSError(12, "Cannot allocate memory")) == "an amount that was not said"
     assert asked_for(RuntimeError("could not create a primitive")) == "an amount that was not said"
+    assert asked_for(RuntimeError("could not create a primitive descriptor for a matmul primitive")) is None
     assert asked_for(RuntimeError("shapes do not fit")) is None
     assert asked_for(ValueError("out of memory")) is None
 

@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gist_train.api.process import process_as_it_was
+from gist_train.api.process import by_one_process
 from gist_train.api.run import Run
 from gist_train.auditing import audit as auditing
+from gist_train.auditing.html_page import keep_audit
 from gist_train.checks import check
+from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.schema import Config
 from gist_train.data.writing import check_ending, write_rows
 from gist_train.hard_negatives import with_rules
@@ -16,6 +18,7 @@ from gist_train.planning import plan as planning
 from gist_train.planning.findings import Plan
 from gist_train.preparation import mined_corpus
 from gist_train.progress import terminal
+from gist_train.run_folder import Run as RunFolder
 
 if TYPE_CHECKING:
     from pandas import DataFrame  # slow to import
@@ -26,7 +29,7 @@ def train(config: Config, *, resume: str | int = "auto", timeout: float | None =
     return Run(config).train(resume=resume, timeout=timeout)
 
 
-@process_as_it_was()
+@by_one_process
 def plan(config: Config, *, measure: bool = False) -> Plan:
     """What training will do. Builds the corpus and the student's tokens where no run has built them yet.
 
@@ -36,10 +39,10 @@ def plan(config: Config, *, measure: bool = False) -> Plan:
     Raises:
         UserError: data, models or evaluation tasks are not what the config says.
     """
-    return planning.plan(config, measure=measure)
+    return planning.plan(_checked(config), measure=measure)
 
 
-@process_as_it_was()
+@by_one_process
 def audit(
     config: Config,
     *,
@@ -50,7 +53,8 @@ def audit(
 ) -> auditing.Audit:
     """Which rows may be bad, by the guide's embeddings and by the texts, and what the guide would mask.
 
-    `pandas.DataFrame(audit(config).in_words())` has a row for each suspect, the worst of each kind first.
+    A page of it is written beside the run folder, and the run's report shows it.
+    `pandas.DataFrame(audit(config).lines())` has a row for each suspect, the worst of each kind first.
 
     Args:
         margins: besides loss.margin, under which it is counted what the guide would mask.
@@ -65,15 +69,16 @@ def audit(
     files = {name: Path(path) for name, path in written.items() if path is not None}
     for name, path in files.items():
         check_ending(path, name)
-    audited = auditing.audit(config, this_device(), terminal(), margins=margins, thresholds=thresholds or {})
+    audited = auditing.audit(_checked(config), this_device(), terminal(), margins=margins, thresholds=thresholds or {})
     if write_suspects is not None:
         auditing.write_suspects(audited, files["write_suspects"])
     if write_clean is not None:
         auditing.write_clean(audited, files["write_clean"])
+    keep_audit(RunFolder.of(config), audited.record(), None)
     return audited
 
 
-@process_as_it_was()
+@by_one_process
 def mine(config: Config, to: str | Path) -> Path:
     """Writes the training rows with the negatives that the guide finds for them, by data.hard_negatives, and returns where.
 
@@ -85,12 +90,21 @@ def mine(config: Config, to: str | Path) -> Path:
     """
     path = Path(to)
     check_ending(path, "to")
-    with_negatives = with_rules(config)
+    with_negatives = with_rules(_checked(config))
     check(with_negatives, terminal())
     write_rows(mined_corpus(with_negatives, this_device(), terminal()), path)
     return path
 
 
-def evaluate(config: Config, models: Sequence[str | Path] = (), *, dimensions: Sequence[int] = ()) -> "DataFrame":
+def evaluate(config: Config, models: str | Path | Sequence[str | Path] = (), *, dimensions: Sequence[int] = ()) -> "DataFrame":
     """Scores of models on the config's tasks, by default of base, tuned model and guide: `Run(config).evaluate(...)`."""
     return Run(config).evaluate(models, dimensions=dimensions)
+
+
+def _checked(config: Config) -> Config:
+    """The config, if it is one: a path or a dict has to be loaded first."""
+    given: object = config
+    if not isinstance(given, Config):
+        fix = "gist_train.load_config(...) makes one of a YAML or of nested dicts"
+        raise UserError(Fault("config", shown(given), "a Config", fix))
+    return given

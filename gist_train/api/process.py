@@ -9,43 +9,81 @@ import logging
 import os
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from gist_train.environment import ALLOCATOR, FEW_KERNELS, KERNELS, keep_kernels, let_segments_expand
+from gist_train.config.errors import Fault, UserError
+from gist_train.environment import ALLOCATOR, FEW_KERNELS, KERNELS, KERNELS_OF_BF16, keep_kernels, let_segments_expand
 from gist_train.training.interface import SETTING
 
+P = ParamSpec("P")
+R = TypeVar("R")
 BACKENDS: Any = torch.backends
 """Untyped in part."""
 TELEMETRY = "HF_HUB_DISABLE_TELEMETRY"
 VARIABLES = (
     *(TELEMETRY, ALLOCATOR, KERNELS, SETTING),
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"),  # which accelerate sets anew
+    *("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_LOGGING_LEVEL"),
 )
 """Of the environment, that a call sets."""
 
 
+def by_one_process(call: Callable[P, R]) -> Callable[P, R]:
+    """A call that leaves the process as it was, and that the processes of a launch may not all make.
+
+    Raises:
+        UserError: one of several processes makes it.
+    """
+
+    @wraps(call)
+    def alone(*given: P.args, **named: P.kwargs) -> R:
+        refuse_several(call.__name__)
+        with process_as_it_was():
+            return call(*given, **named)
+
+    return alone
+
+
+def refuse_several(call: str) -> None:
+    """Refuses a call that every process of a launch would make, with the same files.
+
+    Raises:
+        UserError: this is one of several processes.
+    """
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count != "1" and "RANK" in os.environ:
+        found, fix = f"one of {count} processes", "make the call in a program of its own, once the training has ended"
+        raise UserError(Fault(call, found, "one process: train alone is the work of several", fix))
+
+
 @contextmanager
-def process_as_it_was() -> Iterator[None]:
-    """Within it the process is as a command's would be; after it, however it ends, as it was before."""
+def process_as_it_was(precision: str = "float32") -> Iterator[None]:
+    """Within it the process is as a command's would be; after it, however it ends, as it was before.
+
+    Args:
+        precision: that a training computes in.
+    """
     with ExitStack() as stack:
-        for part in (_environment, _torch_flags, _random_numbers, _accelerate, _voices, warnings.catch_warnings):
+        stack.enter_context(_environment(KERNELS_OF_BF16 if precision == "bf16" else FEW_KERNELS))
+        for part in (_torch_flags, _random_numbers, _accelerate, _voices, warnings.catch_warnings):
             stack.enter_context(part())
         yield
 
 
 @contextmanager
-def _environment() -> Iterator[None]:
+def _environment(kernels: int) -> Iterator[None]:
     """Without a word on what other packages set when they are imported: it is theirs, and some of it must stay."""
     before = {name: os.environ.get(name) for name in VARIABLES}
     os.environ.setdefault(TELEMETRY, "1")
     let_segments_expand()  # if torch has not asked for GPU memory yet
-    keep_kernels(FEW_KERNELS)
+    keep_kernels(kernels)
     try:
         yield
     finally:
@@ -121,6 +159,8 @@ def _voices() -> Iterator[None]:
     hub: Any = importlib.import_module("huggingface_hub.utils")
     verbosity, bars, of_hub = models.get_verbosity(), models.is_progress_bar_enabled(), logging.getLogger("huggingface_hub")
     level, hub_bars = of_hub.level, not hub.are_progress_bars_disabled() and "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ
+    bar: Any = importlib.import_module("tqdm").tqdm
+    watched, bar.monitor_interval = bar.monitor_interval, 0  # else a thread that watches bars would stay
     models.set_verbosity_error()
     models.disable_progress_bar()
     of_hub.setLevel(logging.ERROR)  # each retry of each request, twice
@@ -129,6 +169,7 @@ def _voices() -> Iterator[None]:
     try:
         yield
     finally:
+        bar.monitor_interval = watched
         models.set_verbosity(verbosity)
         if bars:
             models.enable_progress_bar()

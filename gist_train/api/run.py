@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from gist_train.api.process import process_as_it_was
+from gist_train.api.process import by_one_process, process_as_it_was, refuse_several
+from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.fields import expanded
 from gist_train.config.schema import Config
 from gist_train.data.files import json_lines
@@ -43,6 +44,10 @@ class Run:
     folder: Path
 
     def __init__(self, where: str | Path | Config):
+        given: object = where
+        if not isinstance(given, str | Path | Config):
+            fix = "gist_train.load_config(...) makes a config of a YAML or of nested dicts"
+            raise UserError(Fault("Run", shown(given), "a folder, a YAML's path or a Config", fix))
         self._where = where if isinstance(where, Config) else Path(where)
         self.config, self._files = self._read(selects=False)
         self.folder = self._files.folder
@@ -85,7 +90,6 @@ class Run:
         scores = read_scores(self._files, Terms.of(self.config.evaluation)) if there else {}
         return DataFrame.from_dict(scores, orient="index").sort_index().rename_axis("step")
 
-    @process_as_it_was()
     def train(self, *, resume: str | int = "auto", timeout: float | None = None) -> "Run":
         """Trains from where the run is to its end, and returns the run.
 
@@ -101,14 +105,17 @@ class Run:
             UserError: data, models or the run folder are not what the config says.
             NonFiniteError: loss or gradient is not finite.
             KeyboardInterrupt: it was interrupted.
+            Stopped: another signal stopped it, and a handler of the program's own has dealt with the signal.
         """
-        try:
-            code = train_in_folder(self.config, resume=str(resume), timeout=timeout)
-        except Stopped as stopped:
-            _hand_on(stopped.number)
-            raise
-        if code:
-            _hand_on(code - 128)
+        config, _ = self._read(selects=True)
+        with process_as_it_was(config.training.precision):
+            try:
+                code = train_in_folder(config, resume=str(resume), timeout=timeout)
+                if code:
+                    raise Stopped(code - 128)
+            except Stopped as stopped:
+                _hand_on(stopped.number)
+                raise
         return self
 
     def extend(self, epochs: int, *, name: str | None = None, step: int | None = None, overrides: Sequence[str] = ()) -> "Run":
@@ -123,25 +130,27 @@ class Run:
         Raises:
             UserError: no such checkpoint, a damaged one, this run's own name, or faults of the overrides; and as `train` does.
         """
+        refuse_several("extend")
         with process_as_it_was():
             more = extended(
                 self.config, self._files, epochs=epochs, name=name, step=step, overrides=overrides, console=terminal()
             )
         return Run(more).train()
 
-    @process_as_it_was()
+    @by_one_process
     def evaluate(
         self,
-        models: Sequence[str | Path] = (),
+        models: str | Path | Sequence[str | Path] = (),
         *,
-        steps: Literal["all", "selected"] | Sequence[int] | None = None,
+        steps: Literal["all", "selected"] | int | Sequence[int] | None = None,
         dimensions: Sequence[int] = (),
     ) -> "DataFrame":
         """Scores as fractions on the config's tasks: a row for each model, a column for each "<task>/<metric>".
 
         Args:
-            models: folders or hub ids. With neither these nor steps: base, the selected or newest checkpoint, and the guide.
-            steps: checkpoints of the run.
+            models: a folder or hub id, or several. With neither these nor steps: base, the selected or newest checkpoint, and
+                the guide.
+            steps: checkpoints of the run, or one.
             dimensions: besides embeddings as they are, cut to each of these.
 
         Raises:
@@ -149,12 +158,13 @@ class Run:
         """
         from pandas import DataFrame
 
+        steps = [steps] if isinstance(steps, int) else steps
         named = steps if steps is None or isinstance(steps, str) else ",".join(map(str, steps))
-        of_models = [expanded(str(model)) for model in models]
+        of_models = [expanded(str(model)) for model in ([models] if isinstance(models, str | Path) else models)]
         compared = compare(self.config, self._files, models=of_models, steps=named, dimensions=dimensions, console=terminal())
         return DataFrame.from_dict(dict(compared), orient="index").rename_axis("model")
 
-    @process_as_it_was()
+    @by_one_process
     def select(
         self,
         metric: str | Mapping[str, float] | None = None,
@@ -194,7 +204,7 @@ class Run:
         )
         return select_and_log(config, self._files, criteria, terminal()).located(self._files)
 
-    @process_as_it_was()
+    @by_one_process
     def export(
         self,
         to: str | Path | None = None,
@@ -234,6 +244,7 @@ class Run:
             say(console, f"pushed: {push_folder(folder, push_to_hub, private=private)}")
         return folder
 
+    @by_one_process
     def report(self, to: str | Path | None = None, *, beside: Sequence["Run"] = ()) -> Path:
         """Writes one HTML file that opens anywhere, and returns where (extra report).
 

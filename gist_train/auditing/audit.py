@@ -73,7 +73,7 @@ class Audit:
     def _path(self, source: int) -> str:
         return self.config.data.train[source].path
 
-    def in_words(self) -> Iterator[Suspect]:
+    def lines(self) -> Iterator[Suspect]:
         """Every row and kind in which it is suspect, the worst of each kind first."""
         return (self.suspect(kind, int(row)) for kind in self.scores for row in self.suspects(kind))
 
@@ -180,7 +180,7 @@ def _known(thresholds: Mapping[str, float], usual: Mapping[str, float]) -> dict[
 
 def write_suspects(found: Audit, path: Path) -> int:
     """Writes a line for every row and kind in which it is suspect, the worst of each kind first; returns how many."""
-    lines = found.in_words()
+    lines = found.lines()
     with whole_file(path) as beside:
         return _write_jsonl(lines, beside) if path.suffix == ".jsonl" else _write_parquet(lines, beside)
 

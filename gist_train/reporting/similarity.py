@@ -18,6 +18,7 @@ from gist_train.config.errors import UserError
 from gist_train.config.evaluation import EvaluationTask, MtebTask, RetrievalTask
 from gist_train.config.loading import load_config
 from gist_train.config.schema import Config, training_prompts
+from gist_train.config.secrets import hidden
 from gist_train.evaluation.classification import LoadedClassification
 from gist_train.evaluation.clustering import LoadedClustering
 from gist_train.evaluation.encoding import TextEncoder, finite_vectors, unit
@@ -28,6 +29,7 @@ from gist_train.evaluation.score_file import Terms, read_scores
 from gist_train.evaluation.sts import LoadedSts
 from gist_train.evaluation.tasks import LocalTask, load_tasks
 from gist_train.evaluation.triplets import LoadedTriplets
+from gist_train.memory import asked_for
 from gist_train.model.hub import folder_on_disk
 from gist_train.model.loading import load_student, load_trained
 from gist_train.model.pretrained import Pretrained
@@ -105,9 +107,13 @@ def similarity_map(run: Run) -> SimilarityMap | NoMap:
         after = _cosines(load_trained(folder, here), config, task, groups)
     except UserError as error:
         return NoMap(f"{error.faults[0].where}: {error.faults[0].found}")
-    except (OSError, ArithmeticError, SafetensorError) as error:
+    except (OSError, ArithmeticError, SafetensorError, ValueError) as error:
         return NoMap(str(error))
-    texts = [text for group in groups for text in group]
+    except (MemoryError, RuntimeError) as error:
+        if asked_for(error) is None:
+            raise
+        return NoMap(f"out of memory: {asked_for(error)}")
+    texts = [hidden(text) for group in groups for text in group]
     numbers = [number for number, group in enumerate(groups) for _ in group]
     return SimilarityMap(task.name, what, texts, numbers, before, after, name)
 

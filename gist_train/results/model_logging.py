@@ -55,6 +55,8 @@ def _log(config: Config, run: Run, selected: Selected, console: Console) -> None
         if training is not None:  # two processes in one run of a tracker would tear it
             say(console, f"the model is logged by gist-train select once the training is over: {training}")
             return
+        names = ", ".join(name for name, section in config.tracking if section is not None)
+        say(console, f"step {selected.step:,} is chosen; its model goes to {names}")
         notes, last = list[str](), max(run.saved_steps(), default=0)
         try:
             folder = export_model(run, None, run.tracked_model, console=console)
@@ -62,7 +64,7 @@ def _log(config: Config, run: Run, selected: Selected, console: Console) -> None
             for tracker in trackers:
                 tracker.log_model(TrackedModel(folder, selected.step, selected.scores))
             for tracker in trackers:
-                tracker.finish(0)
+                tracker.finish(0 if run.ended.exists() else 1)  # as the training left it
         finally:
             shutil.rmtree(run.tracked_model, ignore_errors=True)
         for note in notes:

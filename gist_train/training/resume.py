@@ -45,7 +45,8 @@ NEWER_FIELDS = {
 }
 """Fields that manifests from before they were there lack, and what runs did then."""
 FIX_CHANGE = "set it back, or give this training a name of its own"
-FIX_LENGTH = "set it back; to give a run that has ended more epochs: gist-train extend"
+LENGTH = ("training.epochs", "training.max_steps")
+FIX_LENGTH = "set it back; to give a run that has ended more epochs: gist-train extend {run}"
 
 
 def checkpoint_to_start_from(run: Run, resume: str, console: Console) -> Checkpoint | None:
@@ -110,7 +111,7 @@ def refuse_other_mathematics(origin: Checkpoint, config: Config) -> None:
             key,
             found_words(now.get(key, "nothing")),
             f"{found_words(was.get(key, 'nothing'))}, as in {origin.folder}",
-            FIX_LENGTH if key in ("training.epochs", "training.max_steps") else FIX_CHANGE,
+            FIX_LENGTH.format(run=origin.folder.parent.parent) if key in LENGTH else FIX_CHANGE,
         )
         for key in sorted(was.keys() | now.keys())
         if was.get(key) != now.get(key)

@@ -165,11 +165,13 @@ def _begun(wandb_config: WandbConfig, config: Config, run: Run, notes: list[str]
                 resume="allow",
                 dir=str(run),
                 config=without_secrets(config.model_dump(mode="json")),
+                reinit="create_new",  # a program may have a run of its own
                 settings=wandb.Settings(init_timeout=SECONDS_TO_BEGIN, login_timeout=SECONDS_TO_BEGIN),
             )
         except Exception as error:  # no key, no network, no permission, no room: none of them ends a training
             reason = reason or failure_reason(error)
-            wandb.teardown()  # its service would refuse the same id
+            if wandb.run is None:
+                wandb.teardown()  # its service would refuse the same id
         else:
             if reason is not None and missing_login(config) is None:  # else it was said in the beginning
                 notes.append(f"warning: Weights & Biases: {reason}. {_upload(begun)}")

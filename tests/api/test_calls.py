@@ -118,7 +118,7 @@ def test_rows_are_mined_and_audited_as_by_the_commands(path, tmp_path):
     ended = gist("audit", path, "--margins", "0.1", "--threshold", "unrelated=0.3", "--json")
     record, told = audited.record().model_dump(mode="json"), json.loads(ended.out)
     assert {**record, "made": None} == {**told, "made": None}
-    suspects = pd.DataFrame(audited.in_words())
+    suspects = pd.DataFrame(audited.lines())
     assert len(suspects) == len(files["write_suspects"].read_text().splitlines()) > 0
     assert suspects.columns.tolist() == ["kind", "score", "task", "source", "row", "anchor", "positives", "negatives"]
     assert len(files["write_clean"].read_text().splitlines()) == 96 - len(audited.all_suspects())
@@ -139,3 +139,51 @@ def test_a_criterion_that_is_not_measured_is_refused(path):
         run.select({"pairs/spearman": 1, "nowhere/spearman": 2})
     assert run.select("pairs/pearson").metric == {"pairs/pearson": 1.0}
     assert run.select(around=4).step == 4
+
+
+@pytest.mark.parametrize("call", ["evaluate", "select", "export", "report"])
+def test_what_is_for_one_process_refuses_several(path, monkeypatch, call):
+    """Two processes would write into one folder, and the launcher would end the one that waits."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError, match="one of 2 processes"):
+        getattr(Run(path), call)()
+
+
+def test_a_program_of_several_processes_may_not_extend(path, monkeypatch):
+    """Each would copy the model that the new run begins with."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match="one of 2 processes"):
+        Run(path).extend(1)
+
+
+@pytest.mark.parametrize("call", [gist_train.plan, gist_train.audit, gist_train.train, gist_train.Run])
+@pytest.mark.parametrize("given", [{"name": "a"}, 7])
+def test_what_is_no_config_is_told(call, given):
+    """A dict has to be loaded first; Python's own words say nothing of that."""
+    with pytest.raises(UserError, match="load_config"):
+        call(given)
+
+
+def test_one_model_and_one_step_need_no_list(path, make_model):
+    """A name's letters would be taken for models."""
+    run = gist_train.train(load_config(path))
+    assert len(run.evaluate(make_model(seed=3))) == 1
+    assert len(run.evaluate(steps=8)) == 1
+
+
+def test_a_faulty_selection_stops_a_training(path):
+    """What it says may end the training early, and keeps checkpoints: to go on without it would be another training."""
+    faulty = path.with_name("faulty.yaml")
+    faulty.write_text(path.read_text().replace("pairs/spearman", "pears/spearman"))
+    with pytest.raises(UserError, match="pears"):
+        Run(faulty).train()
+
+
+def test_an_audit_is_in_the_report(path):
+    """The page of a run says what the audit of its data found, whoever called it."""
+    config = load_config(path)
+    gist_train.audit(config)
+    run = gist_train.train(config)
+    assert "Not looked for" not in run.report().read_text(encoding="utf-8")

@@ -68,6 +68,7 @@ def test_other_calls_leave_the_process_as_it_was(write_config, write_pairs, tmp_
     run.evaluate(steps="all")
     run.select()
     run.export()
+    run.report()
     assert changes(before, process_state()) == {}
 
 
@@ -149,7 +150,7 @@ def test_an_interrupt_leaves_a_checkpoint_and_a_call_resumes(write_config, tmp_p
             gist_train.train(load_config(path))
     assert changes(before, process_state()) == {}
     assert Run(folder / "run").steps == [4, 5]
-    assert "Stopped at step 5; checkpoint saved. Call train(config) again to resume." in capsys.readouterr().err
+    assert "Stopped at step 5; checkpoint saved. Make the same call again to resume." in capsys.readouterr().err
     run = gist_train.train(load_config(path))
     assert "resuming from step 5" in capsys.readouterr().err
     assert run.steps == [4, 5, 8, 12]
@@ -157,16 +158,17 @@ def test_an_interrupt_leaves_a_checkpoint_and_a_call_resumes(write_config, tmp_p
     assert_same_run(folder / "run", folder / "whole", 12)
 
 
-def test_a_signal_that_a_program_heeds_is_handed_on(write_config, monkeypatch):
-    """A program that saves its own work on SIGUSR1 must still be told; the run stands where it was stopped."""
-    told = []
-    before = signal.signal(signal.SIGUSR1, lambda number, _: told.append(number))
+def test_a_signal_that_a_program_heeds_is_handed_on(write_config, monkeypatch, tmp_path):
+    """A program that saves its own work on SIGUSR1 must still be told, and may not export what is half trained."""
+    numbers = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: numbers.append(number))
     try:
         interrupt_at(3, signal.SIGUSR1, monkeypatch)
-        run = gist_train.train(load_config(write_config()))
+        with pytest.raises(gist_train.Stopped, match="SIGUSR1"):
+            gist_train.train(load_config(write_config()))
     finally:
         signal.signal(signal.SIGUSR1, before)
-    assert (told, run.steps) == ([signal.SIGUSR1], [3])
+    assert (numbers, Run(tmp_path / "runs" / "run").steps) == ([signal.SIGUSR1], [3])
 
 
 def test_a_second_interrupt_does_not_end_the_program(write_config, monkeypatch):

@@ -114,7 +114,7 @@ def test_the_stop_button_costs_nothing(kernel, write_config, tmp_path):
     (error,) = [output for output in notebook.cells[1].outputs if output.output_type == "error"]
     assert error.ename == "KeyboardInterrupt"
     shown = " ".join(texts_of(notebook.cells[1]))
-    assert "checkpoint saved. Call train(config) again to resume." in shown
+    assert "checkpoint saved. Make the same call again to resume." in shown
     (steps, changed), (all_steps, changed_by_all) = (json.loads(texts_of(cell)[-1]) for cell in notebook.cells[2:])
     assert len(steps) == 1
     assert 10 <= steps[0] < 150

@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from support.running import assert_same_run, gist, metrics
 
 from gist_train import Run, UserError, load_config, train
+from gist_train.data.leases import held
 from gist_train.run_folder import Run as RunFolder
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -94,4 +95,35 @@ def test_raising_epochs_names_the_command(path):
     """It is what most try first."""
     ended = gist("train", path, "--set", "training.epochs=3")
     assert ended.code == 2
-    assert "to give a run that has ended more epochs: gist-train extend" in ended.err
+    assert f"to give a run that has ended more epochs: gist-train extend {Run(path).folder}" in ended.err
+
+
+def test_another_selection_meanwhile_changes_nothing(path):
+    """A run that has begun goes on with what it began with, whatever is selected of the first one by now."""
+    run = Run(path)
+    assert gist("extend", path, "--epochs", "1", "--set", "training.stop_at_step=3").code == 0
+    start = load_config(run.folder.with_name("run-more") / "config.yaml").model.name
+    run.select(around=4)
+    assert run.extend(1).config.model.name == start
+    ended = gist("extend", path, "--epochs", "1", "--step", "8")
+    assert ended.code == 2
+    assert "has begun with" in ended.err
+
+
+def test_overrides_name_the_folder_too(path, tmp_path):
+    """What the run begins with would lie in a folder that is no run, and be cleared by somebody."""
+    assert gist("extend", path, "--epochs", "1", "--set", "name=second").code == 0
+    assert sorted(folder.name for folder in (tmp_path / "runs").iterdir() if folder.name[0] != ".") == ["run", "second"]
+    assert gist("extend", path, "--epochs", "1", "--set", "name=run").code == 2
+    ended = gist("extend", path, "--epochs", "1", "--name", "third", "--set", "training.epochs=4")
+    assert ended.code == 2
+    assert "--epochs" in ended.err
+    assert not (tmp_path / "runs" / "third").exists()
+
+
+def test_a_run_in_training_is_not_extended(path, tmp_path):
+    """It has no last checkpoint yet."""
+    with held(RunFolder(tmp_path / "runs" / "run").writer_lock):
+        ended = gist("extend", path, "--epochs", "1")
+    assert ended.code == 2
+    assert "a run that has ended" in ended.err
