@@ -92,6 +92,10 @@ def _build(
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=list(special.values())))
+    # The trainer numbers tokens otherwise in each process: with them the model, and every number of a test, would be another.
+    others = sorted({*tokenizer.get_vocab()} - {*special.values()})
+    numbered = {token: number for number, token in enumerate([*special.values(), *others])}
+    tokenizer.model = models.WordPiece(numbered, unk_token="[UNK]")
     ids = {name: tokenizer.token_to_id(token) for name, token in special.items()}
     tokenizer.post_processor = processors.TemplateProcessing(
         single=ADDED.get(family, "[CLS] $A [SEP]"), special_tokens=[("[CLS]", ids["cls"]), ("[SEP]", ids["sep"])]

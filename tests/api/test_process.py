@@ -24,6 +24,14 @@ pytestmark = pytest.mark.usefixtures("on_cpu")
 TASK = {"every": 4}
 
 
+@pytest.fixture(autouse=True)
+def _interrupts():
+    """Ctrl-C does what it does in a terminal: where a shell began the tests in the background it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(params=["as torch begins", "as a user set it"])
 def process(request, monkeypatch):
     """A process that nobody has touched, or one that a user has."""

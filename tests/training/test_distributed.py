@@ -374,4 +374,5 @@ def test_a_launcher_starts_two(write_config, make_model, tmp_path, launch, told_
         # 35 of its 37 tensors are trained. What is gathered of 16 rows depends on their negatives.
         assert found.pop("gradient_bytes") > 100_000
         assert found.pop("embedding_bytes") % (32 * 4) == 0
+        assert found.pop("task") == expected.pop("task")
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
