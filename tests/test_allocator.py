@@ -100,6 +100,7 @@ print(int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) // 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap is meant")
+@pytest.mark.slow
 def test_kernels_of_ever_new_sizes_make_a_process_grow():
     """What the number is for: with oneDNN's own, 1,024, this peaks at twice as much. If not, `keep_kernels` may go."""
     few, many = (

@@ -87,6 +87,7 @@ print(json.dumps([run.steps, list(changes(before, process_state()))]))
 ]
 
 
+@pytest.mark.slow
 def test_the_stop_button_costs_nothing(kernel, write_config, tmp_path):
     """It leaves a checkpoint and all that the kernel holds; the same cell then gives the weights of a run without a stop."""
     client, folder = kernel

@@ -112,6 +112,7 @@ def write(write_config, make_model, steps):
 
 
 @needs_hosts
+@pytest.mark.slow
 def test_two_hosts_without_a_shared_disk(write_config, make_model, tmp_path):
     """Each builds its own corpus and store; the first alone writes the run, and sends the others what it resumes from."""
     path, disks = write(write_config, make_model, 100_000), [tmp_path / "disk-0", tmp_path / "disk-1"]
