@@ -53,14 +53,9 @@ ROWS: dict[str, Changes] = {
         "distillation": {"weight": 2.0, "temperature": 0.1},
         "loss": {"hardness": 5.0},
     },
-    "hardness 10": {"loss": {"hardness": 10.0}},
     "mined": {"data": {"hard_negatives": {"per_row": 1}}},
     "similar, depth 2": {"data": {"batching": "similar", "similarity_depth": 2}},
     "similar, depth 5": {"data": {"batching": "similar", "similarity_depth": 5}},
-    "KL, weight 8": {"distillation": {**KL, "weight": 8.0}},
-    "regression, weight 20": {"distillation": {"regression": 20.0}},
-    "KL, mined": {"distillation": KL, "data": {"hard_negatives": {"per_row": 1}}},
-    "KL, mined, two guides": {"distillation": KL, "data": {"hard_negatives": {"per_row": 1}}, "second": True},
     "KL alone, temperature 0.1": {"distillation": {"weight": 1.0, "temperature": 0.1}, "loss": {"weight": 0.0}},
     "KL alone, temperature 0.2": {"distillation": {"weight": 1.0, "temperature": 0.2}, "loss": {"weight": 0.0}},
     "KL alone, regression 20": {"distillation": {**KL, "weight": 1.0, "regression": 20.0}, "loss": {"weight": 0.0}},
@@ -68,6 +63,11 @@ ROWS: dict[str, Changes] = {
         "distillation": {"weight": 1.0, "temperature": 0.1},
         "loss": {"weight": 0.0},
         "data": {"hard_negatives": {"per_row": 1}},
+    },
+    "KL alone, temperature 0.1, labelled mined": {
+        "distillation": {"weight": 1.0, "temperature": 0.1},
+        "loss": {"weight": 0.0},
+        "labelled mined": True,
     },
     "KL alone, temperatures 0.1 and 0.05, mined": {
         "distillation": {"weight": 1.0, "temperature": 0.1, "guide_temperature": 0.05},
@@ -90,29 +90,9 @@ ROWS: dict[str, Changes] = {
         "second": True,
     },
     "KL alone, two guides": {"distillation": {**KL, "weight": 1.0}, "loss": {"weight": 0.0}, "second": True},
-    "KL alone, mined": {
-        "distillation": {**KL, "weight": 1.0},
-        "loss": {"weight": 0.0},
-        "data": {"hard_negatives": {"per_row": 1}},
-    },
-    "KL alone, similar, depth 2": {
-        "distillation": {**KL, "weight": 1.0},
-        "loss": {"weight": 0.0},
-        "data": {"batching": "similar", "similarity_depth": 2},
-    },
     "two guides": {"second": True},
-    "two guides, votes of any": {"second": True, "loss": {"votes": "any"}},
     "KL, regression": {"distillation": {**KL, "regression": 1.0}},
-    "KL, hardness": {"distillation": KL, "loss": {"hardness": 5.0}},
     "KL, two guides": {"distillation": KL, "second": True},
-    "KL, regression, two guides": {"distillation": {**KL, "regression": 1.0}, "second": True},
-    "KL, soft mask": {"distillation": KL, "loss": {"mask": "soft"}},
-    "KL, similar, depth 2": {"distillation": KL, "data": {"batching": "similar", "similarity_depth": 2}},
-    "KL, soft mask, similar, depth 2": {
-        "distillation": KL,
-        "loss": {"mask": "soft"},
-        "data": {"batching": "similar", "similarity_depth": 2},
-    },
 }
 """By name, what a row changes of the guided training."""
 
@@ -192,6 +172,9 @@ def run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         CalledProcessError: it failed.
     """
     config = config_of(name, seed, options)
+    if "labelled mined" in ROWS[name]:
+        medi, *labelled = config["data"]["train"]
+        config["data"]["train"] = [medi, {"source": "jsonl", "path": str(_mined(config, labelled, options.work.resolve()))}]
     path = options.work / f"{config['name']}.yaml"
     path.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
     command = [sys.executable, "-m", "gist_train", "train", str(path)]
@@ -202,6 +185,18 @@ def run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     rows = [line for _, line in json_lines(folder / "metrics.jsonl") if line["step"] > WARM_UP]
     seconds = statistics.quantiles((row["step_seconds"] for row in rows), n=10)[0]
     return {"scores": {name: scores[name] for name in SCORES}, "step_seconds": seconds}
+
+
+def _mined(config: dict[str, Any], sources: Sequence[dict[str, Any]], work: Path) -> Path:
+    """A file of the sources' rows, each with one hard negative more."""
+    mined = work / "labelled-mined.jsonl"
+    if not mined.exists():
+        path = work / "labelled-mined.yaml"
+        data = {"train": list(sources), "hard_negatives": {"per_row": 1}}
+        path.write_text(json.dumps({**config, "name": "labelled-mined", "data": data}), encoding="utf-8")
+        command = [sys.executable, "-m", "gist_train", "mine", str(path), "--to", str(mined)]
+        subprocess.run(command, env=environment_of_children(), check=True, capture_output=True, text=True)
+    return mined
 
 
 def show(lines: Sequence[dict[str, Any]], console: Console) -> None:
