@@ -259,7 +259,8 @@ def test_maps_and_examples_in_a_browser(run, width, scheme):
             page.locator("summary", has_text=words).first.focus()
             page.keyboard.press("Enter")
         assert page.locator("li", has_text="<img src=x").first.is_visible()
-        assert page.locator("dd", has_text="<img src=x").first.is_visible()
+        shown = page.locator("dd", has_text="<img src=x").locator("visible=true")  # the next ones of a kind are folded still
+        assert shown.count() > 0
         assert page.locator("img").count() == 0
 
 
