@@ -5,5 +5,6 @@ cd "$(dirname "$0")/.."
 scripts/setup.sh dev,quickstart
 # Half as many workers again as cores: a third of the time is spent on waiting for processes and time limits.
 # Few tests gain from a second thread.
+workers=$(($(nproc) * 3 / 2)) # before OMP_NUM_THREADS, by which nproc counts
 export OMP_NUM_THREADS=1
-exec .venv/bin/python -m pytest -n $(($(nproc) * 3 / 2)) --dist worksteal "$@"
+exec .venv/bin/python -m pytest -n $((workers > 0 ? workers : 1)) --dist worksteal "$@"
