@@ -7,4 +7,4 @@ scripts/setup.sh dev,quickstart
 # Few tests gain from a second thread.
 workers=$(($(nproc) * 3 / 2)) # before OMP_NUM_THREADS, by which nproc counts
 export OMP_NUM_THREADS=1
-exec .venv/bin/python -m pytest -n $((workers > 0 ? workers : 1)) --dist worksteal "$@"
+exec .venv/bin/python -m pytest -n "$workers" --dist worksteal "$@"
