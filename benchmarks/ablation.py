@@ -177,14 +177,18 @@ def run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         config["data"]["train"] = [medi, {"source": "jsonl", "path": str(_mined(config, labelled, options.work.resolve()))}]
     path = options.work / f"{config['name']}.yaml"
     path.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
-    command = [sys.executable, "-m", "gist_train", "train", str(path)]
-    subprocess.run(command, env=environment_of_children(), check=True, capture_output=True, text=True)
+    _gist_train("train", str(path))
     folder = options.work / config["name"]
     measured = [line for _, line in json_lines(folder / "evaluations.jsonl") if line["step"] == options.steps]
     scores = {f"{line['task']}/{line['metric']}": line["value"] for line in measured}
     rows = [line for _, line in json_lines(folder / "metrics.jsonl") if line["step"] > WARM_UP]
     seconds = statistics.quantiles((row["step_seconds"] for row in rows), n=10)[0]
     return {"scores": {name: scores[name] for name in SCORES}, "step_seconds": seconds}
+
+
+def _gist_train(*words: str) -> None:
+    command = [sys.executable, "-m", "gist_train", *words]
+    subprocess.run(command, env=environment_of_children(), check=True, capture_output=True, text=True)
 
 
 def _mined(config: dict[str, Any], sources: Sequence[dict[str, Any]], work: Path) -> Path:
@@ -194,8 +198,7 @@ def _mined(config: dict[str, Any], sources: Sequence[dict[str, Any]], work: Path
         path = work / "labelled-mined.yaml"
         data = {"train": list(sources), "hard_negatives": {"per_row": 1}}
         path.write_text(json.dumps({**config, "name": "labelled-mined", "data": data}), encoding="utf-8")
-        command = [sys.executable, "-m", "gist_train", "mine", str(path), "--to", str(mined)]
-        subprocess.run(command, env=environment_of_children(), check=True, capture_output=True, text=True)
+        _gist_train("mine", str(path), "--to", str(mined))
     return mined
 
 

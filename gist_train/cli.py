@@ -12,14 +12,14 @@ from safetensors import SafetensorError
 from gist_train.bug_report import bug_report
 from gist_train.commands.data import data
 from gist_train.commands.examples import add_examples
-from gist_train.commands.options import launched_together, leave_to_one
+from gist_train.commands.options import leave_to_one
 from gist_train.commands.results import results
 from gist_train.commands.tools import tools
 from gist_train.commands.training import training
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.secrets import HidingStream, hide_command_line
 from gist_train.data.files import no_room
-from gist_train.environment import let_segments_expand
+from gist_train.environment import launched_together, let_segments_expand
 from gist_train.memory import MemoryShortageError, asked_for
 from gist_train.progress import say, terminal
 from gist_train.pulse import RankFailedError

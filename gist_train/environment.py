@@ -19,12 +19,17 @@ def let_segments_expand() -> None:
         os.environ[ALLOCATOR] = "expandable_segments:True"
 
 
-def keep_kernels(count: int) -> None:
-    """Has oneDNN keep the last `count` kernels that it made, and not 1,024, where the user says nothing.
+def launched_together() -> bool:
+    """Whether this is one of several processes of a launch."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
+
+
+def keep_kernels(precision: str = "float32") -> None:
+    """Has oneDNN keep the last kernels that it made, as many as a layer uses, and not 1,024, where the user says nothing.
 
     Each is for one size, and batches have ever new ones: the others are never used again. But each is a small piece of memory
     that stays, between the large ones that a step takes and gives back: these come to lie ever further apart, and a process on a
     CPU grows for hours. oneDNN asks when it makes the first one.
     """
     if not any(name in os.environ for name in (KERNELS, "DNNL_PRIMITIVE_CACHE_CAPACITY")):
-        os.environ[KERNELS] = str(count)
+        os.environ[KERNELS] = str(KERNELS_OF_BF16 if precision == "bf16" else FEW_KERNELS)

@@ -124,10 +124,10 @@ class Run:
         return self.folder / "export"
 
     def start(self, origin: str) -> Path:
-        """The model that a run begins with which gives another one more epochs.
+        """The model that `extend` begins with: a copy of another run's.
 
         Args:
-            origin: the name of that one's checkpoint or mean.
+            origin: the name of the checkpoint or mean that was copied.
         """
         return self.folder / f"start-{origin}"
 

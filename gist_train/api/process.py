@@ -19,7 +19,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from gist_train.config.errors import Fault, UserError
-from gist_train.environment import ALLOCATOR, FEW_KERNELS, KERNELS, KERNELS_OF_BF16, keep_kernels, let_segments_expand
+from gist_train.environment import ALLOCATOR, KERNELS, keep_kernels, launched_together, let_segments_expand
 from gist_train.training.interface import SETTING
 
 P = ParamSpec("P")
@@ -57,10 +57,10 @@ def refuse_several(call: str) -> None:
     Raises:
         UserError: this is one of several processes.
     """
-    count = os.environ.get("WORLD_SIZE", "1")
-    if count != "1" and "RANK" in os.environ:
-        found, fix = f"one of {count} processes", "make the call in a program of its own, once the training has ended"
-        raise UserError(Fault(call, found, "one process: train alone is the work of several", fix))
+    if launched_together():
+        processes = f"one of {os.environ['WORLD_SIZE']} processes"
+        fix = "make the call in a program of its own, once the training has ended"
+        raise UserError(Fault(call, processes, "one process: train alone is the work of several", fix))
 
 
 @contextmanager
@@ -71,19 +71,19 @@ def process_as_it_was(precision: str = "float32") -> Iterator[None]:
         precision: that a training computes in.
     """
     with ExitStack() as stack:
-        stack.enter_context(_environment(KERNELS_OF_BF16 if precision == "bf16" else FEW_KERNELS))
+        stack.enter_context(_environment(precision))
         for part in (_torch_flags, _random_numbers, _accelerate, _voices, warnings.catch_warnings):
             stack.enter_context(part())
         yield
 
 
 @contextmanager
-def _environment(kernels: int) -> Iterator[None]:
+def _environment(precision: str) -> Iterator[None]:
     """Without a word on what other packages set when they are imported: it is theirs, and some of it must stay."""
     before = {name: os.environ.get(name) for name in VARIABLES}
     os.environ.setdefault(TELEMETRY, "1")
     let_segments_expand()  # if torch has not asked for GPU memory yet
-    keep_kernels(kernels)
+    keep_kernels(precision)
     try:
         yield
     finally:

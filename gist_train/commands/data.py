@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from gist_train.commands.options import AsJson, ConfigPath, Set, Timeout, answering, begin, go_on_alike, launched_together
+from gist_train.commands.options import AsJson, ConfigPath, Set, Timeout, answering, begin, go_on_alike
 from gist_train.config.fields import expanded
 from gist_train.config.loading import load_config
-from gist_train.environment import FEW_KERNELS, keep_kernels
+from gist_train.environment import keep_kernels, launched_together
 from gist_train.progress import Terminal, terminal
 from gist_train.run_folder import Run
 
@@ -60,7 +60,7 @@ def prepare(config: ConfigPath, set_: Set = None, timeout: Timeout = None) -> No
     from gist_train.training.embedding import Processes
     from gist_train.training_run import launched
 
-    keep_kernels(FEW_KERNELS)
+    keep_kernels()
     with launched(timeout) as ranks:
         loaded = load_config(config, set_ or [])
         go_on_alike(ranks, loaded, err)
@@ -90,7 +90,7 @@ def mine(
     from gist_train.training.embedding import Processes
     from gist_train.training_run import launched
 
-    keep_kernels(FEW_KERNELS)
+    keep_kernels()
     with launched(timeout) as ranks:
         check_ending(to, "--to")
         loaded = with_rules(load_config(config, set_ or [], selects=False))

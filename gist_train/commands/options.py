@@ -12,6 +12,7 @@ from rich.console import Console
 
 from gist_train.config.reference import all_paths
 from gist_train.config.schema import Config
+from gist_train.environment import launched_together
 from gist_train.progress import say, terminal
 from gist_train.version import __version__
 
@@ -55,11 +56,6 @@ def leave_to_one(command: str) -> None:
         terminal().print(f"{command} is the work of one process: the others of this launch have ended")
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
             os.environ.pop(name, None)  # else torch would wait for them
-
-
-def launched_together() -> bool:
-    """Whether this is one of several processes."""
-    return os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
 
 
 def go_on_alike(ranks: "Ranks", config: Config, console: Console) -> None:

@@ -15,14 +15,13 @@ from gist_train.commands.options import (
     answering,
     begin,
     go_on_alike,
-    launched_together,
     leave_to_one,
 )
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.fields import expanded
 from gist_train.config.loading import load_config
 from gist_train.config.schema import Config
-from gist_train.environment import FEW_KERNELS, KERNELS_OF_BF16, keep_kernels
+from gist_train.environment import keep_kernels, launched_together
 from gist_train.progress import Terminal, terminal
 from gist_train.run_folder import config_and_run
 
@@ -46,7 +45,7 @@ def train(
 
     with launched(timeout) as ranks:
         loaded = load_config(config, set_ or [])  # one process of several may read another file
-        keep_kernels(KERNELS_OF_BF16 if loaded.training.precision == "bf16" else FEW_KERNELS)
+        keep_kernels(loaded.training.precision)
         code = train_on(ranks, loaded, resume=resume, console=err)
     raise typer.Exit(code)
 
@@ -79,7 +78,7 @@ def extend(
         made = more() if ranks.rank == 0 else None
         ranks.first_says("")  # its start is there for all
         loaded = made or more()
-        keep_kernels(KERNELS_OF_BF16 if loaded.training.precision == "bf16" else FEW_KERNELS)
+        keep_kernels(loaded.training.precision)
         code = train_on(ranks, loaded, console=err)
     raise typer.Exit(code)
 
@@ -104,7 +103,7 @@ def evaluate(
     Of several runs, each one's selected or newest checkpoint stands beside the others'.
     """
     err = terminal()
-    keep_kernels(FEW_KERNELS)
+    keep_kernels()
     if len(runs) > 1 and (model or steps or watch):
         raise UserError(Fault("--model, --steps or --watch", "several runs", "one run with it", "name one run"))
     if watch and (model or steps or truncate_dim):

@@ -41,8 +41,8 @@ class _Unwritten:
         self.known = 0
         """Embeddings of the store that this process has seen."""
         self._folder, self._config, self._process = folder, config, os.getpid()
-        # The first are written at once: a folder that can't be written is said then, and the lock's thread runs before the end
-        # of the interpreter, when none can be started.
+        # The first are written at once. What can't be written is said early, and the thread that holds the lock is there before
+        # the interpreter ends: then no thread can be started.
         self._written, self._failed = -math.inf, False
 
     @property

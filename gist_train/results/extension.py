@@ -54,8 +54,8 @@ def extended(
     values["selection"] |= {"around": None}
     more = load_config(values, overrides)
     if (more.model.name, more.training.epochs) != (config.model.name, epochs):
-        found = "another model.name or training.epochs"
-        raise UserError(Fault("--set", found, f"the model of {run}, and epochs by --epochs", "leave it out"))
+        other = "another model.name or training.epochs"
+        raise UserError(Fault("--set", other, f"the model of {run}, and epochs by --epochs", "leave it out"))
     there = Run.of(more)
     if there.folder.resolve() == run.folder.resolve():
         raise UserError(Fault("--name", more.name, "another name than the first run's", "leave it out, or choose one"))

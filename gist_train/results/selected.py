@@ -88,7 +88,7 @@ class Selected(_Part):
         return run.folder / self.checkpoint
 
     def located(self, run: Run) -> "Selected":
-        """The same for whoever does not know the run folder: `checkpoint` is where the model is from the working folder."""
+        """The same with the model's path from the working folder, and not from the run's, as `checkpoint`."""
         return self.model_copy(update={"checkpoint": str(self.folder(run))})
 
 

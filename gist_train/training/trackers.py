@@ -178,7 +178,7 @@ def _begun(wandb_config: WandbConfig, config: Config, run: Run, notes: list[str]
             elif mode == "offline":
                 notes.append(f"Weights & Biases: {_upload(begun)}")
             return begun
-    notes.append(f"warning: Weights & Biases: {reason}. Training goes on without it; metrics.jsonl has all rows.")
+    notes.append(f"warning: Weights & Biases: {reason}. It gets nothing; metrics.jsonl has all rows.")
     return None
 
 

@@ -172,4 +172,4 @@ def test_what_wandb_raises_ends_no_training(path, monkeypatch):
     ended = gist("train", path, "--set", "name=beginning")
     assert ended.code == 0, ended.err
     (warning,) = warnings_of(ended)
-    assert "No space left on device. Training goes on without it; metrics.jsonl has all rows." in warning
+    assert "No space left on device. It gets nothing; metrics.jsonl has all rows." in warning
