@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from gist_train.config.errors import UserError
     from gist_train.config.loading import load_config
     from gist_train.config.schema import Config
-    from gist_train.inside.loss import GuidedContrastiveLoss
     from gist_train.inside.packing import pack, unpack
+    from gist_train.inside.trainer_loss import GuidedContrastiveLoss
     from gist_train.model.loss import LossOutput, guided_contrastive_loss
     from gist_train.planning.findings import Plan
     from gist_train.results.selected import Selected
@@ -48,7 +48,7 @@ __all__ = [
 _HOMES = {
     "Audit": "auditing.audit",
     "Config": "config.schema",
-    "GuidedContrastiveLoss": "inside.loss",
+    "GuidedContrastiveLoss": "inside.trainer_loss",
     "LossOutput": "model.loss",
     "NonFiniteError": "training.loop",
     "Plan": "planning.findings",

@@ -149,7 +149,7 @@ def test_distributed_data_parallel_tells_its_times():
 
 
 def test_their_gradient_cache_takes_a_loss():
-    """inside/loss.py is a `CachedLossMixin`: if it went, training/gradient_cache.py says what it did."""
+    """inside/trainer_loss.py is a `CachedLossMixin`: if it went, training/gradient_cache.py says what it did."""
     from sentence_transformers.base.losses.gradcache import CachedLossMixin, has_static_embedding_input
 
     assert list(inspect.signature(CachedLossMixin.calculate_loss).parameters) == ["self", "reps", "labels", "with_backward"]
@@ -159,7 +159,7 @@ def test_their_gradient_cache_takes_a_loss():
 
 
 def test_their_columns_are_embedded_together():
-    """inside/loss.py, `forward`: if `embed_columns` went, call the model once for each column, in the order of the columns."""
+    """inside/trainer_loss.py, `forward`: if `embed_columns` went, call the model once a column, in their order."""
     from sentence_transformers.base.losses.merged_forward import embed_columns
 
     assert list(inspect.signature(embed_columns).parameters) == ["model", "features_list", "separate_first"]
