@@ -2,19 +2,22 @@
 
     python -m benchmarks.ablation --work FOLDER                        # every row that is not there yet, a run at a time
     python -m benchmarks.ablation --work FOLDER --only guided soft     # some of them
+    python -m benchmarks.ablation --work FOLDER --rounds 2             # what a step of each costs: the rows in turn, twice
     python -m benchmarks.ablation --work FOLDER --show                 # the table of what is there
 
 Layers 0, 2 and 4 of all-MiniLM-L6-v2, guided by the whole of it, on medi_like_train, banking77, clinc150 and snips: 450 steps of
 32, from the same rows, rate and seeds. Judged by STS-B dev (Spearman), scifact_1k (nDCG@10), and by banking77, clinc150 and snips
 (accuracy of a logistic regression on the test rows; its train rows are those that were trained on).
 With --second, rows of two guides are trained too: a folder of a model, or vectors that `benchmarks.embed_texts` has made.
-A finished run is a line of FOLDER/ablation.jsonl, and is not done again: some ten minutes each on one core.
+A finished run is a line of FOLDER/ablation.jsonl, and is not done again: some four minutes each on one core.
+What steps took is in FOLDER/ablation-times.jsonl, a line a row and round.
 Exit code: 0; 1 where a training failed; 2 where the data are missing.
 """
 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -31,8 +34,8 @@ from benchmarks.options import count
 from gist_train.data.files import append_text, json_lines
 
 STEPS, BATCH_SIZE, SEEDS = 450, 32, (1, 2)
-WARM_UP = 10
-"""Steps whose time is not counted. Of the others the fastest tenth counts: it says least of what else the machine was at."""
+WARM_UP, TIMED = 10, 40
+"""Steps of a round whose time does not count, and those whose does."""
 SETS = ("banking77", "clinc150", "snips")
 PARTS = ("train", "test")
 """Files of a set of labelled texts."""
@@ -107,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=ROWS, metavar="ROW", default=list(ROWS), help=f"of {', '.join(ROWS)}")
     parser.add_argument("--seeds", type=count, nargs="+", default=SEEDS, help="(default 1 2)")
     parser.add_argument("--steps", type=count, default=STEPS, help="(default %(default)s)")
+    parser.add_argument("--rounds", type=count, default=0, help="time so many rounds of the rows, and train none to its end")
     parser.add_argument("--show", action="store_true", help="train nothing")
     options = parser.parse_args(arguments)
     if not options.show and not (options.data / "medi" / "medi_like_train.json.gz").is_file():
@@ -115,23 +119,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.second is None:
         options.only = [name for name in options.only if "second" not in ROWS[name]]
     options.work.mkdir(parents=True, exist_ok=True)
-    results = options.work / "ablation.jsonl"
-    for seed in () if options.show else options.seeds:
-        for name in options.only:
-            if not any((line["row"], line["seed"], line["steps"]) == (name, seed, options.steps) for line in _finished(results)):
-                print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
-                try:
-                    found = run(name, seed, options)
-                except subprocess.CalledProcessError as failed:
-                    print(f"{failed.stderr.strip()}\nexit code {failed.returncode}", file=sys.stderr)
-                    return 1
-                append_text(results, json.dumps({"row": name, "seed": seed, "steps": options.steps, **found}) + "\n")
-    show(list(_finished(results)), Console(width=150, highlight=False))
+    results, times = options.work / "ablation.jsonl", options.work / "ablation-times.jsonl"
+    try:
+        for seed in () if options.show or options.rounds else options.seeds:
+            for name in options.only:
+                if not any((line["row"], line["seed"], line["steps"]) == (name, seed, options.steps) for line in _lines(results)):
+                    print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
+                    scores = train(name, seed, options)
+                    append_text(results, json.dumps({"row": name, "seed": seed, "steps": options.steps, "scores": scores}) + "\n")
+        for part in range(options.rounds):
+            for name in options.only:
+                print(f"{name}, round {part + 1}", file=sys.stderr, flush=True)
+                append_text(times, json.dumps({"row": name, "step_seconds": time_steps(name, options)}) + "\n")
+    except subprocess.CalledProcessError as failed:
+        print(f"{failed.stderr.strip()}\nexit code {failed.returncode}", file=sys.stderr)
+        return 1
+    show(list(_lines(results)), list(_lines(times)), Console(width=150, highlight=False))
     return 0
 
 
-def _finished(results: Path) -> Iterator[dict[str, Any]]:
-    return (line for _, line in json_lines(results))
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    return (line for _, line in json_lines(path))
 
 
 def config_of(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -165,25 +173,41 @@ def config_of(name: str, seed: int, options: argparse.Namespace) -> dict[str, An
     }
 
 
-def run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Scores of a training, and what a step of it took.
+def train(name: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
+    """Scores of a training.
 
     Raises:
         CalledProcessError: it failed.
     """
-    config = config_of(name, seed, options)
+    folder = _trained(name, config_of(name, seed, options), options)
+    measured = [line for _, line in json_lines(folder / "evaluations.jsonl") if line["step"] == options.steps]
+    scores = {f"{line['task']}/{line['metric']}": line["value"] for line in measured}
+    return {score: scores[score] for score in SCORES}
+
+
+def time_steps(name: str, options: argparse.Namespace) -> list[float]:
+    """Seconds of each of TIMED steps. All rows without similar batches read the same training rows, step by step.
+
+    Raises:
+        CalledProcessError: the training failed.
+    """
+    whole = config_of(name, SEEDS[0], options)
+    training = {**whole["training"], "max_steps": WARM_UP + TIMED}
+    config = {**whole, "name": "timed", "evaluation": {}, "tracking": {"log_every": 1}, "training": training}
+    shutil.rmtree(options.work / "timed", ignore_errors=True)
+    folder = _trained(name, config, options)
+    return [line["step_seconds"] for _, line in json_lines(folder / "metrics.jsonl") if line["step"] > WARM_UP]
+
+
+def _trained(name: str, config: dict[str, Any], options: argparse.Namespace) -> Path:
+    """The folder of a finished run."""
     if "labelled mined" in ROWS[name]:
         medi, *labelled = config["data"]["train"]
         config["data"]["train"] = [medi, {"source": "jsonl", "path": str(_mined(config, labelled, options.work.resolve()))}]
     path = options.work / f"{config['name']}.yaml"
     path.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
     _gist_train("train", str(path))
-    folder = options.work / config["name"]
-    measured = [line for _, line in json_lines(folder / "evaluations.jsonl") if line["step"] == options.steps]
-    scores = {f"{line['task']}/{line['metric']}": line["value"] for line in measured}
-    rows = [line for _, line in json_lines(folder / "metrics.jsonl") if line["step"] > WARM_UP]
-    seconds = statistics.quantiles((row["step_seconds"] for row in rows), n=10)[0]
-    return {"scores": {name: scores[name] for name in SCORES}, "step_seconds": seconds}
+    return Path(options.work / config["name"])
 
 
 def _gist_train(*words: str) -> None:
@@ -202,31 +226,30 @@ def _mined(config: dict[str, Any], sources: Sequence[dict[str, Any]], work: Path
     return mined
 
 
-def show(lines: Sequence[dict[str, Any]], console: Console) -> None:
-    """The table of what is there: means over seeds in points, and how far the seeds' averages are apart."""
+def show(lines: Sequence[dict[str, Any]], times: Sequence[dict[str, Any]], console: Console) -> None:
+    """The table of what is there: means over seeds in points, how far the seeds' averages are apart, and a step's cost."""
     table = Table(title=f"{BATCH_SIZE} rows a step; scores times 100")
-    for column in (
-        "",
-        "seeds",
-        "steps",
-        *(score.split("/")[0] for score in SCORES),
-        "average",
-        "least - most",
-        "over guided",
-        "time a step",
-    ):
+    names = (score.split("/")[0] for score in SCORES)
+    for column in ("", "seeds", "steps", *names, "average", "least - most", "over guided", "time a step"):
         table.add_column(column, justify="right" if column else "left")
+    seconds = {name: fastest([line["step_seconds"] for line in times if line["row"] == name]) for name in ROWS}
     for steps in sorted({line["steps"] for line in lines}):
         of_steps = [line for line in lines if line["steps"] == steps]
         guided = [line for line in of_steps if line["row"] == "guided"]
         for name in ROWS:
             if of_row := [line for line in of_steps if line["row"] == name]:
-                table.add_row(name, *_cells(of_row, guided))
+                known = seconds[name] and seconds["guided"]
+                table.add_row(name, *_cells(of_row, guided), f"{seconds[name] / seconds['guided']:.2f}" if known else "")
     console.print(table)
 
 
+def fastest(rounds: Sequence[Sequence[float]]) -> float:
+    """Seconds of all steps, each at the fastest of its rounds: it says least of what else the machine was at."""
+    return sum(min(step) for step in zip(*rounds, strict=True))
+
+
 def _cells(lines: Sequence[dict[str, Any]], guided: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Of a row, what is shown of its runs; differences are from guided runs of the same seeds."""
+    """Of a row, what is shown of its scores; differences are from guided runs of the same seeds."""
     averages = {line["seed"]: 100 * statistics.mean(line["scores"].values()) for line in lines}
     yield ", ".join(map(str, sorted(averages)))
     yield f"{lines[0]['steps']:,}"
@@ -237,8 +260,6 @@ def _cells(lines: Sequence[dict[str, Any]], guided: Sequence[dict[str, Any]]) ->
     others = {line["seed"]: line for line in guided if line["seed"] in averages}
     gains = [averages[seed] - 100 * statistics.mean(line["scores"].values()) for seed, line in others.items()]
     yield f"{statistics.mean(gains):+.2f}" if gains else ""
-    seconds = statistics.mean(line["step_seconds"] for line in lines)
-    yield f"{seconds / statistics.mean(line['step_seconds'] for line in guided):.2f}" if guided else ""
 
 
 if __name__ == "__main__":
