@@ -190,15 +190,15 @@ def read_retrieval(task: RetrievalTask, where: str, faults: list[Fault]) -> Load
 
 def retrieval_of_rows(name: str, rows: Iterable[Row], prompts: tuple[str | None, str | None] = (None, None)) -> LoadedRetrieval:
     """Each anchor asks for its positives among the positives and negatives of all rows; a text counts once on a side."""
-    found: dict[str, dict[int, float]] = {}
+    judgements: dict[str, dict[int, float]] = {}
     index: dict[str, int] = {}
     for row in rows:
-        found.setdefault(row.anchor, {}).update((index.setdefault(positive, len(index)), 1.0) for positive in row.positives)
+        judgements.setdefault(row.anchor, {}).update((index.setdefault(positive, len(index)), 1.0) for positive in row.positives)
         for negative in row.negatives:
             index.setdefault(negative, len(index))
-    itself = tuple(index.get(query, -1) for query in found)
+    itself = tuple(index.get(query, -1) for query in judgements)
     own = itself if max(itself, default=-1) >= 0 else ()
-    return LoadedRetrieval(name, tuple(found), tuple(index), tuple(found.values()), itself=own, prompts=prompts)
+    return LoadedRetrieval(name, tuple(judgements), tuple(index), tuple(judgements.values()), itself=own, prompts=prompts)
 
 
 def _source(task: RetrievalTask) -> Source | None:

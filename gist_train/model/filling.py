@@ -43,11 +43,11 @@ class HashIndex:
         place = np.minimum(np.searchsorted(self._sorted, wanted[:, 0]), last)
         while True:
             nearest = self._order[place]
-            found = (self._hashes[nearest] == wanted).all(axis=1)
+            equal = (self._hashes[nearest] == wanted).all(axis=1)
             # Of a hash that was damaged the first half may be whole: then the text stands again further on.
-            further = np.flatnonzero(~found & (self._sorted[place] == wanted[:, 0]) & (place < last))
+            further = np.flatnonzero(~equal & (self._sorted[place] == wanted[:, 0]) & (place < last))
             if not len(further):
-                return np.where(found, nearest, -1)
+                return np.where(equal, nearest, -1)
             place[further] += 1
 
 

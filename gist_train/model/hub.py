@@ -91,5 +91,5 @@ def _has_weights(name: str, place: str, commit: str) -> bool:
 
 def _cached(name: str, file: str, revision: str | None) -> Path | None:
     """A file of the model in the cache, if it is there and not of a download that was cut: those have another name."""
-    found = try_to_load_from_cache(name, file, revision=revision)
-    return Path(found) if isinstance(found, str) and Path(found).is_file() else None
+    path = try_to_load_from_cache(name, file, revision=revision)
+    return Path(path) if isinstance(path, str) and Path(path).is_file() else None

@@ -65,8 +65,8 @@ def score_loss(
         loss = anchor.new_zeros((), dtype=wide)
         for width, weight in zip(widths, weights, strict=True):
             anchors, others = (normalize(x[:, :width].to(wide), dim=1) for x in (anchor, texts))
-            found = _log_softmax((anchors[row] * others).sum(dim=1) / temperature, group, there, len(size))
-            apart = times[group] * target.exp() * (target - found)
+            learned = _log_softmax((anchors[row] * others).sum(dim=1) / temperature, group, there, len(size))
+            apart = times[group] * target.exp() * (target - learned)
             loss = loss + weight * apart.masked_fill(~here, 0.0).sum()
         return loss / len(anchor)
 
