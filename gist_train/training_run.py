@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -14,17 +14,17 @@ from gist_train.checks import check, check_folders
 from gist_train.config.errors import Fault, UserError, listed
 from gist_train.config.schema import Config, cache_folder
 from gist_train.data.caches import in_use
-from gist_train.data.files import no_room, write_json
+from gist_train.data.files import write_json
 from gist_train.data.leases import held
 from gist_train.evaluation.leakage import count_leaks, leakage_line
-from gist_train.evaluation.measuring import Measuring, main_metrics, scores_line
+from gist_train.evaluation.measuring import Measuring
 from gist_train.evaluation.score_file import cut_scores
 from gist_train.memory import MemoryShortageError, naming_work
+from gist_train.milestones import Milestones
 from gist_train.planning.estimates import checkpoint_bytes, checkpoints_kept
 from gist_train.preparation import prepare
 from gist_train.progress import say, terminal
-from gist_train.results.early_stopping import best_saved, forget_later_end, no_rise, out_of_patience, remember_end, stays_ended
-from gist_train.results.ranking import weighted_score
+from gist_train.results.early_stopping import forget_later_end, no_rise, remember_end, stays_ended
 from gist_train.results.selected import selected_steps
 from gist_train.run_folder import Run
 from gist_train.training import checkpoint as checkpoints
@@ -49,7 +49,6 @@ from gist_train.training.runlog import RunLog
 from gist_train.training.setup import Job, Prepared, last_step, open_training
 from gist_train.training.shortage import training_work
 from gist_train.training.signals import Stopped, StopSignal
-from gist_train.training.team import RankTeam
 from gist_train.training.throughput import TrainingCost, matmul_rate
 from gist_train.training.trackers import missing_login
 from gist_train.training.traffic import Traffic
@@ -224,7 +223,7 @@ def _drive(
         CheckpointWriter(own, student, training.optimizer, job.facts, training.state) as writer,
         Display(console, sums.step, job.stop) as display,
     ):
-        milestones = _Milestones(config, ranks, run, job, measuring, log, writer, signals, console, display)
+        milestones = Milestones(config, ranks, run, job, measuring, log, writer, signals, console, display)
         step, signal_number, every = sums.step, 0, config.evaluation.every
         # The base model; after an interruption, what it left out.
         if every and step == 0 and measuring.tasks:
@@ -269,75 +268,6 @@ def _named_steps(config: Config, job: Job, start: int) -> Iterator[StepRecord]:
             step = record.step
             fitted = max(fitted, record.computed_tokens // training.accelerator.num_processes)
             yield record
-
-
-@dataclass(frozen=True, slots=True)
-class _Milestones:
-    """What is done at some steps besides the step: checkpoints, which another thread writes, and evaluations."""
-
-    config: Config
-    ranks: Ranks
-    run: Run
-    job: Job
-    measuring: Measuring
-    log: RunLog
-    writer: CheckpointWriter
-    signals: StopSignal
-    console: Console
-    display: Display
-
-    def save(self) -> None:
-        """Copies what a checkpoint holds. It is whole after the next `settle`, and so are the metrics up to it."""
-        self.settle()
-        with self.log.waiting():
-            after = partial(_retire, self.run, self.config, self.measuring)
-            self.writer.save(self.log.sums(), before=self.log.sync, after=after)
-
-    def settle(self) -> None:
-        """Waits for the checkpoint under way. Where it could not be written, all ranks end.
-
-        Raises:
-            Exception: what kept the first process from writing it.
-        """
-        with self.log.waiting():
-            if failure := self.writer.wait():
-                raise failure
-            self.ranks.first_says("")
-
-    def measure(self, step: int) -> bool:
-        """Whether the run ends here, for want of a rise: all measure, and the first process decides."""
-        ends = False
-        try:
-            if self.measuring.tasks:
-                ends = self._scored(step)
-        except (Stopped, KeyboardInterrupt):  # noted, and asked for after the next step
-            self.console.print(f"evaluation of step {step:,} left: it is done when the run goes on", highlight=False)
-        return self.ranks.first_says("ends" if ends else "") == "ends"
-
-    def _scored(self, step: int) -> bool:
-        """This process' part in the evaluation; on the first one, whether patience ran out."""
-        team = RankTeam(self.ranks, self.signals) if self.ranks.size > 1 else None
-        if team is not None and team.rank != 0:
-            self.measuring.help_with_step(self.job.student, team)
-            return False
-        try:
-            # A checkpoint of the step is whole: one process has nothing to wait for, several leave together.
-            with self.signals.noted(False) if team is None else nullcontext():
-                scores = self.measuring.of_step(self.run, step, self.job.student, team)
-        except OSError as error:
-            if not no_room(error):
-                raise
-            # They are measured again when the run goes on, or by gist-train evaluate.
-            say(self.console, f"warning: {error}. The scores of step {step:,} are not kept.")
-            return False
-        self.log.add_scores(step, scores)
-        name = f"step {step:,}" if step else "base"
-        base = self.measuring.known(self.run).get(0) if step else None
-        self.console.print(scores_line(name, scores, base), highlight=False)
-        metric = self.config.selection.metric or dict.fromkeys(main_metrics(scores), 1.0)
-        known = base is not None and base.keys() >= metric.keys()
-        self.display.judge(weighted_score(scores, metric), weighted_score(base, metric) if base and known else None)
-        return out_of_patience(self.config, self.run, self.measuring, step)
 
 
 @contextmanager
@@ -395,16 +325,3 @@ def _tell_end(config: Config, job: Job, run: Run, step: int, measuring: Measurin
     if measuring.tasks:
         following = [f"gist-train evaluate {run}", f"gist-train select {run}", *following]
     console.print(f"next: {', '.join(following)}", soft_wrap=True, highlight=False)
-
-
-def _retire(run: Run, config: Config, measuring: Measuring) -> None:
-    try:
-        kept = {*selected_steps(run), best_saved(config, run, measuring)}
-    except UserError:  # selected.json was spoilt meanwhile: training continues, and deletes nothing
-        return
-    checkpoints.retire_checkpoints(
-        run,
-        keep_last=config.checkpoint.keep_last,
-        keep_every=config.checkpoint.keep_every,
-        kept=lambda step: step in kept or checkpoints.in_window(config.selection, step),
-    )

@@ -34,6 +34,7 @@ FLOORS = (
     "auditing",
     "reporting",
     "starter",
+    "milestones",
     "training_run",
     "api",
     "commands",
