@@ -44,7 +44,7 @@ class InTheirPlace:
     @pytest.fixture(autouse=True)
     def _gathers_from_a_rank_before(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
         """What their fixture does to the functions that gather in their code, done to ours."""
-        from gist_train.inside import gathering, loss
+        from gist_train.inside import gathering, trainer_loss
 
         def gather(embeddings: list[Tensor], known: Any, *, across: bool) -> Any:
             here = gathering.gather(embeddings, known, across=False)
@@ -54,7 +54,7 @@ class InTheirPlace:
             return gathering.Gathered([before, students], None, None, [size, size], 1)
 
         if "simulate_rank1_world2" in request.fixturenames:
-            monkeypatch.setattr(loss, "gather", gather)
+            monkeypatch.setattr(trainer_loss, "gather", gather)
 
 
 class _Given:

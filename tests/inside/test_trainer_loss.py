@@ -8,7 +8,7 @@ from sentence_transformers.sentence_transformer.modules import Router, StaticEmb
 from support.trainers import assert_same, columns_of, loss_and_gradients, opened
 
 from gist_train import GuidedContrastiveLoss, UserError, guided_contrastive_loss
-from gist_train.inside import loss as loss_module
+from gist_train.inside import trainer_loss as loss_module
 from gist_train.inside.gathering import Gathered
 from gist_train.model.distillation import distillation_loss
 
