@@ -9,8 +9,9 @@ import os
 import re
 import shutil
 import time
+import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,20 @@ def in_use(cache: Path, folders: Sequence[Path]) -> Iterator[None]:
         yield
     for folder in folders:
         mark_used(folder)
+
+
+def use_while_alive(owner: object, folder: Path) -> None:
+    """`in_use` until `owner` is no more, for what has no end of its own. A cache that may not be written to stays as it is."""
+    use, process = ExitStack(), os.getpid()
+    with contextlib.suppress(OSError):
+        use.enter_context(in_use(folder.parent.parent, [folder]))
+    mark_used(folder)
+
+    def end() -> None:
+        if os.getpid() == process:  # and not a fork of it
+            use.close()
+
+    weakref.finalize(owner, end)
 
 
 def cached(cache: Path) -> list[Cached]:

@@ -14,12 +14,13 @@ import torch
 from datasets import Dataset, Features, Value
 from numpy.typing import NDArray
 
-from gist_train.config.errors import Fault, UserError
+from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.models import StoredModelConfig
 from gist_train.data.corpus import text_hashes
 from gist_train.inside.growing import GrowingStore
 from gist_train.inside.guides import ROLES, ModelGuide
 from gist_train.inside.texts import LOSS
+from gist_train.progress import follow, say, terminal
 
 TrainingData: TypeAlias = Dataset | Mapping[str, Dataset]
 ROWS_AT_A_TIME = 4096
@@ -58,17 +59,22 @@ class _Texts:
         return str(dataset[row][column])
 
 
-def embed_ahead(guide: ModelGuide, data: TrainingData, device: torch.device, processes: int) -> int:
+def embed_ahead(guide: ModelGuide, data: TrainingData, device: torch.device, processes: int, *, first: bool) -> int:
     """Has every text of the data in the guide's stores; returns how many these are, counted once for each prompt.
 
     Args:
         device: to run the guide on.
         processes: that call this at the same time.
+        first: whether this is the first of them, which shows how far all are.
 
     Raises:
-        UserError: the data have no columns of texts.
+        UserError: the data are no data sets, or have no columns of texts.
     """
     sets = list(data.values()) if isinstance(data, Mapping) else [data]
+    for one in sets:
+        if not isinstance(one, Dataset):
+            fix = "make one of it: Dataset.from_list(rows), or a list of a stream's rows first"
+            raise UserError(Fault(f"{LOSS}: data", f"a {type(one).__name__}", "a datasets.Dataset, or some by name", fix))
     # By store, for the columns of one prompt have one.
     columns: dict[GrowingStore, tuple[StoredModelConfig, list[tuple[Dataset, str]]]] = {}
     for dataset in sets:
@@ -79,15 +85,21 @@ def embed_ahead(guide: ModelGuide, data: TrainingData, device: torch.device, pro
         raise UserError(
             Fault(f"{LOSS}: data", "no column of texts", "columns of texts: anchors, positives, negatives", "give them")
         )
-    count = 0
+    count, console = 0, terminal()
     for store, (config, given) in columns.items():
         texts = _Texts(given)
         count += len(texts.hashes)
         store.write()
-        for _ in store.store.fill_together(
-            lambda: guide.model.to(device), config, texts.hashes, texts.lengths, texts.text, processes
-        ):
-            pass
+        missing = int((store.store.positions(texts.hashes) < 0).sum())
+        counts = store.store.fill_together(
+            lambda: guide.model.to(device), config, texts.hashes, texts.lengths, texts.text, processes, missing
+        )
+        prompt = f" after {shown(config.prompt)}" if config.prompt else ""
+        try:
+            follow(counts, f"embedding with {guide.name}{prompt}", missing, console, shown=first and missing > 0)
+        except KeyboardInterrupt:
+            say(console, "Stopped. What was embedded is kept: call embed again, or train: the rest is embedded as it is met.")
+            raise
         store.write()
     return count
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gist_train.config.models import StoredModelConfig
+from gist_train.data.caches import use_while_alive
 from gist_train.data.leases import locked
 from gist_train.model.filling import HASH_BYTES, Filling
 from gist_train.model.guide import GuideStore
@@ -69,10 +70,10 @@ class _Unwritten:
 
 
 class GrowingStore:
-    """Embeddings of length 1 by the hash of their text.
+    """Embeddings of length 1 by the hash of their text. While it lives, `gist-train cache` does not clear its folder.
 
     Args:
-        folder: of the store; it may not exist yet.
+        folder: of the store, in a cache; it may not exist yet.
         config: the model's, whose `dtype` is that of the store.
 
     Raises:
@@ -84,6 +85,7 @@ class GrowingStore:
         self._new = _Unwritten(folder, config)
         self._open()
         weakref.finalize(self, self._new.write)  # at the latest when the interpreter ends
+        use_while_alive(self, folder)
 
     def _open(self) -> None:
         self.store = GuideStore(self.folder)

@@ -25,6 +25,7 @@ from gist_train.config.errors import Fault, UserError, listed, shown
 from gist_train.config.faults import fault_of
 from gist_train.config.fields import Section
 from gist_train.config.models import GuideConfig, GuideVectorsConfig, StoredModelConfig
+from gist_train.data.caches import KINDS, use_while_alive
 from gist_train.inside.growing import GrowingStore, Vectors
 from gist_train.inside.texts import LOSS, USE_COLLATOR, Column
 from gist_train.model.encoder import Tokens, batches_of, tokens_at_a_time
@@ -120,6 +121,8 @@ class FixedGuide:
     def __init__(self, store: GuideStore, file: str, *, of_vectors: bool):
         self.name, self._store, self._of_vectors = file, store, of_vectors
         self._index = store.index()
+        if store.folder.parent.name in KINDS:  # in a cache, and not where the user copied it to
+            use_while_alive(self, store.folder)
 
     def tokenizes_like(self, student: SentenceTransformer) -> bool:  # noqa: ARG002
         """No: what is there are texts."""

@@ -5,6 +5,7 @@ It takes the place of their GISTEmbedLoss and, with mini-batches, of CachedGISTE
 Legend: B rows of the batch at hand, N columns of texts: anchors, positives, and any number of columns of negatives.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from torch import Tensor, nn
 
 from gist_train.citations import bibtex
-from gist_train.config.errors import Fault, UserError
+from gist_train.config.errors import Fault, UserError, listed
 from gist_train.config.losses import DistillationConfig, LossConfig
 from gist_train.inside.ahead import TrainingData, embed_ahead
 from gist_train.inside.gathering import Gathered, Known, gather
@@ -33,11 +34,13 @@ from gist_train.inside.guides import (
     default_cache,
     guide_of,
 )
-from gist_train.inside.packing import runs_packed
-from gist_train.inside.texts import LOSS, TEXTS, Column, collator, column_of
+from gist_train.inside.packing import refuse_no_model, runs_packed
+from gist_train.inside.texts import LOSS, TEXTS, USE_COLLATOR, Column, collator, column_of
 from gist_train.model.distillation import distillation_loss, map_to_width, regression_loss
 from gist_train.model.encoder import Tokens
 from gist_train.model.loss import guided_contrastive_loss
+
+logger = logging.getLogger(__name__)
 
 
 class GuidedContrastiveLoss(CachedLossMixin, nn.Module):
@@ -91,6 +94,7 @@ class GuidedContrastiveLoss(CachedLossMixin, nn.Module):
         cache_dir: str | Path | None = None,
     ):
         super().__init__()
+        refuse_no_model(model, LOSS)
         self.options = checked_section(
             LossConfig,
             {
@@ -119,6 +123,7 @@ class GuidedContrastiveLoss(CachedLossMixin, nn.Module):
         self.mini_batch_size = mini_batch_size  # type: ignore[assignment]  # never read where tokens are counted
         self.mini_batch_num_tokens = mini_batch_num_tokens
         self._decodes: bool | None = None
+        self._ahead = False
         self._refuse_what_cannot_be()
 
     @property
@@ -165,19 +170,22 @@ class GuidedContrastiveLoss(CachedLossMixin, nn.Module):
     def embed(self, data: TrainingData) -> int:
         """Has the guide embed every text of the data before a training, faster than a step would: sorted by length.
 
-        All processes may call it together, and share the work. Returns how many texts there are.
+        All processes may call it together, and share the work. Returns how many texts there are. The trainer needs the `collator`
+        then: without it the guide reads other texts, which are not embedded yet.
 
         Args:
             data: a `datasets.Dataset`, or some by name, with columns in the order of the trainer's.
 
         Raises:
-            UserError: the data have no texts, or the guide is no model.
+            UserError: the data are no data sets, or have no texts, or the guide is no model.
         """
         if not isinstance(self.guide, ModelGuide):
             fix = "train without: nothing is to be embedded"
             raise UserError(Fault(f"{LOSS}: embed", f"guide: {self._guide_name}", "a guide that is a model", fix))
-        processes = dist.get_world_size() if dist.is_initialized() else 1
-        return embed_ahead(self.guide, data, self._student.device, processes)
+        together = dist.is_initialized()
+        processes, rank = (dist.get_world_size(), dist.get_rank()) if together else (1, 0)
+        self._ahead = True
+        return embed_ahead(self.guide, data, self._student.device, processes, first=rank == 0)
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """The loss of a batch, a scalar: its mean over rows.
@@ -219,9 +227,16 @@ class GuidedContrastiveLoss(CachedLossMixin, nn.Module):
         if not guided and not self.options.mask_duplicates:
             return Known(None, None)
         columns = []
+        if guided and self._ahead and TEXTS not in features[0]:
+            logger.warning("%s: texts were embedded ahead, and batches come without them: %s", LOSS, USE_COLLATOR)
+            self._ahead = False
         for column in features:
             decodes = guided and TEXTS not in column and self._reads_text()
             columns.append(column_of(column, self._decode if decodes else None))
+        if len(rows := {len(column.hashes) for column in columns}) > 1:
+            found = f"columns of {listed(map(str, sorted(rows)))} texts"
+            fix = "give every row a text in each column; rows without a negative belong into a data set of their own"
+            raise UserError(Fault(f"{LOSS}: a batch", found, "columns of as many texts each", fix))
         device = self._student.device
         ids = guides = None
         if self.options.mask_duplicates:

@@ -1,6 +1,8 @@
 """The guide of the loss inside their trainer: each text once, by a model, its name, a store or vectors, as the user wrote it."""
 
+import gc
 import logging
+import os
 from unittest import mock
 
 import numpy as np
@@ -14,6 +16,7 @@ from support.trainers import columns_of, dataset_of, loss_and_gradients, opened
 
 from gist_train import GuidedContrastiveLoss, UserError
 from gist_train.config.models import GuideConfig
+from gist_train.data.caches import cached, clear, days_unused
 from gist_train.data.corpus import text_hashes
 from gist_train.inside import growing
 from gist_train.inside.texts import TEXTS, KeepsTexts, column_of, from_bytes, to_bytes
@@ -207,6 +210,42 @@ def test_all_texts_can_be_embedded_ahead(student, folder, tmp_path, seen):
         loss.embed(Dataset.from_dict({"label": [1, 2]}))
     with pytest.raises(UserError, match="a guide that is a model"):
         GuidedContrastiveLoss(student, "self", cache_dir=tmp_path).embed(data)
+    for other in ([{"anchor": "a"}], data["pairs"].to_iterable_dataset(), {"pairs": columns}):
+        with pytest.raises(UserError, match=r"found     a (list|IterableDataset)"):
+            loss.embed(other)
+
+
+def test_embedding_ahead_needs_the_collator(student, folder, tmp_path, caplog, capsys):
+    """Without it the guide reads other texts than those that were embedded, and the whole pass is for nothing."""
+    columns = columns_of(ROWS, 2)
+    loss = GuidedContrastiveLoss(student, opened(folder, training=False), cache_dir=tmp_path)
+    loss.embed(dataset_of(columns))
+    assert f"{2 * ROWS:,} done" in capsys.readouterr().err
+    given(student, loss, columns)
+    assert "collator" not in caplog.text
+    for _ in range(2):
+        loss_and_gradients(loss, student, columns)
+    assert caplog.text.count("collator(args)") == 1
+
+
+def test_a_store_in_use_is_not_cleared(student, folder, tmp_path):
+    """`gist-train cache --unused-for 30 --clear all` must not take the guide's pass from a training that has just begun."""
+    loss = GuidedContrastiveLoss(student, opened(folder, training=False), cache_dir=tmp_path)
+    given(student, loss, columns_of(ROWS, 2))
+    loss.guide.stores[0].write()
+    place = loss.guide.stores[0].folder
+    os.utime(place, (0, 0))
+    fixed = GuidedContrastiveLoss(student, str(place), cache_dir=tmp_path)
+    entry = next(entry for entry in cached(tmp_path) if entry.folder == place)
+    assert days_unused(entry) < 1
+    del loss
+    gc.collect()
+    with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+        clear(next(entry for entry in cached(tmp_path) if entry.folder == place))
+    del fixed
+    gc.collect()
+    clear(next(entry for entry in cached(tmp_path) if entry.folder == place))
+    assert not place.exists()
 
 
 def embedded_by(folder, cache):

@@ -293,6 +293,10 @@ def test_one_column_is_told(student, ours):
     """A data set without positives has nothing to learn from."""
     with pytest.raises(UserError, match="1 columns of texts"):
         ours(None)([student.preprocess(["one"])])
+    with pytest.raises(UserError, match="columns of 1, 2 texts"):
+        ours(None)([student.preprocess(["one"]), student.preprocess(["one", "two"])])
+    with pytest.raises(UserError, match="a SentenceTransformer"):
+        GuidedContrastiveLoss("a/name", None)
 
 
 def test_mini_batches_of_static_embeddings_are_told(make_model, tmp_path):
