@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Transformer
 from torch import Tensor, nn
 
-from gist_train.config.errors import Fault, UserError, listed
+from gist_train.config.errors import Fault, UserError, listed, shown
 from gist_train.model.attention import PackedLengths
 from gist_train.model.encoder import Encoder, Pack, packed_family
 from gist_train.model.families import FAMILIES
@@ -26,7 +26,7 @@ _WHERE = "pack"
 
 
 def pack(model: SentenceTransformer) -> SentenceTransformer:
-    """Has a model train and encode without padding, on a CPU or a GPU, until `unpack`. Its outputs stay what they were.
+    """Has a model train and encode without padding, until `unpack`. Its outputs stay what they were.
 
     Dropout draws other numbers than before, at the same rates. A model that is packed already stays so.
 
@@ -34,8 +34,9 @@ def pack(model: SentenceTransformer) -> SentenceTransformer:
         The same model.
 
     Raises:
-        UserError: it has no transformer of the families that run packed, or gives states that only padded texts have.
+        UserError: it is no model, has no transformer that runs packed, or gives states that only padded texts have.
     """
+    refuse_no_model(model, _WHERE)
     modules = list(_transformers(model))
     if not modules:
         names = " -> ".join(type(module).__name__ for module in model)
@@ -47,6 +48,13 @@ def pack(model: SentenceTransformer) -> SentenceTransformer:
         if not isinstance(vars(module).get("forward"), PackedForward):
             module.forward = PackedForward(module)
     return model
+
+
+def refuse_no_model(model: object, where: str) -> None:
+    """Raises UserError where something else than a model is given, such as its name."""
+    if not isinstance(model, SentenceTransformer):
+        fix = f"open it first: SentenceTransformer({shown(model)})" if isinstance(model, str) else "give the model itself"
+        raise UserError(Fault(f"{where}: model", shown(model), "a SentenceTransformer", fix))
 
 
 def unpack(model: SentenceTransformer) -> SentenceTransformer:
@@ -97,7 +105,7 @@ class PackedForward:
         """Adds the states (N, L, D) of the tokens to the features, 0 where there is none.
 
         Raises:
-            UserError: the features are not those of single texts, or the states of all layers are wanted.
+            UserError: the features are not those of single texts, lie on another device, or the states of all layers are wanted.
         """
         _refuse_features(features, self._encoder)
         laid = lay_out(features["input_ids"], features["attention_mask"])
@@ -166,6 +174,11 @@ def _refuse_what_cannot_run(module: Any) -> None:
 def _refuse_features(features: dict[str, Any], encoder: Encoder) -> None:
     if encoder.transformer.config.output_hidden_states:  # AdaptiveLayerLoss sets it
         raise _all_layers()
+    if (there := features["input_ids"].device) != (here := encoder.transformer.device):
+        # torch.nn.DataParallel copies a model to every GPU that it sees, and what was put in its forward's place is not copied.
+        found = f"texts on {there}, and weights on {here}"
+        fix = "launch a process for each GPU with accelerate or torchrun, or set CUDA_VISIBLE_DEVICES to one of them"
+        raise UserError(Fault(_WHERE, found, "a process that uses one device", fix))
     if not isinstance(features.get("attention_mask"), Tensor) or features["input_ids"].ndim != 2:
         fix = "tokenize with the model's preprocess"
         raise UserError(Fault(_WHERE, f"features {listed(sorted(features))}", "input_ids and attention_mask, padded", fix))

@@ -146,6 +146,14 @@ def test_padding_on_either_side_is_laid_out_alike():
         assert ids.flatten()[laid.places].tolist() == laid.texts.input_ids[0].tolist()
 
 
+def test_a_copy_on_another_device_is_told(make_model):
+    """DataParallel copies a model to each GPU, and not what stands for its forward: copies would use the first GPU's weights."""
+    model = pack(opened(make_model(dropout=0.0)))
+    features = model.preprocess(["a text"])
+    with pytest.raises(UserError, match="texts on meta, and weights on cpu"):
+        model({**features, "input_ids": features["input_ids"].to("meta")})
+
+
 def test_what_cannot_run_packed_is_told(make_model):
     """An unknown family, no transformer at all, and states that packed layers do not give: each with what to do."""
     with pytest.raises(UserError, match="DebertaV2Model"):
@@ -153,6 +161,8 @@ def test_what_cannot_run_packed_is_told(make_model):
     words = StaticEmbedding(opened(make_model()).tokenizer, embedding_dim=8)
     with pytest.raises(UserError, match="StaticEmbedding"):
         pack(SentenceTransformer(modules=[words], device="cpu"))
+    with pytest.raises(UserError, match=r'open it first: SentenceTransformer\("a/name"\)'):
+        pack("a/name")
     model = pack(opened(make_model(dropout=0.0)))
     with pytest.raises(UserError, match="two segments"):
         model({**model.preprocess(["a text"]), "token_type_ids": torch.tensor([[0, 0, 1, 1]])})
