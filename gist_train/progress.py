@@ -9,7 +9,7 @@ from contextlib import contextmanager, redirect_stdout
 from threading import Event, Thread
 from typing import Any, Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -28,6 +28,8 @@ from gist_train.pulse import PULSE
 
 EVERY = 30.0
 """Seconds between two plain lines, whether the work came any further or not."""
+PAGE_WIDTH = 110
+"""Columns of a page in a notebook."""
 REDRAWN = 0.2
 """Seconds between two pictures of a bar in a notebook."""
 
@@ -43,6 +45,21 @@ class Terminal(Console):
 def terminal() -> Terminal:
     """Where what is said to a person goes: stderr, since stdout is for results. Paths may hold brackets, hence no markup."""
     return Terminal(stderr=True, markup=False)
+
+
+class Paged:
+    """A result that a notebook shows as its command's page, where a cell ends with it, and not as its fields."""
+
+    def page(self) -> RenderableType:
+        """What the command prints."""
+        raise NotImplementedError
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        """Asked for by IPython, before what a class says of itself."""
+        console = Terminal(file=io.StringIO(), width=PAGE_WIDTH, markup=False, force_jupyter=False)
+        with console.capture() as captured:
+            console.print(self.page())
+        return {"text/plain": captured.get().rstrip()}
 
 
 @contextmanager

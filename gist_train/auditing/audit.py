@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from gist_train.auditing.masking import Masked, Masking, together
 from gist_train.auditing.record import AuditRecord, Suspect, sources_of
@@ -23,7 +23,7 @@ from gist_train.data.corpus import Corpus
 from gist_train.data.writing import ROWS_AT_A_TIME, whole_file, write_rows
 from gist_train.model.pair_scores import Scores
 from gist_train.preparation import judged_hashes, prepare
-from gist_train.progress import follow
+from gist_train.progress import Paged, follow
 from gist_train.suspects import Looked, kept_rows, row_scores
 from gist_train.training.guides import StoredGuide, named_guide, parts_of_all
 from gist_train.training.step_context import SourceRules
@@ -34,7 +34,7 @@ EXAMPLES = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Audit:
+class Audit(Paged):
     """What was found."""
 
     config: Config
@@ -47,6 +47,12 @@ class Audit:
     """By kind, from which on a row is suspect."""
     masking: Masking | None
     """None where no guide's embeddings are stored."""
+
+    def page(self) -> RenderableType:
+        """What `gist-train audit` prints."""
+        from gist_train.auditing.page import audit_page
+
+        return audit_page(self)
 
     def suspects(self, kind: str) -> NDArray[np.int64]:
         """Rows that are suspect, the worst first."""

@@ -67,8 +67,10 @@ for _kind, (_pattern, _first) in _SCALARS.items():
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"), _first)
 
 
-def load_config(source: str | Path | Mapping[str, object], overrides: Sequence[str] = (), *, selects: bool = True) -> Config:
-    """The config in a YAML file, changed by `overrides` (`key.sub=value`); UserError names every fault there is.
+def load_config(
+    source: str | Path | Mapping[str, object], overrides: str | Sequence[str] = (), *, selects: bool = True
+) -> Config:
+    """The config in a YAML file, changed by `overrides` (`key.sub=value`, or several); UserError names every fault there is.
 
     Args:
         source: the file's path, or what would be in it, as nested dicts and lists.
@@ -81,7 +83,7 @@ def load_config(source: str | Path | Mapping[str, object], overrides: Sequence[s
     else:
         origins = {(): (str(source), None)}
         values = _read_file(Path(source), faults, origins)
-    for override in overrides:
+    for override in [overrides] if isinstance(overrides, str) else overrides:
         _override(override, values, faults, origins)
     if values is None:
         raise UserError(*faults)

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 
+from rich.console import RenderableType
+
 from gist_train.evaluation.leakage import Leak
 from gist_train.preparation import SourceRows
+from gist_train.progress import Paged
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,7 @@ class ExampleRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Paged):
     """What training will do."""
 
     name: str
@@ -166,3 +169,9 @@ class Plan:
     """To be done in one."""
     measured: Measured | None
     """With --measure."""
+
+    def page(self) -> RenderableType:
+        """What `gist-train plan` prints."""
+        from gist_train.planning.page import plan_page
+
+        return plan_page(self)

@@ -4,11 +4,13 @@ import shutil
 from pathlib import Path
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from rich.console import RenderableType
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.evaluation import EvaluationConfig
 from gist_train.data.files import read_json, write_json
 from gist_train.evaluation.leakage import Leak
+from gist_train.progress import Paged
 from gist_train.run_folder import MANIFEST, Run
 
 
@@ -46,7 +48,7 @@ class SelectedCandidate(_Part):
         return len(self.steps) > 1 or self.base_weight > 0
 
 
-class Selected(_Part):
+class Selected(_Part, Paged):
     """What was chosen. In the file, scores are called figures."""
 
     step: int
@@ -82,6 +84,12 @@ class Selected(_Part):
     def averaged(self) -> bool:
         """Whether it is no checkpoint, but made of some."""
         return len(self.steps) > 1 or self.base_weight > 0
+
+    def page(self) -> RenderableType:
+        """What `gist-train select` prints."""
+        from gist_train.results.selection_table import selection_page
+
+        return selection_page(self)
 
     def folder(self, run: Run) -> Path:
         """Where the model is."""

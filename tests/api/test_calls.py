@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from IPython.core.formatters import DisplayFormatter
 from sentence_transformers import SentenceTransformer
 from support.running import gist
 
@@ -122,6 +123,23 @@ def test_rows_are_mined_and_audited_as_by_the_commands(path, tmp_path):
     assert len(suspects) == len(files["write_suspects"].read_text().splitlines()) > 0
     assert suspects.columns.tolist() == ["kind", "score", "task", "source", "row", "anchor", "positives", "negatives"]
     assert len(files["write_clean"].read_text().splitlines()) == 96 - len(audited.all_suspects())
+
+
+def test_a_cell_shows_the_page_of_the_command(path):
+    """A cell that ends with a call shows what it returned: thousands of characters of fields, or the page that people know."""
+    config = load_config(str(path), "training.max_steps=4")  # one change needs no list
+    selected = gist_train.train(config).select()
+    pages = {
+        "gist-train plan: run": gist_train.plan(config),
+        "may be bad": gist_train.audit(config),
+        "selected: step 4": selected,
+    }
+    for words, result in pages.items():
+        shown = DisplayFormatter().format(result)[0]["text/plain"]
+        assert words in shown
+        assert "Config(" not in shown
+        assert "\x1b" not in shown  # of colours, which a cell of text can't show
+        assert max(map(len, shown.splitlines())) <= 110
 
 
 @pytest.mark.parametrize("call", [gist_train.mine, lambda config, to: gist_train.audit(config, write_clean=to)])
