@@ -270,7 +270,8 @@ def test_the_module_is_the_command(measured, tmp_path):
 @pytest.mark.parametrize("command", ["plan", "train", "evaluate", "select", "export", "report"])
 def test_something_is_said_before_anything_slow(write_config, command):
     """Seconds of nothing after a command look like a hang: torch alone takes two to import."""
-    run_with = [sys.executable, "-X", "importtime", "-m", "gist_train", command, str(write_config())]
+    path = write_config(model={"name": "no-such-model"})  # it ends where the work would begin
+    run_with = [sys.executable, "-X", "importtime", "-m", "gist_train", command, str(path)]
     ended = subprocess.run(run_with, capture_output=True, text=True, timeout=120)
     before, said, after = ended.stderr.partition(f"gist-train {__version__}: {command} run\n")
     assert said, ended.stderr[-2000:]

@@ -118,7 +118,7 @@ def texts(quickstart_texts) -> list[str]:
     return list(dict.fromkeys(quickstart_texts))[:40]
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_share_the_pass(write_config, tmp_path, processes):
     """Seven of eight GPUs that idle through the longest pass there is. Each text is embedded once over all ranks, the longest
     first on each, and the store says what one process alone makes it say, bit for bit: what is embedded together is the same."""
@@ -159,7 +159,15 @@ def killed(path: Path, when: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "when", ["while it embeds", "within an embedding", "between the writes", "within a checksum", "within a hash"]
+    "when",
+    [
+        "while it embeds",
+        "within a hash",
+        *(
+            pytest.param(one, marks=pytest.mark.slow)
+            for one in ("within an embedding", "between the writes", "within a checksum")
+        ),
+    ],
 )
 def test_a_killed_process_loses_its_part_alone(write_config, tmp_path, when):
     """Power cuts and out-of-memory killers ask nobody. Two parts stay, with what is whole of the third; another number of

@@ -55,8 +55,19 @@ MEASURED = {
 """Columns of metrics.jsonl that the clock decides; all others are a function of the config and the data."""
 _SERVER = multiprocessing.get_context("forkserver")
 # The server's children have these imported when they begin. It does not know this folder, so that `running` can't stand here.
+# Commands import some of these only when they load a model: a child that has to takes 4 s of computing more.
 _SERVER.set_forkserver_preload(
-    ["gist_train.cli", "gist_train.training_run", "gist_train.results.export", "torch._dynamo", "pytest"]
+    [
+        "gist_train.cli",
+        "gist_train.training_run",
+        "gist_train.results.export",
+        "sentence_transformers.sentence_transformer.modules",
+        "transformers.models.bert.modeling_bert",
+        "transformers.models.auto.modeling_auto",
+        "peft",
+        "torch._dynamo",
+        "pytest",
+    ]
 )
 PATIENCE = 120.0
 """Seconds after which a process counts as hanging."""
