@@ -60,7 +60,7 @@ def _on_command(
     verbose: Annotated[bool, typer.Option("--verbose", help="With --version: all that a report of a fault needs.")] = False,
 ) -> None:
     if version:
-        typer.echo(bug_report() if verbose else __version__)
+        typer.echo(bug_report(context.obj) if verbose else __version__)
         raise typer.Exit
     if context.invoked_subcommand is None:
         raise UserError(Fault("--verbose", "alone", "with --version, or a command", "gist-train --version --verbose"))
@@ -72,7 +72,7 @@ def _on_command(
 
 def main() -> None:
     """Runs the command line and exits."""
-    words = sys.argv[1:]
+    words, before = sys.argv[1:], dict(os.environ)
     hide_command_line()
     # For good: what ends this process in an unforeseen way is told after we are gone.
     sys.stdout, sys.stderr = (cast(TextIO, HidingStream(stream)) for stream in (sys.stdout, sys.stderr))
@@ -85,7 +85,7 @@ def main() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each retry of each request, twice
     try:
         with StopSignal():
-            app(args=words)
+            app(args=words, obj=before)
     except UserError as error:
         tell(error)
         sys.exit(2)

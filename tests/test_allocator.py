@@ -20,7 +20,7 @@ class Watch:
 
 sys.meta_path.insert(0, Watch())
 from gist_train import cli, environment
-cli.app = lambda args: None
+cli.app = lambda **_: None
 cli.main()
 import torch
 print("in torch:", torch._C._accelerator_getAllocatorSettings())

@@ -12,7 +12,7 @@ from gist_train.config.schema import Config
 
 FIELD = re.compile(rf"\b(?:{'|'.join(Config.model_fields)})(?:\.[a-z_]+)+(?!\w|/|\.(?:json|yaml|py|csv))")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-OTHERS = {"--force-reinstall", "--no-deps", "--main", "--master-port"}
+OTHERS = {"--force-reinstall", "--no-deps", "--main", "--master-port", "--query-gpu"}
 
 
 def messages():

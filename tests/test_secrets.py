@@ -206,7 +206,7 @@ def test_what_others_print_is_hidden_too():
     code = """
 import sys, warnings
 from gist_train import cli
-def app(args):
+def app(args, **_):
     assert args == ["https://anna:Sesame1@host/part"]
     print("see", args[0])
     warnings.warn(args[0])
@@ -224,7 +224,7 @@ cli.main()
 
 def test_telemetry_is_off_unless_the_user_turns_it_on():
     """Read when the hub's package is imported."""
-    code = "from gist_train import cli; cli.app = lambda args: None; cli.main();"
+    code = "from gist_train import cli; cli.app = lambda **_: None; cli.main();"
     code += "from huggingface_hub import constants; print(constants.HF_HUB_DISABLE_TELEMETRY)"
     for setting, expected in ((None, "True"), ("0", "False")):
         environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_DISABLE_TELEMETRY"}

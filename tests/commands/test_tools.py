@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.running import gist
 
+from gist_train import bug_report
 from gist_train.commands.options import paths
 from gist_train.version import __version__
 
@@ -84,6 +85,37 @@ def test_a_report_of_a_fault_has_what_is_asked_for(monkeypatch):
     assert any(re.fullmatch(r"\d+ processors, [\d.]+ GiB of memory; torch uses \d+ threads", line) for line in lines)
     assert any(line.startswith("wandb ") for line in lines)
     assert not any(line.startswith(("ruff", "PATH=", "HOME=")) for line in lines)
+
+
+def test_a_report_of_a_fault_has_what_the_user_set(monkeypatch):
+    """What this program sets for its libraries would be taken for the user's doing, and is the same everywhere."""
+    for name in (*os.environ,):
+        if bug_report.SETTINGS.match(name):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    ended = gist("--version", "--verbose")
+    assert "PYTORCH_ALLOC_CONF" in os.environ
+    assert re.findall(r"^\w+=.*$", ended.out, re.MULTILINE) == ["HF_HUB_OFFLINE=1"]
+
+
+DRIVERS = {
+    "two GPUs": ("echo 570.1; echo 570.1", 10, ["NVIDIA driver: 570.1"]),
+    "no driver": ("echo NVIDIA-SMI has failed; exit 9", 10, ["NVIDIA driver: unknown; NVIDIA-SMI has failed"]),
+    "a driver that hangs": ("exec sleep 60", 0.2, ["NVIDIA driver: unknown; nvidia-smi does not answer"]),
+    "no program": (None, 10, []),
+}
+
+
+@pytest.mark.parametrize("case", DRIVERS)
+def test_a_report_of_a_fault_names_the_driver(monkeypatch, tmp_path, case):
+    """Most GPUs that torch does not see have a driver that is too old for it; to find that out may never fail."""
+    script, patience, lines = DRIVERS[case]
+    if script is not None:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin" if script else str(tmp_path))  # sleep is in /bin
+    monkeypatch.setattr(bug_report, "PATIENCE", patience)
+    assert [line for line in bug_report.bug_report({}).splitlines() if "driver" in line] == lines
 
 
 def test_the_version_alone_is_one_word():

@@ -256,7 +256,7 @@ def test_float32_is_multiplied_whole():
 def test_segments_expand():
     """Torch says nothing where it can't have them, or was told too late."""
     code = (
-        "from gist_train import cli; cli.app = lambda args: None; cli.main(); import torch; x = torch.zeros(9, device='cuda');"
+        "from gist_train import cli; cli.app = lambda **_: None; cli.main(); import torch; x = torch.zeros(9, device='cuda');"
         "print(all(segment['is_expandable'] for segment in torch.cuda.memory_snapshot()))"
     )
     names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
