@@ -14,7 +14,7 @@ from rich.table import Table
 
 from gist_train.commands.options import paths
 from gist_train.config.errors import Fault, UserError, shown
-from gist_train.config.reference import Explained, Key, explained
+from gist_train.config.reference import Explained, Key, explained, kinds_in_words
 from gist_train.config.schema import cache_folder
 from gist_train.data.caches import KINDS, Cached, cached, clear, days_unused
 from gist_train.progress import Terminal, say, terminal
@@ -42,20 +42,36 @@ def explain(
 def _explanation(of_field: Explained) -> RenderableType:
     """A key, and the keys of the mapping that stands there; of several mappings the keys' names alone."""
     parts: list[RenderableType] = [_one_key(key, kinds) for key, kinds in of_field.keys.items()]
+    if len(of_field.inside) == 1:
+        (group,) = of_field.inside
+        grid = _grid([(_name(key), key.default, key.about) for key in group.keys])
+        parts += [*([""] if parts else []), _heading(group.path, group.kind), _inset(grid)]
+        return Group(*parts)
+    kinds_by_names: dict[tuple[str, str], list[str]] = {}
     for group in of_field.inside:
-        heading = f"Keys of {group.path or 'the YAML'}{f' ({group.kind})' if group.kind else ''}:"
-        names = [key.path.rpartition(".")[2] for key in group.keys]
-        rows = [(name, key.default, key.about) for name, key in zip(names, group.keys, strict=True)]
-        inside = _grid(rows) if len(of_field.inside) == 1 else ", ".join(names)
-        parts += [*([""] if parts else []), heading, Padding(inside, (0, 0, 0, 2))]
+        kinds_by_names.setdefault((group.path, ", ".join(map(_name, group.keys))), []).append(group.kind)
+    for (path, names), kinds in kinds_by_names.items():
+        parts += [*([""] if parts else []), _heading(path, kinds_in_words(kinds)), _inset(names)]
     return Group(*parts)
+
+
+def _name(key: Key) -> str:
+    return key.path.rpartition(".")[2]
+
+
+def _heading(path: str, kind: str) -> str:
+    return f"Keys of {path or 'the YAML'}{f' ({kind})' if kind else ''}:"
+
+
+def _inset(content: RenderableType) -> Padding:
+    return Padding(content, (0, 0, 0, 2))
 
 
 def _one_key(key: Key, kinds: list[str]) -> RenderableType:
     rows = [("default", key.default), ("allowed", key.allowed)]
-    if any(kinds):
-        rows.append(("where", ", ".join(kind for kind in kinds if kind)))
-    return Group(key.path, Padding(Group(key.about, "", _grid(rows)), (0, 0, 0, 2)))
+    if where := kinds_in_words(kinds):
+        rows.append(("where", where))
+    return Group(key.path, _inset(Group(key.about, "", _grid(rows))))
 
 
 def _grid(rows: Sequence[Sequence[str]]) -> Table:

@@ -4,7 +4,7 @@ python -m gist_train.config.reference > docs/config.md
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, get_args, get_origin
@@ -44,7 +44,7 @@ class Group:
     path: str
     """Dotted; "" for the whole."""
     kind: str
-    """Which it is, where one of several may stand there: "source: csv"; "" where there is one."""
+    """Which it is, or what it is in, where one of several may stand there: "source: csv"; "" where there is one."""
     about: str
     keys: list[Key]
 
@@ -67,8 +67,24 @@ def _inside(path: str, kind: str, model: type[BaseModel], about: str) -> Iterato
         deeper = f"{path}.{name}" if models_in(hint) else f"{path}.{name}[]"
         for one in inner:
             # Of a union each model has a key of its own that says which it is.
-            which = f"{tag_field(one)}: {tag_of(one)}" if len(inner) > 1 else ""
+            which = f"{tag_field(one)}: {tag_of(one)}" if len(inner) > 1 else kind
             yield from _inside(deeper, which, one, str(one.__doc__ or ""))
+
+
+def merged(groups: Iterable[Group]) -> list[Group]:
+    """Groups that say the same become one, at the first one's place, with all their kinds."""
+    kinds: dict[tuple[str, str, tuple[Key, ...]], list[str]] = {}
+    for group in groups:
+        kinds.setdefault((group.path, group.about, tuple(group.keys)), []).append(group.kind)
+    return [Group(path, kinds_in_words(of_same), about, [*keys]) for (path, about, keys), of_same in kinds.items()]
+
+
+def kinds_in_words(kinds: Sequence[str]) -> str:
+    """Several kinds: "source: csv or xlsx"; "" where all that may stand there are among them."""
+    if "" in kinds:
+        return ""
+    tag, colon, _ = kinds[0].partition(": ")
+    return f"{tag}{colon}{joined([kind.removeprefix(f'{tag}: ') for kind in kinds])}" if colon else joined(kinds)
 
 
 def _elements(hint: Any) -> list[Any]:
@@ -101,7 +117,7 @@ def _shown(default: Any) -> str:
 def page() -> str:
     """The whole page, as Markdown."""
     parts = [HEAD]
-    for group in groups():
+    for group in merged(groups()):
         if group.path:
             level = "###" if "." in group.path else "##"
             kind = f" ({group.kind})" if group.kind else ""
@@ -123,7 +139,7 @@ class Explained:
     keys: dict[Key, list[str]]
     """The key, and the kinds of mappings that have it; several where they have it with unlike defaults or meanings."""
     inside: list[Group]
-    """The mappings that may stand there, with their keys."""
+    """The mappings that may stand there, with their keys; those that say the same are one."""
 
 
 def explained(name: str) -> Explained:
@@ -141,7 +157,7 @@ def explained(name: str) -> Explained:
         for key in group.keys:
             if wanted and _without_indices(key.path) == wanted:
                 keys.setdefault(key, []).append(group.kind)
-    inside = [group for group in every if _without_indices(group.path) == wanted]
+    inside = merged(group for group in every if _without_indices(group.path) == wanted)
     if not keys and not inside:
         raise UserError(Fault("FIELD", shown(name), "a key of the YAML, such as loss.margin", _nearest(wanted)))
     return Explained(keys, inside)

@@ -10,6 +10,7 @@ from support.running import gist
 
 from gist_train import bug_report
 from gist_train.commands.options import paths
+from gist_train.config.reference import all_paths, explained
 from gist_train.version import __version__
 
 
@@ -45,11 +46,32 @@ def test_a_section_lists_its_keys():
 
 
 def test_a_field_that_several_have_says_where():
-    """`columns` is another thing to a table than to labelled texts, and `sheet` is a workbook's alone."""
+    """`columns` is another thing to a table than to labelled texts, `sheet` is a workbook's alone, `dtype` is of all guides."""
     assert "where    source: xlsx" in gist("explain", "data.train[3].sheet").out
     ended = gist("explain", "data.train.columns")
     assert ended.out.count("data.train[].columns\n") >= 2
-    assert "source: classification" in ended.out
+    assert "where    source: classification or texts" in ended.out
+    assert "where" not in gist("explain", "guide.dtype").out
+
+
+@pytest.mark.parametrize("field", [path for path in all_paths() if len(explained(path).inside) > 1])
+def test_keys_of_several_kinds_are_listed_once(field):
+    """The same list five times under one heading tells nobody which of them is that of his source."""
+    _, *parts = " ".join(gist("explain", field).out.split()).split("Keys of ")
+    headings, listed = zip(*(re.match(r"(\S+(?: \([^)]*\))?): (.*)", part).groups() for part in parts), strict=True)
+    assert len({*headings}) == len({*listed}) == len(parts) > 1
+    assert all(heading.endswith(")") for heading in headings[1:])  # of guides the first kind is the usual one, and has no name
+
+
+def test_equal_keys_have_one_heading_with_all_their_kinds():
+    """Which of the lists counts is decided by the kind of the source."""
+    text = " ".join(gist("explain", "data.train.columns").out.split())
+    assert "Keys of data.train[].columns (source: hub, jsonl, csv, xlsx or parquet): anchor, positive, negative, task" in text
+    assert "Keys of data.train[].columns (source: classification): text, label" in text
+    tasks = " ".join(gist("explain", "evaluation.tasks").out.split())
+    assert "Keys of evaluation.tasks[] (type: sts, clustering, pair or triplet): type, name, on_bad_row" in tasks
+    # All of one kind: what each of them is, and not the names alone.
+    assert "Text before every anchor." in gist("explain", "data.train.prompts").out
 
 
 @pytest.mark.parametrize(

@@ -36,3 +36,10 @@ def test_the_page_shows_all_that_it_says():
     assert "`` " not in page()
     assert re.search(r"<(?!/?br)", page()) is None
     assert '"&lt;task>/&lt;metric>"' in page()
+
+
+def test_no_two_headings_of_the_page_are_the_same():
+    """A link leads to the first of them alone, and a reader can't tell whose keys the others are."""
+    headings = [line for line in page().splitlines() if line.startswith("#")]
+    assert len(headings) > 40
+    assert [heading for heading in headings if headings.count(heading) > 1] == []
