@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from gist_train.bug_report import bug_report
 from gist_train.commands.data import data
-from gist_train.commands.examples import add_examples
+from gist_train.commands.examples import FIRST, add_examples
 from gist_train.commands.options import leave_to_one
 from gist_train.commands.results import results
 from gist_train.commands.tools import tools
@@ -32,6 +32,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Fine-tunes text-embedding models with GISTEmbed: a frozen guide decides which in-batch samples may serve as negatives.",
+    epilog=f"Example: {FIRST}",
 )
 for _group in GROUPS:
     app.add_typer(_group)
@@ -56,8 +57,8 @@ KEPT = {
 @app.callback(invoke_without_command=True)
 def _on_command(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="With --version: all that a report of a fault needs.")] = False,
+    version: Annotated[bool, typer.Option("--version", metavar="", help="Print the version and end.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", metavar="", help="With --version: for a report of a fault.")] = False,
 ) -> None:
     if version:
         typer.echo(bug_report(context.obj) if verbose else __version__)

@@ -21,17 +21,21 @@ data = typer.Typer()
 @data.command()
 def init(
     files: Annotated[list[Path], typer.Argument(help="Data files, or folders of them.", metavar="FILES", show_default=False)],
-    to: Annotated[Path, typer.Option(help="The YAML to write.")] = Path("my-model.yaml"),
+    to: Annotated[Path, typer.Option(help="The YAML to write.", metavar="FILE")] = Path("my-model.yaml"),
     model: Annotated[
-        str | None, typer.Option(help="Student, hub id or local folder; by default what this machine trains.")
+        str | None,
+        typer.Option(help="Student, hub id or local folder; by default what this machine trains.", metavar="MODEL"),
     ] = None,
-    guide: Annotated[str | None, typer.Option(help="The guide, likewise; self; or none.")] = None,
+    guide: Annotated[str | None, typer.Option(help="The guide, likewise; self; or none.", metavar="MODEL")] = None,
     columns: Annotated[
-        str | None, typer.Option(help="What columns are: anchor=A,positive=B; text=A,label=B; text1=A,text2=B,score=C.")
+        str | None,
+        typer.Option(
+            help="What columns are: anchor=A,positive=B; text=A,label=B; text1=A,text2=B,score=C.", metavar="ROLE=NAME,..."
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the YAML if it is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", metavar="", help="Replace the YAML if it is there.")] = False,
 ) -> None:
-    """Look at your own files and write a commented starter YAML for them."""
+    """Look at your own files, and write a commented YAML for them."""
     err = terminal()
     from gist_train.starter.models import pair_for
     from gist_train.starter.page import named_columns, starter_yaml, write_starter
@@ -50,7 +54,10 @@ def init(
 
 @data.command()
 def prepare(config: ConfigPath, set_: Set = None, timeout: Timeout = None) -> None:
-    """Build the corpus, the student's tokens and the guide's store. Other commands do what they need of this by themselves."""
+    """Build the corpus, the student's tokens and the guide's store.
+
+    Other commands do what they need of this by themselves.
+    """
     err = terminal()
     if not launched_together():
         begin("prepare", load_config(config, set_ or []))
@@ -78,7 +85,10 @@ def mine(
     set_: Set = None,
     timeout: Timeout = None,
 ) -> None:
-    """Write the training rows with the negatives that the guide finds for them, by data.hard_negatives."""
+    """Write the training rows with negatives that the guide finds.
+
+    By the rules of data.hard_negatives.
+    """
     err = terminal()
     if not launched_together():
         begin("mine", load_config(config, set_ or [], selects=False))
@@ -108,18 +118,28 @@ def mine(
 def audit(
     config: ConfigPath,
     set_: Set = None,
-    margins: Annotated[str, typer.Option(help="Further margins to count masked candidates under, e.g. 0.05,0.1.")] = "",
+    margins: Annotated[
+        str, typer.Option(help="Further margins to count masked candidates under, e.g. 0.05,0.1.", metavar="X,X,...")
+    ] = "",
     threshold: Annotated[
         list[str] | None, typer.Option(help="From which on a row is suspect; may be repeated.", metavar="KIND=NUMBER")
     ] = None,
     page: Annotated[
-        Path | None, typer.Option(help="The .html file to write; OUTPUT_DIR/NAME-audit.html by default.", show_default=False)
+        Path | None,
+        typer.Option(help="The .html file to write; OUTPUT_DIR/NAME-audit.html by default.", metavar="FILE", show_default=False),
     ] = None,
-    write_suspects: Annotated[Path | None, typer.Option(help="A .jsonl or .parquet file to write suspect rows to.")] = None,
-    write_clean: Annotated[Path | None, typer.Option(help="A .jsonl or .parquet file to write the other rows to.")] = None,
+    write_suspects: Annotated[
+        Path | None, typer.Option(help="Write suspect rows there: .jsonl or .parquet.", metavar="FILE")
+    ] = None,
+    write_clean: Annotated[
+        Path | None, typer.Option(help="Write the other rows there: .jsonl or .parquet.", metavar="FILE")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find rows that may be bad, by the guide's embeddings and by the texts, and say what the guide would mask."""
+    """Find rows that may be bad, and say what the guide would mask.
+
+    By the guide's embeddings and by the texts; without training.
+    """
     err = terminal()
     loaded = begin("audit", load_config(config, set_ or [], selects=False))
     with answering(as_json) as out:
@@ -157,10 +177,15 @@ def audit(
 def plan(
     config: ConfigPath,
     set_: Set = None,
-    measure: Annotated[bool, typer.Option("--measure", help="Take five steps on this machine, for a time estimate.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", metavar="", help="Take five steps here, for an estimate of the time.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what training will do, without training: steps, warm-up, dropped rows, tokens, memory, disk."""
+    """Say what training will do, without training.
+
+    Steps, warm-up, dropped rows, tokens, memory, disk.
+    """
     err = terminal()
     loaded = begin("plan", load_config(config, set_ or []))
     with answering(as_json) as out:

@@ -18,6 +18,8 @@ EXAMPLES = {
     "cache": "gist-train cache my.yaml --unused-for 30 --clear all",
 }
 """Command -> what a person may type."""
+FIRST = f"{EXAMPLES['init']}, then plan, train, export"
+"""For the end of the help of all: a first run."""
 
 
 def add_examples(*apps: typer.Typer) -> None:

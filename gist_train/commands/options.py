@@ -43,9 +43,12 @@ Set = Annotated[
 ]
 Timeout = Annotated[
     float | None,
-    typer.Option(help="Seconds without progress after which a process counts as hung; 600 by default.", show_default=False),
+    typer.Option(
+        help="After so long without progress a process counts as hung; 600 by default.", metavar="SECONDS", show_default=False
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object, and nothing else on stdout.")]
+"""Like all options without a value it has an empty metavar: help would say <bool>, which nobody may type."""
 
 
 def leave_to_one(command: str) -> None:

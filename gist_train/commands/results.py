@@ -19,7 +19,9 @@ def select(
     set_: Set = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option(help="<task>/<metric>, or <task>/<metric>=WEIGHT; the mean of several.", show_default=False),
+        typer.Option(
+            help="stsb/spearman, or with a weight stsb/spearman=2; the mean of several.", metavar="METRIC", show_default=False
+        ),
     ] = None,
     rule: Annotated[
         tuple[str, float] | None,
@@ -29,18 +31,24 @@ def select(
             show_default=False,
         ),
     ] = None,
-    around: Annotated[int | None, typer.Option(help="Choose near this step; without a metric, choose this step.", min=0)] = None,
-    window: Annotated[int | None, typer.Option(help="How many steps before and after it.", min=0)] = None,
-    average: Annotated[int | None, typer.Option(help="Also try the average of K checkpoints' weights.")] = None,
+    around: Annotated[
+        int | None, typer.Option(help="Choose near it; without a metric, choose it.", min=0, metavar="STEP")
+    ] = None,
+    window: Annotated[int | None, typer.Option(help="So many steps before and after it.", min=0, metavar="N")] = None,
+    average: Annotated[int | None, typer.Option(help="Also try the average of K checkpoints' weights.", metavar="K")] = None,
     average_of: Annotated[
-        Literal["best", "last"] | None, typer.Option(help="Which K: best (default) or last.", show_default=False)
+        Literal["best", "last"] | None,
+        typer.Option(help="Which K: best (default) or last.", metavar="WHICH", show_default=False),
     ] = None,
     merge_base: Annotated[
-        float | None, typer.Option(help="Also try mixing this fraction of the base model's weights in (0 to 1).")
+        float | None, typer.Option(help="Also try mixing in this share of the base model's weights (0 to 1).", metavar="X")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Choose a run's final model, with the reason and a confidence interval, and keep its checkpoint."""
+    """Choose a run's final model, and say why.
+
+    With a confidence interval; the checkpoint is kept.
+    """
     err = terminal()
     loaded, run = config_and_run(config, set_ or [], selects=True)
     begin("select", loaded)
@@ -70,11 +78,15 @@ def select(
 def report(
     runs: RunPaths,
     to: Annotated[
-        Path | None, typer.Option(help="The .html file to write; RUN/report.html by default.", show_default=False)
+        Path | None,
+        typer.Option(help="The .html file to write; RUN/report.html by default.", metavar="FILE", show_default=False),
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Serve the page on this machine while runs train.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", metavar="", help="Serve it on this machine while runs train.")] = False,
 ) -> None:
-    """Write a page of a run, or of several side by side: one HTML file that opens anywhere."""
+    """Write a page of a run, or of several side by side.
+
+    One HTML file that opens anywhere.
+    """
     err = terminal()
     named = [config_and_run(one, []) for one in runs]
     for loaded, _ in named:
@@ -96,37 +108,45 @@ def export(
     config: RunPath,
     set_: Set = None,
     step: Annotated[
-        int | None, typer.Option(help="The checkpoint; the selected one by default, else the newest.", show_default=False)
+        int | None,
+        typer.Option(help="The checkpoint; by default the selected one, else the newest.", metavar="N", show_default=False),
     ] = None,
     to: Annotated[
-        Path | None, typer.Option(help="Where to write it; export/ in the run folder by default.", show_default=False)
+        Path | None, typer.Option(help="By default export/ in the run folder.", metavar="DIR", show_default=False)
     ] = None,
     format_: Annotated[
         Literal["sentence-transformers", "onnx"],
-        typer.Option("--format", help="onnx: written beside torch's weights and checked against them."),
+        typer.Option(
+            "--format",
+            help="sentence-transformers (default), or onnx beside it, checked against it.",
+            metavar="FORMAT",
+            show_default=False,
+        ),
     ] = "sentence-transformers",
     quantize: Annotated[
-        bool, typer.Option("--quantize", help="With onnx: write 8-bit weights too, and report the loss on STS.")
+        bool, typer.Option("--quantize", metavar="", help="With onnx: 8-bit weights too, and what they lose on STS.")
     ] = False,
     push_to_hub: Annotated[
         str | None,
-        typer.Option(
-            help="Repository to push it to, with the token of HF_TOKEN or the login.", metavar="USER/NAME", show_default=False
-        ),
+        typer.Option(help="Push it there, with the token of HF_TOKEN or the login.", metavar="USER/NAME", show_default=False),
     ] = None,
     private: Annotated[
         bool | None,
         typer.Option(
             "--private/--no-private",
-            help="Whether a new repository is private; without it as the account is set.",
+            metavar="",
+            help="Of a new repository; else as the account is set.",
             show_default=False,
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write the folder, check the token, and say what would be pushed.")
+        bool, typer.Option("--dry-run", metavar="", help="Write it, check the token, say what would be pushed.")
     ] = False,
 ) -> None:
-    """Write the selected checkpoint, or else the newest, as a sentence-transformers model with its card."""
+    """Write the selected model for sentence-transformers, with a card.
+
+    The newest checkpoint where none is selected.
+    """
     err = terminal()
     loaded, run = config_and_run(config, set_ or [])
     begin("export", loaded)

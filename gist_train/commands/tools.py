@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 
-from gist_train.commands.options import paths
+from gist_train.commands.options import AsJson, paths
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.reference import Explained, Key, explained, kinds_in_words
 from gist_train.config.schema import cache_folder
@@ -35,7 +35,7 @@ def explain(
         ),
     ] = "",
 ) -> None:
-    """Say what a field of the YAML is, what it may be and what it is where nothing is said."""
+    """Say what a key of the YAML is, may be, and is by default."""
     Terminal(markup=False).print(_explanation(explained(field)), highlight=False)
 
 
@@ -92,9 +92,12 @@ def cache(
         list[str] | None,
         typer.Option("--clear", help="Delete this one (a name, or its beginning), or all; may be repeated.", metavar="NAME"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """List corpora and guides' stores, the largest first, with their last use; clear them. A run that needs one makes it anew."""
+    """List or clear corpora and guides' stores.
+
+    The largest first, with their last use. A run that needs one makes it anew.
+    """
     folder = _cache_at(where)
     entries = [entry for entry in cached(folder) if days_unused(entry) >= unused_for]
     if clearing:

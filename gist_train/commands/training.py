@@ -33,7 +33,10 @@ def train(
     config: ConfigPath,
     set_: Set = None,
     resume: Annotated[
-        str, typer.Option(help="auto: resume from the newest checkpoint, if any; never: refuse a non-empty folder; or a step.")
+        str,
+        typer.Option(
+            help="auto: from the newest checkpoint, if any; never: refuse a non-empty folder; or from a step.", metavar="HOW"
+        ),
     ] = "auto",
     timeout: Timeout = None,
 ) -> None:
@@ -53,15 +56,21 @@ def train(
 @training.command()
 def extend(
     run: RunPath,
-    epochs: Annotated[int, typer.Option(help="Passes over the data.", min=1, show_default=False)],
-    name: Annotated[str | None, typer.Option(help="Of the new run; by default the first one's and -more.")] = None,
+    epochs: Annotated[int, typer.Option(help="Further passes over the data.", min=1, metavar="N", show_default=False)],
+    name: Annotated[
+        str | None, typer.Option(help="Of the new run; by default the first one's and -more.", metavar="NAME")
+    ] = None,
     step: Annotated[
-        int | None, typer.Option(help="The checkpoint to begin with; by default the selected one, else the newest.")
+        int | None,
+        typer.Option(help="The checkpoint to begin with; by default the selected one, else the newest.", metavar="N"),
     ] = None,
     set_: Set = None,
     timeout: Timeout = None,
 ) -> None:
-    """Give a run's model more epochs, in a run of its own beside the first. The same command resumes."""
+    """Give a run's model more epochs, in a run of its own.
+
+    It stands beside the first. The same command resumes.
+    """
     config, first = config_and_run(run, [])
     if not launched_together():
         begin("extend", config)
@@ -87,20 +96,26 @@ def extend(
 def evaluate(
     runs: RunPaths,
     set_: Set = None,
-    model: Annotated[list[str] | None, typer.Option(help="A folder or hub id; may be repeated.", show_default=False)] = None,
-    steps: Annotated[str | None, typer.Option(help="Checkpoints: all, selected, or N,N,...", show_default=False)] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A folder or hub id; may be repeated.", metavar="MODEL", show_default=False)
+    ] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="Checkpoints: all, selected, or N,N,...", metavar="WHICH", show_default=False)
+    ] = None,
     truncate_dim: Annotated[
         list[int] | None,
-        typer.Option(help="Also evaluate embeddings cut to this many dimensions; may be repeated.", min=1, show_default=False),
+        typer.Option(
+            help="Also evaluate embeddings cut to so many dimensions; may be repeated.", min=1, metavar="N", show_default=False
+        ),
     ] = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Evaluate checkpoints as they are written, until training ends.")
+        bool, typer.Option("--watch", metavar="", help="Evaluate checkpoints as they are written, until training ends.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate models on the config's tasks: by default base, the selected or newest checkpoint and the guide, side by side.
+    """Evaluate models on the config's tasks, side by side.
 
-    Of several runs, each one's selected or newest checkpoint stands beside the others'.
+    By default base, the selected or newest checkpoint and the guide; of several runs, each one's selected or newest checkpoint.
     """
     err = terminal()
     keep_kernels()
