@@ -10,6 +10,7 @@ import typer
 from safetensors import SafetensorError
 
 from gist_train.bug_report import bug_report
+from gist_train.commands.completion import for_a_shell
 from gist_train.commands.data import data
 from gist_train.commands.examples import FIRST, add_examples
 from gist_train.commands.options import leave_to_one
@@ -85,7 +86,7 @@ def main() -> None:
     let_segments_expand()  # before torch is imported
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each retry of each request, twice
     try:
-        with StopSignal():
+        with StopSignal(), for_a_shell():
             app(args=words, obj=before)
     except UserError as error:
         tell(error)

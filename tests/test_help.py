@@ -1,14 +1,11 @@
-"""Help: what fits a screen is read, an example is what is typed, and a shell knows the words."""
+"""Help: what fits a screen is read, and an example is what is typed."""
 
 import os
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
 import typer
-from conftest import ROOT
 from support.running import gist
 
 from gist_train.cli import app
@@ -66,30 +63,3 @@ def test_the_example_of_a_command_is_understood(command):
     program, name, *words = shlex.split(EXAMPLES[command])
     assert (program, name) == ("gist-train", command)
     COMMANDS[name].make_context(name, words)
-
-
-def completed(words, at):
-    environment = {**os.environ, "_GIST_TRAIN_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(at)}
-    code = "import sys; sys.argv = ['gist-train']; from gist_train.cli import main; main()"
-    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, cwd=ROOT)
-    assert ended.stderr == ""
-    return ended.stdout.split()
-
-
-def test_a_shell_completes_commands_options_and_keys():
-    """It asks this program for each word, as bash does here."""
-    assert completed("gist-train e", 1) == ["extend", "evaluate", "export", "explain"]
-    assert "--resume" in completed("gist-train train my.yaml --r", 3)
-    assert completed("gist-train explain loss.margin", 2) == ["loss.margin", "loss.margin_strategy"]
-    assert completed("gist-train train my.yaml --set loss.margin", 4) == ["loss.margin=", "loss.margin_strategy="]
-
-
-def test_a_completion_waits_for_nothing_heavy():
-    """A person has pressed tab, and waits."""
-    code = (
-        "import sys; sys.argv = ['gist-train', '--version']; from gist_train.cli import main\n"
-        "try: main()\n"
-        "except SystemExit: print([name for name in ('torch', 'transformers', 'datasets', 'numpy') if name in sys.modules])"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
-    assert ended.stdout.splitlines()[-1] == "[]", ended.stderr

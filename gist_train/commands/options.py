@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 from rich.console import Console
 
-from gist_train.config.reference import all_paths
+from gist_train.commands.completion import settings
 from gist_train.config.schema import Config
 from gist_train.environment import launched_together
 from gist_train.progress import say, terminal
@@ -18,16 +18,6 @@ from gist_train.version import __version__
 
 if TYPE_CHECKING:
     from gist_train.training.ranks import Ranks  # torch is slow to import
-
-
-def paths(incomplete: str) -> list[str]:
-    """What a shell completes a field to."""
-    return [path for path in all_paths() if path.startswith(incomplete)]
-
-
-def set_keys(incomplete: str) -> list[str]:
-    """What a shell completes the key of a `--set` to; a value is the user's own."""
-    return [f"{path}=" for path in paths(incomplete)]
 
 
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML of a run.", metavar="CONFIG", show_default=False)]
@@ -38,7 +28,7 @@ RunPath = Annotated[Path, typer.Argument(help="A run folder, or the YAML that ma
 Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="key.sub=value; may be repeated.", metavar="KEY=VALUE", autocompletion=set_keys, show_default=False
+        "--set", help="key.sub=value; may be repeated.", metavar="KEY=VALUE", autocompletion=settings, show_default=False
     ),
 ]
 Timeout = Annotated[

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from gist_train.commands.completion import steps
 from gist_train.commands.options import AsJson, RunPath, RunPaths, Set, answering, begin
 from gist_train.progress import Terminal, say, terminal
 from gist_train.run_folder import config_and_run
@@ -109,7 +110,12 @@ def export(
     set_: Set = None,
     step: Annotated[
         int | None,
-        typer.Option(help="The checkpoint; by default the selected one, else the newest.", metavar="N", show_default=False),
+        typer.Option(
+            help="The checkpoint; by default the selected one, else the newest.",
+            metavar="N",
+            autocompletion=steps,
+            show_default=False,
+        ),
     ] = None,
     to: Annotated[
         Path | None, typer.Option(help="By default export/ in the run folder.", metavar="DIR", show_default=False)

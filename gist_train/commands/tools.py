@@ -12,7 +12,8 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 
-from gist_train.commands.options import AsJson, paths
+from gist_train.commands.completion import first_argument, paths
+from gist_train.commands.options import AsJson
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.reference import Explained, Key, explained, kinds_in_words
 from gist_train.config.schema import cache_folder
@@ -82,6 +83,14 @@ def _grid(rows: Sequence[Sequence[str]]) -> Table:
     return table
 
 
+def _names(context: typer.Context) -> list[str]:
+    """What a shell completes a `--clear` to."""
+    try:
+        return ["all", *(entry.name for entry in cached(_cache_at(first_argument(context) or Path())))]
+    except (OSError, UserError):
+        return ["all"]
+
+
 @tools.command()
 def cache(
     where: Annotated[Path, typer.Argument(help="A YAML, a run folder, an output_dir or a cache_dir.", metavar="WHERE")] = Path(
@@ -90,7 +99,12 @@ def cache(
     unused_for: Annotated[float, typer.Option(help="Only what no run has used for so many days.", min=0, metavar="DAYS")] = 0.0,
     clearing: Annotated[
         list[str] | None,
-        typer.Option("--clear", help="Delete this one (a name, or its beginning), or all; may be repeated.", metavar="NAME"),
+        typer.Option(
+            "--clear",
+            help="Delete this one (a name, or its beginning), or all; may be repeated.",
+            metavar="NAME",
+            autocompletion=_names,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from gist_train.commands.completion import how_to_resume, several_steps
+from gist_train.commands.completion import steps as steps_of
 from gist_train.commands.options import (
     AsJson,
     ConfigPath,
@@ -35,7 +37,9 @@ def train(
     resume: Annotated[
         str,
         typer.Option(
-            help="auto: from the newest checkpoint, if any; never: refuse a non-empty folder; or from a step.", metavar="HOW"
+            help="auto: from the newest checkpoint, if any; never: refuse a non-empty folder; or from a step.",
+            metavar="HOW",
+            autocompletion=how_to_resume,
         ),
     ] = "auto",
     timeout: Timeout = None,
@@ -62,7 +66,11 @@ def extend(
     ] = None,
     step: Annotated[
         int | None,
-        typer.Option(help="The checkpoint to begin with; by default the selected one, else the newest.", metavar="N"),
+        typer.Option(
+            help="The checkpoint to begin with; by default the selected one, else the newest.",
+            metavar="N",
+            autocompletion=steps_of,
+        ),
     ] = None,
     set_: Set = None,
     timeout: Timeout = None,
@@ -100,7 +108,10 @@ def evaluate(
         list[str] | None, typer.Option(help="A folder or hub id; may be repeated.", metavar="MODEL", show_default=False)
     ] = None,
     steps: Annotated[
-        str | None, typer.Option(help="Checkpoints: all, selected, or N,N,...", metavar="WHICH", show_default=False)
+        str | None,
+        typer.Option(
+            help="Checkpoints: all, selected, or N,N,...", metavar="WHICH", autocompletion=several_steps, show_default=False
+        ),
     ] = None,
     truncate_dim: Annotated[
         list[int] | None,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -35,6 +35,8 @@ class Key:
     """As YAML writes it."""
     allowed: str
     about: str
+    values: tuple[str, ...]
+    """Words, where it takes nothing but one of a few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,16 @@ def _key(path: str, model: type[BaseModel], name: str) -> Key:
     field = model.model_fields[name]
     # Which keys a mapping has is under its own heading.
     allowed = [word.split(" (keys:")[0] for word in allowed_words(hints_of(model)[name])]
-    return Key(path, _shown(field.get_default()), joined(list(dict.fromkeys(allowed))), _one_line(field.description or ""))
+    about, values = _one_line(field.description or ""), _words(hints_of(model)[name])
+    return Key(path, _shown(field.get_default()), joined(list(dict.fromkeys(allowed))), about, values)
+
+
+def _words(hint: Any) -> tuple[str, ...]:
+    """What a type allows, where that is a few words."""
+    options = options_of(hint)
+    if not all(option in (bool, type(None)) or get_origin(option) is Literal for option in options):
+        return ()
+    return tuple(word for option in options for word in allowed_words(option)) if options != [type(None)] else ()
 
 
 def _one_line(text: str) -> str:
@@ -151,13 +162,13 @@ def explained(name: str) -> Explained:
     Raises:
         UserError: the YAML has no such key.
     """
-    wanted, every = _without_indices(name), list(groups())
+    wanted, every = without_indices(name), list(groups())
     keys: dict[Key, list[str]] = {}
     for group in every:
         for key in group.keys:
-            if wanted and _without_indices(key.path) == wanted:
+            if wanted and without_indices(key.path) == wanted:
                 keys.setdefault(key, []).append(group.kind)
-    inside = merged(group for group in every if _without_indices(group.path) == wanted)
+    inside = merged(group for group in every if without_indices(group.path) == wanted)
     if not keys and not inside:
         raise UserError(Fault("FIELD", shown(name), "a key of the YAML, such as loss.margin", _nearest(wanted)))
     return Explained(keys, inside)
@@ -165,10 +176,17 @@ def explained(name: str) -> Explained:
 
 def all_paths() -> list[str]:
     """Every key's path, as `--set` and `explain` take it."""
-    return list(dict.fromkeys(_without_indices(key.path) for group in groups() for key in group.keys))
+    return list(dict.fromkeys(without_indices(key.path) for group in groups() for key in group.keys))
 
 
-def _without_indices(path: str) -> str:
+def fixed_values(name: str) -> list[str]:
+    """The words that may stand at a key, as YAML writes them; none where others may, too. `name` is as `explained` has it."""
+    keys = [key for group in groups() for key in group.keys if without_indices(key.path) == without_indices(name)]
+    return list(dict.fromkeys(value for key in keys for value in key.values))
+
+
+def without_indices(path: str) -> str:
+    """A path as all items of lists have it."""
     return re.sub(r"\[\d*\]", "", path)
 
 

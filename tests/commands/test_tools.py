@@ -9,7 +9,6 @@ import torch
 from support.running import gist
 
 from gist_train import bug_report
-from gist_train.commands.options import paths
 from gist_train.config.reference import all_paths, explained
 from gist_train.version import __version__
 
@@ -84,13 +83,6 @@ def test_an_unknown_field_names_the_nearest(name, meant):
     assert (ended.code, ended.out) == (2, "")
     assert meant in ended.err
     assert f'"{name}"' in ended.err
-
-
-def test_a_shell_completes_fields():
-    """Of some hundred names nobody knows all."""
-    assert paths("loss.mar") == ["loss.margin", "loss.margin_strategy"]
-    assert "data.train.path" in paths("data.")
-    assert len(paths("")) > 90
 
 
 def test_a_report_of_a_fault_has_what_is_asked_for(monkeypatch):
