@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ import yaml
 from conftest import ROOT
 
 from gist_train import __version__
+
+CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 @dataclass(frozen=True)
@@ -83,4 +87,14 @@ def test_it_installs_into_an_empty_environment(built, tmp_path):
 
 def test_the_citation_is_of_this_version():
     """A citation of another version sends readers to other code."""
-    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
+    assert CITATION["version"] == __version__
+
+
+def test_the_citation_is_of_the_program_and_the_paper():
+    """With a preferred citation code hosts offer that alone, and the paper would stand for the program too."""
+    assert "preferred-citation" not in CITATION
+    assert CITATION["title"] == PROJECT["name"]
+    assert CITATION["authors"] == PROJECT["authors"]
+    (paper,) = CITATION["references"]
+    assert "2402.16829" in paper["url"]
+    assert {"type", "title", "authors"} <= paper.keys()
