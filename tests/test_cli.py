@@ -12,6 +12,7 @@ import yaml
 from support.running import gist, metrics
 
 from gist_train import __version__
+from gist_train.results.comparison import run_names
 from gist_train.run_folder import Run
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -301,6 +302,32 @@ def test_several_runs_stand_side_by_side(write_config, write_pairs):
     assert all(name in table for name in names)
     refused = gist("evaluate", *configs, "--steps", "all")
     assert (refused.code, "one run" in refused.err) == (2, True)
+
+
+def test_no_run_takes_the_name_of_base_or_guide(write_config, write_pairs):
+    """A run called base would take the base's column, and its score stand there as the base's."""
+    evaluation = write_pairs([f"text {n}" for n in range(9)])
+    other = {"tasks": [{**evaluation["tasks"][0], "name": "others"}]}
+    training = {"batch_size": 8, "max_steps": 2, "precision": "float32"}
+    configs = [
+        write_config(name, evaluation=other if name == "g" else evaluation, training={**training, "seed": seed})
+        for seed, name in enumerate(("my", "base", "g"))
+    ]
+    for config in configs:
+        assert gist("train", config).code == 0
+    scores = json.loads(gist("evaluate", *configs, "--json").out)
+    assert list(scores) == ["base", "my", "guide", "run base", "g: base", "g", "g: guide"]
+    alone = json.loads(gist("evaluate", configs[1], "--json").out)
+    assert (scores["base"], scores["run base"]) == (alone["base"], alone["tuned"])
+    assert scores["base"] != scores["run base"]
+
+
+def test_runs_have_names_of_their_own(tmp_path):
+    """Of two with one name, one would be gone."""
+    there = [Run(tmp_path / name) for name in ("a/x", "b/x", "a/guide[1]")]
+    assert run_names(there) == [str(run) for run in there]
+    assert run_names([there[0], there[2]]) == ["x", "run guide[1]"]
+    assert run_names([there[0], there[0]]) == [str(there[0]), f"{there[0]} (2)"]
 
 
 def test_runs_of_different_tasks_have_empty_cells(write_config, write_pairs):

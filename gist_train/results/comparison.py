@@ -1,5 +1,6 @@
 """Several models on the same tasks, side by side: models that are named, or the checkpoints of a run as they are written."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -21,6 +22,8 @@ from gist_train.run_folder import Run
 from gist_train.training.checkpoint import checkpoint_to_resume, no_checkpoint, no_such_step
 
 BASE, TUNED = "base", "tuned"
+ROLE = re.compile(rf"{BASE}|{TUNED}|guide(\[\d+\])?")
+"""What models are called that are no run's own."""
 SIDE_BY_SIDE = 5
 """Models that a table has room for as columns."""
 POLL_SECONDS = 2.0
@@ -39,7 +42,7 @@ def compare(
     console: Console,
     share: tuple[int, int] = (0, 1),
     tuned: str = TUNED,
-    alone: bool = False,
+    beside: str | None = "",
 ) -> Iterator[tuple[str, Scores]]:
     """Evaluates models on `config.evaluation.tasks` and yields (name, scores) of each.
 
@@ -50,7 +53,7 @@ def compare(
         dimensions: besides the embeddings as the config has them, cut to each of these.
         share: (number, count) of a process of several, which takes its part of the tasks: `joined` puts them together.
         tuned: what the run's model is called where neither models nor steps are given.
-        alone: it alone then, without base and guide.
+        beside: what stands before the names of base and guide then; None: they are left out.
 
     Raises:
         UserError: no tasks, or a model, checkpoint or file that is not there.
@@ -61,7 +64,7 @@ def compare(
     if dimensions:
         load_student(config.model).with_truncation(max(dimensions))  # refuses what it can't give before anything is measured
     subjects = (
-        _named(config, run, models, steps) if models or steps is not None else _side_by_side(config, run, console, tuned, alone)
+        _named(config, run, models, steps) if models or steps is not None else _side_by_side(config, run, console, tuned, beside)
     )
     for model, scores_on in subjects:
         for dimension in (None, *dimensions):
@@ -78,13 +81,11 @@ def compare_runs(
     """Evaluates each run's selected or newest checkpoint on its config's tasks and yields ("base", scores), (run, scores), ...
 
     Base and guide of the first run stand for those of all that train the same model with the same guide; the others' own are
-    called by the run's name too. Arguments and errors as `compare` has them.
+    called by the run's name too. No two have one name. Arguments and errors as `compare` has them.
     """
-    names = [run.folder.name for _, run in runs]
-    if len({*names}) < len(runs):
-        names = [str(run) for _, run in runs]
     first = runs[0][0]
-    for number, ((config, run), name) in enumerate(zip(runs, names, strict=True)):
+    given: set[str] = set()
+    for number, ((config, run), name) in enumerate(zip(runs, run_names([run for _, run in runs]), strict=True)):
         alike = (config.model, config.guide, config.evaluation) == (first.model, first.guide, first.evaluation)
         compared = compare(
             config,
@@ -95,11 +96,21 @@ def compare_runs(
             console=console,
             share=share,
             tuned=name,
-            alone=number > 0 and alike,
+            beside="" if number == 0 else None if alike else f"{name}: ",
         )
         for model, scores in compared:
-            own = number == 0 or model.startswith(name)
-            yield model if own else f"{name}: {model}", scores
+            label = model if model not in given else f"{model} ({number + 1})"  # a folder may be called "other: base"
+            given.add(label)
+            yield label, scores
+
+
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """What tables call each run, no two alike and none as a base or guide: its folder's name, or its path where two share one."""
+    names = [run.folder.name for run in runs]
+    if len({*names}) < len(runs):
+        names = [str(run) for run in runs]
+    names = [f"run {name}" if ROLE.fullmatch(name) else name for name in names]
+    return [f"{name} ({number})" if name in names[: number - 1] else name for number, name in enumerate(names, start=1)]
 
 
 def joined(parts: Sequence[dict[str, Scores]]) -> dict[str, Scores]:
@@ -150,10 +161,13 @@ def _numbers(run: Run, steps: str) -> list[int]:
     return numbers
 
 
-def _side_by_side(config: Config, run: Run, console: Console, tuned: str, alone: bool) -> Iterator[Subject]:
-    if not alone:
+def _side_by_side(config: Config, run: Run, console: Console, tuned: str, beside: str | None) -> Iterator[Subject]:
+    if beside is not None:
         base = on_this_device(load_student(config.model, training_prompts(config)))
-        yield BASE, (lambda measuring: measuring.of_step(run, 0, base)) if run.folder.exists() else partial(_of_model, base)
+        yield (
+            beside + BASE,
+            (lambda measuring: measuring.of_step(run, 0, base)) if run.folder.exists() else partial(_of_model, base),
+        )
     selected = read_selected(run)
     newest = checkpoint_to_resume(run, None, console) if selected is None else None
     if selected is not None:
@@ -162,9 +176,11 @@ def _side_by_side(config: Config, run: Run, console: Console, tuned: str, alone:
         yield tuned, partial(_of_checkpoint, run, newest.manifest["step"])
     else:
         console.print(f"{run} has no checkpoint yet: no tuned model to evaluate", highlight=False, soft_wrap=True)
-    for where, guide in () if alone else config.guides.items():  # "guide", or "guide[0]", "guide[1]"
+    if beside is None:
+        return
+    for where, guide in config.guides.items():  # "guide", or "guide[0]", "guide[1]"
         if isinstance(guide, GuideConfig):
-            yield where, partial(_of_guide, config, load_guide(guide, where))
+            yield beside + where, partial(_of_guide, config, load_guide(guide, where))
 
 
 def _of_model(model: TextModel, measuring: Measuring) -> Scores:
