@@ -39,6 +39,11 @@ TASK_TYPES = {
 METRICS = {"sts": "{}_cosine", "retrieval": "cosine_{}"}
 """Kind of a task -> what sentence-transformers calls its metrics."""
 
+OF_THIS_MACHINE = ("output_dir", "cache_dir", "tracking")
+"""Keys of a config that say where its maker works, and nothing of the model."""
+FOLDERS = re.compile(r"""(?:(?<=://)//?|(?<![^\s"'`(\[{<=:;,|])/)(?!/)(?:[^/\s"'`()\[\]{}<>,;|]+/)+""")
+"""The way from the root to a file, within a text: after a space or a sign that ends a word, or after a scheme without a host."""
+
 
 def model_card(
     run: Run,
@@ -74,7 +79,8 @@ def model_card(
     sources = list(zip(config["data"]["train"], described["data"], strict=True))
     # A card is shown to everybody. What is asked below of the parts is asked under their own names.
     shown = _without_folders(config)
-    config_text = yaml.safe_dump(_without_folders(yaml.safe_load(config_text)), sort_keys=False, allow_unicode=True)
+    public = {key: value for key, value in yaml.safe_load(config_text).items() if key not in OF_THIS_MACHINE}
+    config_text = yaml.safe_dump(_without_folders(public), sort_keys=False, allow_unicode=True)
     base = config["model"]
     base_licence = licence_of(base["name"], base["revision"])
     metadata = card_metadata(config, sources, changed, base_licence)
@@ -142,12 +148,15 @@ def _guide_prompt(guide: dict[str, Any]) -> str:
 
 
 def _without_folders(value: Any) -> Any:
-    """The same config, paths from the root of this machine cut to their last part: they say who trained it, and help nobody."""
+    """The same config, paths from the root of this machine cut to their last part, within a longer text and an address too: they
+    say who trained it, and help nobody."""
     if isinstance(value, dict):
         return {key: _without_folders(part) for key, part in value.items()}
     if isinstance(value, list):
         return [_without_folders(part) for part in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    if not isinstance(value, str):
+        return value
+    return Path(value).name if Path(value).is_absolute() else FOLDERS.sub("", value)
 
 
 def card_metadata(

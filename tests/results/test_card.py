@@ -175,6 +175,28 @@ def test_a_card_shows_no_path_of_this_machine(make_card, tmp_path):
     assert data["license"] == "mit"
 
 
+def test_a_card_shows_no_path_within_a_text(make_card):
+    """A tracker's address, a note and a file of data say who trained it, as a model's folder does."""
+    path = make_card(
+        output_dir="/home/alice/runs",
+        cache_dir="../alice-cache",
+        tracking={"mlflow": {"tracking_uri": "sqlite:////home/alice/x.db"}, "tensorboard": {"folder": "boards/alice"}},
+        selection={
+            "note": "as /home/alice/notes/why.txt says (see file:///home/alice/x.md or https://example.com/a/b), and/or so",
+        },
+        data={"train": [{"source": "hub", "path": "org/triplets"}, {"source": "jsonl", "path": "/home/alice/mine/rows.jsonl"}]},
+        evaluation={"tasks": [{"type": "sts", "name": "stsb", "path": "/home/alice/s.tsv"}]},
+    )
+    shown = path.read_text(encoding="utf-8")
+    assert "alice" not in shown
+    note = "note: as why.txt says (see file://x.md or https://example.com/a/b), and/or so"
+    assert note in " ".join(shown.split())
+    assert "path: org/triplets" in shown
+    assert "path: rows.jsonl" in shown
+    assert "tracking:" not in shown
+    assert "paths shortened" in shown
+
+
 def test_the_card_tells_what_leaked(make_card):
     """A figure on texts that were trained on is no figure; a task that was not looked at is not acquitted."""
     leakage = [{"task": "stsb", "part": "pairs", "texts": 2908, "shared": 12, "rows": 40}]
