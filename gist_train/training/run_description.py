@@ -17,6 +17,7 @@ from gist_train.config.loading import resolved_yaml
 from gist_train.config.schema import Config
 from gist_train.data.corpus import Corpus
 from gist_train.data.files import whole_folder, write_json, write_text
+from gist_train.data.opening import origin_of
 from gist_train.evaluation.held_out import held_out_folder
 from gist_train.evaluation.leakage import Leak
 from gist_train.run_folder import Run
@@ -53,7 +54,7 @@ def describe(run: Run, config: Config, accelerator: Accelerator, job: Job, leaka
         "processes": accelerator.num_processes,
         "precision": job.facts.precision,
         "corpus": job.facts.corpus,
-        "data": _sources(job.training.corpus),
+        "data": _sources(config, job.training.corpus),
         "examples": _examples(job.training.corpus),
         "excluded": {"rows": job.training.corpus.excluded_rows, "texts": job.training.corpus.excluded_texts},
         "leakage": [asdict(leak) for leak in leakage],
@@ -80,7 +81,11 @@ def _row(corpus: Corpus, row: int) -> dict[str, str]:
     return {"task": corpus.tasks[int(corpus.task[row])], **cut}
 
 
-def _sources(corpus: Corpus) -> list[dict[str, Any]]:
-    """`name`, `commit` and `rows` of each source; rows are those that were left to train on."""
-    rows = np.bincount(corpus.source, minlength=len(corpus.meta["origins"])).tolist()
-    return [{**origin, "rows": left} for origin, left in zip(corpus.meta["origins"], rows, strict=True)]
+def _sources(config: Config, corpus: Corpus) -> list[dict[str, Any]]:
+    """`name`, `commit` and `rows` of each source; rows are those that were left to train on.
+
+    Names are this config's: the corpus may be one that another built of files with the same content and other names.
+    """
+    rows = np.bincount(corpus.source, minlength=len(config.data.train)).tolist()
+    origins = [origin_of(source, f"data.train[{index}]") for index, source in enumerate(config.data.train)]
+    return [{**origin, "rows": left} for origin, left in zip(origins, rows, strict=True)]
