@@ -35,7 +35,13 @@ REDRAWN = 0.2
 
 
 class Terminal(Console):
-    """A console that shows no password and no token, in no cell of a table either, which may be broken over lines."""
+    """A console that shows no password and no token, in no cell of a table either, which may be broken over lines.
+
+    Names of models, runs, files and tasks may hold brackets and colons: none of them is markup, and none becomes a picture.
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(**{"markup": False, "emoji": False, **options})
 
     def render_str(self, text: str, **options: Any) -> Text:
         """What a text looks like."""
@@ -43,8 +49,8 @@ class Terminal(Console):
 
 
 def terminal() -> Terminal:
-    """Where what is said to a person goes: stderr, since stdout is for results. Paths may hold brackets, hence no markup."""
-    return Terminal(stderr=True, markup=False)
+    """Where what is said to a person goes: stderr, since stdout is for results."""
+    return Terminal(stderr=True)
 
 
 class Paged:

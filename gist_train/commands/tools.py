@@ -37,7 +37,7 @@ def explain(
     ] = "",
 ) -> None:
     """Say what a key of the YAML is, may be, and is by default."""
-    Terminal(markup=False).print(_explanation(explained(field)), highlight=False)
+    Terminal().print(_explanation(explained(field)), highlight=False)
 
 
 def _explanation(of_field: Explained) -> RenderableType:
@@ -119,7 +119,7 @@ def cache(
     if as_json:
         print(json.dumps({"cache": str(folder), "entries": [_as_json(entry) for entry in entries]}, ensure_ascii=False))
     elif not clearing:
-        out = Terminal(markup=False)
+        out = Terminal()
         say(out, f"{folder}: {len(entries)} found, {_size(sum(entry.bytes for entry in entries))}")
         out.print(_cache_table(entries), highlight=False)
 

@@ -272,7 +272,7 @@ def _of_task(task: str, models: dict[str, Scores]) -> Table:
     table = Table(title=f"{task}, scores x 100")
     table.add_column("model", no_wrap=True)
     judged = {name: scores for name, scores in models.items() if any(task_of(key) == task for key in scores)}
-    keys = [key for key in next(iter(judged.values())) if task_of(key) == task]
+    keys = [key for key in dict.fromkeys(chain.from_iterable(judged.values())) if task_of(key) == task]
     for key in keys:
         table.add_column(metric_of(key), justify="right")
     for name, scores in judged.items():
