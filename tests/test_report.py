@@ -12,9 +12,10 @@ from threading import Thread
 import pytest
 import yaml
 from support.browser import opened, parsed
-from support.running import gist
+from support.running import QUIET, gist
 
 from gist_train.config.loading import load_config
+from gist_train.evaluation.measuring import Measuring
 from gist_train.pages.rendering import breakable
 from gist_train.reporting.charts import Line, charts_of, lines_of
 from gist_train.reporting.figures import MOST_ROWS, figures_of, thinned
@@ -36,6 +37,17 @@ def run(write_config, write_pairs, quickstart_texts):
     assert gist("train", path).code == 0
     assert gist("select", path).code == 0
     return Run.of(load_config(path))
+
+
+@pytest.fixture
+def begun(write_config, write_pairs, quickstart_texts):
+    """A run of 2 steps, of which the base alone was measured."""
+    training = {"batch_size": 8, "max_steps": 2, "precision": "float32"}
+    path = write_config(evaluation={**write_pairs(quickstart_texts[:20]), "every": 0}, training=training)
+    assert gist("train", path).code == 0
+    run = Run.of(load_config(path))
+    Measuring.of(load_config(path), QUIET).of_base(run)
+    return run
 
 
 def test_the_page_of_a_run(run):
@@ -91,6 +103,33 @@ def test_a_run_of_an_earlier_version_has_a_page(run):
     run.description.write_text(json.dumps(described), encoding="utf-8")
     ended = gist("report", run.folder)
     assert ended.code == 0, ended.err
+
+
+def test_damaged_files_of_a_run_are_faults(begun):
+    """A page is asked for where something went wrong, of all places: a traceback names no file, and a row without a step has no
+    place in a chart."""
+
+    def refused(file, content):
+        before = file.read_bytes()
+        file.write_text(content, encoding="utf-8")
+        ended = gist("report", begun.folder)
+        file.write_bytes(before)
+        return ended.code == 2 and file.name in ended.err and not begun.report.exists()
+
+    for content in ("", "[]", "{}", '{"gist_train": "0.1.0", "data": 3}', "\x00"):
+        assert refused(begun.description, content), content
+    for row in ("{}", '{"loss": 1.5}', '{"step": "4"}', '{"step": NaN}'):
+        assert refused(begun.metrics, begun.metrics.read_text(encoding="utf-8") + row + "\n"), row
+
+
+def test_the_base_alone_is_compared_with_nothing(begun):
+    """Before the first evaluation the page said that the base stayed as it was, as the tuned model."""
+    figures = figures_of(begun)
+    assert list(figures.scores) == [0]
+    assert (figures.chosen_step, figures.after, figures.resampled_after) == (None, {}, {})
+    text = parsed(page_of([figures, figures])).text
+    assert "tuned" not in text
+    assert text.count("Nothing was measured yet but the base model") == 2
 
 
 def test_a_million_rows_are_few_on_the_page():

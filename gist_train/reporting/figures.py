@@ -5,8 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
+
 from gist_train.auditing.record import AuditRecord, read_audit
-from gist_train.config.errors import Fault, UserError
+from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.loading import load_config
 from gist_train.data.files import json_lines, read_json
 from gist_train.evaluation.score_file import Terms, contents_of, read_scores
@@ -38,6 +40,35 @@ class MaskedOfTask:
         return self.sums[block] / self.steps
 
 
+class _Part(BaseModel):
+    """A part of run.json: what a page shows of it is checked, since people edit files."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class SourceRead(_Part):
+    """A source of the data."""
+
+    name: str
+    rows: int | None = None
+    """Left to train on; early versions did not say."""
+
+
+class Described(_Part):
+    """What run.json says that a page shows."""
+
+    gist_train: str
+    python: str
+    packages: dict[str, str]
+    """Name -> version."""
+    device: str
+    precision: str
+    processes: int
+    data: list[SourceRead]
+    total_steps: NonNegativeInt | None = None
+    """Of the schedule; early versions did not say."""
+
+
 @dataclass(frozen=True, slots=True)
 class Figures:
     """A run, as a page shows it."""
@@ -45,8 +76,7 @@ class Figures:
     name: str
     sections: dict[str, Any]
     """The config, as JSON has it."""
-    described: dict[str, Any]
-    """run.json."""
+    described: Described
     rows: list[dict[str, float]]
     """Rows of metrics.jsonl, or the means of neighbouring ones."""
     masked: dict[str | None, MaskedOfTask]
@@ -81,20 +111,21 @@ class Figures:
         """Steps over which the learning rate rises; 0 where it is not said how many steps the schedule has."""
         share = self.config["schedule.warmup_ratio"]
         assert isinstance(share, int | float)
-        total = self.described.get("total_steps", 0)
+        total = self.described.total_steps or 0
         return make_schedule("linear", 1.0, share, steps_per_epoch=1, epochs=None, max_steps=total).warmup_steps
 
     @property
     def chosen_step(self) -> int | None:
-        """The selected step, or else the newest that was measured."""
-        return self.selected.step if self.selected is not None else max(self.scores, default=None)
+        """The selected step, or else the newest that was measured; None where none was but the base model."""
+        return self.selected.step if self.selected is not None else _newest(self.scores)
 
     @property
     def after(self) -> dict[str, float]:
-        """Scores of the selected model, or of the newest step that was measured."""
+        """Scores of the selected model, or of the newest step that was measured; {} where none was but the base model."""
         if self.selected is not None:
             return self.selected.scores
-        return self.scores.get(max(self.scores, default=0), {})
+        newest = _newest(self.scores)
+        return {} if newest is None else self.scores[newest]
 
     @property
     def before(self) -> dict[str, float]:
@@ -113,17 +144,17 @@ def figures_of(run: Run) -> Figures:
         raise UserError(Fault("RUN", found, "a run that has begun", "name a run folder, or train first"))
     config = load_config(run.config)  # which has the defaults of fields that the run knew nothing of
     masked: dict[str | None, MaskedOfTask] = {}
-    rows = thinned(_by_task(json_lines(run.metrics), masked))
+    rows = thinned(_by_task(_stepped(run), masked))
     terms, chosen = Terms.of(config.evaluation), read_selected(run)
     scores = read_scores(run, terms) if run.evaluations.exists() else {}
     contents = contents_of(run, terms) if run.evaluations.exists() else {}
-    step = max(scores, default=0) if chosen is None else chosen.step
-    after = {} if chosen is not None and chosen.averaged else scores.get(step, {})
+    step = (_newest(scores) or 0) if chosen is None else chosen.step
+    after = {} if step == 0 or (chosen is not None and chosen.averaged) else scores.get(step, {})
     audit = read_audit(run)
     return Figures(
         name=config.name,
         sections=config.model_dump(mode="json"),
-        described=read_json(run.description),
+        described=_described(run),
         rows=rows,
         masked=masked,
         scores=scores,
@@ -137,9 +168,32 @@ def figures_of(run: Run) -> Figures:
     )
 
 
-def _by_task(lines: Iterable[tuple[str, dict[str, Any]]], masked: dict[str | None, MaskedOfTask]) -> Iterator[dict[str, Any]]:
-    """The rows of metrics.jsonl, adding up on the way what was masked of each task."""
-    for _, row in lines:
+def _newest(scores: Mapping[int, object]) -> int | None:
+    """The newest step that was measured, the base model aside; None where there is none."""
+    return max((step for step in scores if step > 0), default=None)
+
+
+def _described(run: Run) -> Described:
+    try:
+        return Described.model_validate(read_json(run.description))
+    except (OSError, ValueError):  # a ValidationError is a ValueError
+        fix = "put the file back as training wrote it; to resume the run writes it anew"
+        raise UserError(Fault(str(run.description), "a file that can't be read", "what training writes", fix)) from None
+
+
+def _stepped(run: Run) -> Iterator[dict[str, Any]]:
+    """The rows of metrics.jsonl, each of which must say its step."""
+    for line, row in json_lines(run.metrics):
+        if not _is_number(row.get("step")):
+            raise UserError(
+                Fault(str(run.metrics), f"a row without a step: {shown(line)}", "rows as training writes them", "delete that row")
+            )
+        yield row
+
+
+def _by_task(rows: Iterable[dict[str, Any]], masked: dict[str | None, MaskedOfTask]) -> Iterator[dict[str, Any]]:
+    """The same rows, adding up on the way what was masked of each task."""
+    for row in rows:
         named = isinstance(row.get("task", False), str | None)
         if named and all(_is_number(row.get(f"masked_{block}")) for block in BLOCKS):
             masked.setdefault(row["task"], MaskedOfTask()).add(row)

@@ -122,19 +122,19 @@ def _facts(run: Figures) -> Iterator[tuple[str, str]]:
     yield "model", str(config["model.name"])
     names = [str(value) for key, value in config.items() if key.startswith("guide") and key.endswith((".name", ".vectors"))]
     yield "guide", ", ".join(names) or str(config.get("guide") or "none")
-    for source in described["data"]:
-        rows = f", {source['rows']:,} rows" if "rows" in source else ""
-        yield "data", f"{source['name']}{rows}"
+    for source in described.data:
+        yield "data", source.name if source.rows is None else f"{source.name}, {source.rows:,} rows"
     step = int(run.rows[-1]["step"]) if run.rows else 0
-    of_all = f" of {described['total_steps']:,}" if "total_steps" in described else ""  # early versions did not say
+    of_all = "" if described.total_steps is None else f" of {described.total_steps:,}"
     yield "steps", f"{step:,}{of_all}, {config['training.batch_size']} rows each"
     yield "learning rate", f"{config['optimizer.lr']:g}, {config['schedule.type']}, warm-up {config['schedule.warmup_ratio']:g}"
     yield "loss", f"temperature {config['loss.temperature']:g}, margin {config['loss.margin']:g}, mask {config['loss.mask']}"
     if run.selected is not None:
         yield "selected", f"{run.selected.name}, by {run.selected.rule}"
-    yield "device", f"{described['processes']} process(es) on {described['device']}, {described['precision']}"
-    packages = ", ".join(f"{name} {version}" for name, version in described["packages"].items())
-    yield "software", f"gist-train {described['gist_train']}, Python {described['python']}, {packages}"
+    processes = "1 process" if described.processes == 1 else f"{described.processes} processes"
+    yield "device", f"{processes} on {described.device}, {described.precision}"
+    packages = ", ".join(f"{name} {version}" for name, version in described.packages.items())
+    yield "software", f"gist-train {described.gist_train}, Python {described.python}, {packages}"
 
 
 def _differences(runs: Sequence[Figures]) -> Iterator[Difference]:
