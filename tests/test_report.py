@@ -3,11 +3,17 @@
 Legend: a chart is an element of Vega's, one for each title.
 """
 
+import io
 import json
 import re
-import urllib.request
+import socket
+import struct
+import time
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
-from threading import Thread
+from http.client import HTTPConnection
+from threading import Event, Thread
+from unittest import mock
 
 import pytest
 import yaml
@@ -150,16 +156,86 @@ def test_what_is_no_run_is_refused(tmp_path, write_config):
         assert told in ended.err
 
 
-def test_a_run_is_followed_on_this_machine_alone(run):
-    with server_of([run]) as server:
-        assert server.server_address[0] == "127.0.0.1"
+@contextmanager
+def followed(*runs):
+    """The port of a server of their page, and what it says on stderr."""
+    said = io.StringIO()
+    with redirect_stderr(said), server_of(runs) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}/"
-        page = urllib.request.urlopen(address, timeout=30).read().decode()
-        assert 'http-equiv="refresh"' in page
-        with pytest.raises(urllib.error.HTTPError):
-            urllib.request.urlopen(f"{address}config.yaml", timeout=30)
-        server.shutdown()
+        try:
+            yield server.server_port, said
+        finally:
+            server.shutdown()
+
+
+def asked(port, path="/", **headers):
+    """Status and body of the answer to a request with these headers."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", path, headers=headers)
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode()
+
+
+REFRESH = 'http-equiv="refresh"'
+
+
+def test_a_run_is_followed_on_this_machine_alone(begun):
+    """Under a name of its own that leads here, another site's script could read the texts."""
+    begun.ended.unlink()
+    with followed(begun) as (port, _):
+        assert REFRESH in asked(port)[1]
+        assert asked(port, "/config.yaml")[0] == 404
+        for host in ("localhost", f"localhost:{port}", f"[::1]:{port}", f"127.0.0.1:{port}"):
+            assert asked(port, Host=host)[0] == 200
+        for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "", "localhost:x"):
+            status, body = asked(port, Host=host)
+            assert (status, "optimizer" in body) == (403, False)
+
+
+def test_following_goes_on_until_a_run_has_ended(begun, tmp_path):
+    """A page that says why there is none is loaded again as well, else it would stand there when there is one."""
+    with followed(begun) as (port, _):
+        assert REFRESH not in asked(port)[1]
+    content = begun.description.read_text(encoding="utf-8")
+    begun.description.write_text("", encoding="utf-8")
+    with followed(begun, Run(tmp_path / "<b>later")) as (port, _):
+        status, body = asked(port)
+        assert (status, REFRESH in body, "run.json" in body) == (200, True, True)
+        begun.description.write_text(content, encoding="utf-8")
+        body = asked(port)[1]
+        assert (REFRESH in body, "&lt;b&gt;later" in body, "<b>" in body) == (True, True, False)
+
+
+def test_a_browser_that_has_gone_is_no_fault(begun, monkeypatch):
+    """Closed tabs would fill the terminal with tracebacks."""
+    gone = Event()
+
+    def late(*_, **__):
+        assert gone.wait(60)
+        return "page" * 10_000_000
+
+    monkeypatch.setattr("gist_train.reporting.serving.page_of", late)
+    with followed(begun) as (port, said):
+        with socket.create_connection(("127.0.0.1", port)) as browser:
+            browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            browser.sendall(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+            time.sleep(0.2)
+        gone.set()
+        assert asked(port)[0] == 200
+    assert said.getvalue() == ""
+
+
+def test_a_run_that_has_not_begun_can_be_followed(write_config, monkeypatch, begun):
+    """Whoever starts both at once has no folder yet; a file in place of a page is asked for without --follow."""
+    monkeypatch.setattr(
+        "gist_train.reporting.serving.ThreadingHTTPServer.serve_forever", mock.Mock(side_effect=KeyboardInterrupt)
+    )
+    ended = gist("report", write_config("later"), "--follow")
+    assert (ended.code, "has not begun" in ended.err, "http://127.0.0.1:" in ended.err) == (0, True, True)
+    refused = gist("report", begun.folder, "--follow", "--to", "page.html")
+    assert (refused.code, "--follow" in refused.err) == (2, True)
+    begun.description.write_text("", encoding="utf-8")
+    assert gist("report", begun.folder, "--follow").code == 2
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1200, "light")])

@@ -8,6 +8,7 @@ import typer
 
 from gist_train.commands.completion import steps
 from gist_train.commands.options import AsJson, RunPath, RunPaths, Set, answering, begin
+from gist_train.config.errors import Fault, UserError
 from gist_train.progress import Terminal, say, terminal
 from gist_train.run_folder import config_and_run
 
@@ -89,6 +90,8 @@ def report(
     One HTML file that opens anywhere.
     """
     err = terminal()
+    if follow and to is not None:
+        raise UserError(Fault("--to", "with --follow, which writes no file", "one of both", "leave the other one out"))
     named = [config_and_run(one, []) for one in runs]
     for loaded, _ in named:
         begin("report", loaded)

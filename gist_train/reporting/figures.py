@@ -133,13 +133,18 @@ class Figures:
         return self.scores.get(0, {}) if self.selected is None else self.selected.base
 
 
+def begun(run: Run) -> bool:
+    """Whether a training has begun there."""
+    return run.config.is_file() and run.description.is_file()
+
+
 def figures_of(run: Run) -> Figures:
     """What the folder of a run says.
 
     Raises:
         UserError: it is no run folder, or a file in it can't be read.
     """
-    if not run.config.is_file() or not run.description.is_file():
+    if not begun(run):
         found = f"{run}, which has no {run.config.name} and {run.description.name}"
         raise UserError(Fault("RUN", found, "a run that has begun", "name a run folder, or train first"))
     config = load_config(run.config)  # which has the defaults of fields that the run knew nothing of

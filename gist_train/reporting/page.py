@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from math import floor
 from pathlib import Path
 from typing import Any
@@ -96,12 +97,17 @@ def write_report(runs: Sequence[Run], to: Path) -> None:
     write_page(page_of(figures, [similarity_map(run) for run in runs]), to, "--to")
 
 
-def _bundle() -> str:
-    try:
-        import vl_convert  # an extra
-    except ImportError:
+def check_library() -> None:
+    """Raises UserError where the chart library, which is an extra, is not installed."""
+    if find_spec("vl_convert") is None:
         found, fix = "no package vl-convert-python", 'pip install "gist-train[report]"'
-        raise UserError(Fault("gist-train report", found, "the package, which is an extra", fix)) from None
+        raise UserError(Fault("gist-train report", found, "the package, which is an extra", fix))
+
+
+def _bundle() -> str:
+    check_library()
+    import vl_convert
+
     bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
     return bundle.replace("</script", "<\\/script")
 
