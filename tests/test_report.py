@@ -283,6 +283,22 @@ def test_a_chart_is_in_numbers_too(run):
     assert "loss 3 at 10 1.25 at 30 5 at 20 2 at 40" in text
 
 
+def test_the_chart_library_has_its_licences(begun):
+    """A page holds a copy of it, and BSD, ISC and MIT let a copy be handed on only with their text in it."""
+    (script,) = re.findall(r"<script>/\*!(.*?)</script>", page_of([figures_of(begun)]), re.DOTALL)
+    comment, _, library = script.partition("*/")
+    assert len(library) > 500_000
+    for words in (
+        "University of Washington Interactive Data Lab",
+        "Redistributions in binary form must reproduce the above copyright notice",
+        'PROVIDED BY THE COPYRIGHT HOLDERS AND CONTRIBUTORS "AS IS"',
+        "Mike Bostock",
+        "this permission notice appear in all copies",
+        "this permission notice shall be included in all copies",
+    ):
+        assert words in comment
+
+
 def test_a_name_breaks_where_it_may():
     """A name of 200 characters without a break makes a table wider than a phone; breaks between letters can't be read."""
     assert str(breakable("a_b/<img>.c")) == "a_<wbr>b/<wbr>&lt;img&gt;.<wbr>c"

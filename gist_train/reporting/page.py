@@ -20,7 +20,7 @@ from gist_train.results.ranking import Distance, distance
 from gist_train.results.selection_table import Change, changes, counted
 from gist_train.run_folder import Run
 
-LIBRARY = "Vega, Vega-Lite and Vega-Embed (BSD 3-Clause, University of Washington Interactive Data Lab and contributors)"
+LIBRARY = "Vega, Vega-Lite, Vega-Embed (BSD 3-Clause, University of Washington Interactive Data Lab and contributors), d3 (ISC)"
 VEGA_LITE = "6.1"
 """Of 6.4 a tooltip of the nearest point says undefined for a name (vega-lite, pull request 9707)."""
 MOST_TASKS = 200
