@@ -26,7 +26,7 @@ from gist_train.evaluation.sts import LoadedSts
 from gist_train.evaluation.triplets import LoadedTriplets
 from gist_train.model.loss import BLOCKS
 from gist_train.reporting import similarity
-from gist_train.reporting.charts import MOST_STEPS, charts_of
+from gist_train.reporting.charts import MOST_STEPS, charts_of, lines_of
 from gist_train.reporting.figures import figures_of
 from gist_train.reporting.page import _against_base, _side_by_side, page_of
 from gist_train.reporting.similarity import NoMap, SimilarityMap, drawn, similarity_map
@@ -84,6 +84,9 @@ def test_a_change_has_the_interval_of_its_items(run):
     assert bar["step"] == figures.selected.step
     assert (bar["low"], bar["high"]) == pytest.approx((100 * low, 100 * high), abs=1e-9)
     text = " ".join(parsed(page_of([figures])).text.split())
+    line = next(line for line in lines_of(charts_of([figures])["Scores by step"]) if line.name == KEY)
+    assert line.within == f"{100 * low:.1f} to {100 * high:.1f} at {figures.selected.step}"  # for those who see no bar
+    assert f"{line.last} {line.within}" in text
     assert f"{100 * expected[0]:+.2f} to {100 * expected[1]:+.2f}" in text
     assert ("within noise" in text) == any(one.distance.within_noise for one in _against_base(figures))
 

@@ -207,16 +207,23 @@ class Line:
     lowest: str
     highest: str
     last: str
+    within: str = ""
+    """Where 95 % of a score's resamples lie; "" where that is not known."""
 
 
 def lines_of(spec: Spec) -> list[Line]:
-    """Of each line of a chart over steps, its ends and its extremes, each with its step."""
+    """Of each line of a chart over steps, its ends, its extremes and its bar, each with its step."""
     drawn = next(layer for layer in spec["layer"] if layer["mark"]["type"] == "line")
     form = drawn["encoding"]["y"]["axis"]["format"].replace("~", "")
+    bars = [value for layer in spec["layer"] if layer["mark"]["type"] == "errorbar" for value in layer["data"]["values"]]
+
+    def name_of(value: Mapping[str, Any]) -> str:
+        return f"{value['run']}: {value['series']}" if "run" in value else str(value["series"])
+
     by_series: dict[str, list[dict[str, Any]]] = {}
     for value in spec["data"]["values"]:
-        name = f"{value['run']}: {value['series']}" if "run" in value else value["series"]
-        by_series.setdefault(name, []).append(value)
+        by_series.setdefault(name_of(value), []).append(value)
+    within = {name_of(bar): f"{bar['low']:{form}} to {bar['high']:{form}} at {bar['step']:,.0f}" for bar in bars}
 
     def words(point: Mapping[str, Any]) -> str:
         return f"{point['value']:{form}} at {point['step']:,.0f}"
@@ -226,7 +233,14 @@ def lines_of(spec: Spec) -> list[Line]:
         return number
 
     return [
-        Line(name, words(points[0]), words(min(points, key=height)), words(max(points, key=height)), words(points[-1]))
+        Line(
+            name,
+            first=words(points[0]),
+            lowest=words(min(points, key=height)),
+            highest=words(max(points, key=height)),
+            last=words(points[-1]),
+            within=within.get(name, ""),
+        )
         for name, points in by_series.items()
     ]
 
