@@ -87,16 +87,23 @@ def falls(changed: Sequence[Change]) -> str:
 
 
 def below_base(selected: Selected) -> str | None:
-    """A line where the best candidate is no better than the base model; None where it is, or no metric decided."""
+    """A line where what was chosen is no better than the base model: by the metric that decided, or in any score where none did.
+
+    None where it is better, or where that is not known.
+    """
+    keep = "Keep it, or train anew: with a lower optimizer.lr, with more or cleaner rows (gist-train audit), with another guide."
+    if selected.metric is None:
+        counts = counted(changes(selected.base, selected.scores))
+        if counts.rose or not counts.fell:
+            return None
+        return f"The selected model is better than the base model in no score. {keep}"
     score = selected.candidates[0].score
-    if selected.metric is None or score is None or not selected.base.keys() >= selected.metric.keys():
+    if score is None or not selected.base.keys() >= selected.metric.keys():
         return None
     base = weighted_score(selected.base, selected.metric)
     if score > base:
         return None
-    line = f"No checkpoint is better than the base model: {100 * score:.2f} against {100 * base:.2f}."
-    fix = "Keep it, or train anew: with a lower optimizer.lr, with more or cleaner rows (gist-train audit), with another guide."
-    return f"{line} {fix}"
+    return f"No checkpoint{_where(selected)} is better than the base model: {100 * score:.2f} against {100 * base:.2f}. {keep}"
 
 
 def chosen_by(selected: Selected) -> str:
@@ -109,14 +116,18 @@ def chosen_by(selected: Selected) -> str:
     return names if len(weights) == 1 else f"the mean of {names}"
 
 
+def _where(selected: Selected) -> str:
+    """Where the candidates are from, if that is no whole run."""
+    return "" if selected.around is None else f" within {selected.window:,} steps of {selected.around:,}"
+
+
 def _candidates(selected: Selected) -> Table:
-    where = "" if selected.around is None else f" within {selected.window:,} steps of {selected.around:,}"
     by_metric = selected.metric is not None
-    table = Table(title=f"candidates{where}")
+    table = Table(title=f"candidates{_where(selected)}")
     table.add_column("candidate", overflow="fold")
     if by_metric:
         table.add_column("score", justify="right")
-    table.add_column("loss", justify="right")
+    table.add_column("mean loss", justify="right")
     if by_metric:
         table.add_column("behind", justify="right")
         table.add_column("95 % interval", no_wrap=True)
@@ -130,7 +141,7 @@ def _candidates(selected: Selected) -> Table:
             table.add_row(candidate.name, _percent(candidate.score), loss, _percent(candidate.behind), _interval(candidate))
         else:
             table.add_row(candidate.name, loss)
-    captions = ["loss: the mean of the steps before it that was logged last"]
+    captions = ["mean loss: as it was last logged before, over tracking.log_every steps"]
     if by_metric:
         captions = ["scores x 100", *captions, "95 % interval: how far behind it may be, on other texts of the same kind"]
         captions.append("* too close to call: the interval holds 0")

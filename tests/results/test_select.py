@@ -332,14 +332,34 @@ def test_tasks_that_came_after_the_training_are_in_the_card(trained, tmp_path):
     assert "kinds" not in card.split("## Config")[0]
 
 
+def said_of(chosen):
+    """The page, its lines joined."""
+    console = Console(file=io.StringIO(), width=200)
+    console.print(selection_page(chosen))
+    return " ".join(console.file.getvalue().split())
+
+
 def test_a_choice_below_the_base_is_told(run):
     """A table of falls is easily taken for one of rises: the model that people had is the better one."""
     selected(run, "--metric", METRIC)
     chosen = Selected.model_validate_json((run / "selected.json").read_text())
     best = chosen.candidates[0].score
     for base, told in ((best + 0.01, True), (best, True), (best - 0.01, False)):
-        page = selection_page(chosen.model_copy(update={"base": {**chosen.base, METRIC: base}}))
-        console = Console(file=io.StringIO(), width=200)
-        console.print(page)
-        line = f"No checkpoint is better than the base model: {100 * best:.2f} against {100 * base:.2f}."
-        assert (line in console.file.getvalue()) is told
+        below = chosen.model_copy(update={"base": {**chosen.base, METRIC: base}})
+        line = f"is better than the base model: {100 * best:.2f} against {100 * base:.2f}."
+        assert (f"No checkpoint {line}" in said_of(below)) is told
+        below = below.model_copy(update={"around": 8000, "window": 4})  # of the others nothing is known
+        assert (f"No checkpoint within 4 steps of 8,000 {line}" in said_of(below)) is told
+
+
+def test_falls_alone_are_told_without_a_metric(run):
+    """Who chooses by loss or by step looks at no score, and would export a model that is worse in all of them."""
+    for words in (("--rule", "loss-percentile", "0.025"), ("--around", "8")):
+        selected(run, *words)
+        chosen = Selected.model_validate_json((run / "selected.json").read_text())
+        for by, told in ((0.01, True), (0.0, False), (-0.01, False)):
+            page = said_of(chosen.model_copy(update={"base": {key: value + by for key, value in chosen.scores.items()}}))
+            assert ("The selected model is better than the base model in no score." in page) is told
+        rose, fell = list(chosen.scores)[:2]
+        mixed = {**chosen.scores, rose: chosen.scores[rose] - 0.01, fell: chosen.scores[fell] + 0.01}
+        assert "in no score" not in said_of(chosen.model_copy(update={"base": mixed}))
