@@ -128,6 +128,16 @@ def test_damaged_files_of_a_run_are_faults(begun):
         assert refused(begun.metrics, begun.metrics.read_text(encoding="utf-8") + row + "\n"), row
 
 
+def test_a_page_of_several_runs_needs_a_name(begun, tmp_path):
+    """In the first one's folder it would replace that one's own page."""
+    begun.report.write_text("its own", encoding="utf-8")
+    refused = gist("report", begun.folder, begun.folder)
+    assert (refused.code, "--to" in refused.err) == (2, True)
+    assert begun.report.read_text(encoding="utf-8") == "its own"
+    assert gist("report", begun.folder, begun.folder, "--to", tmp_path / "both.html").code == 0
+    assert begun.report.read_text(encoding="utf-8") == "its own"
+
+
 def test_the_base_alone_is_compared_with_nothing(begun):
     """Before the first evaluation the page said that the base stayed as it was, as the tuned model."""
     figures = figures_of(begun)

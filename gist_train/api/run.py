@@ -250,16 +250,14 @@ class Run:
 
         Args:
             to: the file; None for report.html in the run folder.
-            beside: further runs, which this one is compared with.
+            beside: further runs, which this one is compared with; the file must be named then.
 
         Raises:
-            UserError: a run has not begun, `to` is in no folder, or the extra is not installed.
+            UserError: a run has not begun, `to` is in no folder or must be given, or the extra is not installed.
         """
         from gist_train.reporting.page import write_report
 
-        path = self._files.report if to is None else Path(to)
-        write_report([run._files for run in (self, *beside)], path)
-        return path
+        return write_report([run._files for run in (self, *beside)], None if to is None else Path(to))
 
 
 def _hand_on(number: int) -> None:

@@ -81,7 +81,7 @@ def report(
     runs: RunPaths,
     to: Annotated[
         Path | None,
-        typer.Option(help="The .html file to write; RUN/report.html by default.", metavar="FILE", show_default=False),
+        typer.Option(help="The .html file to write; of one run RUN/report.html by default.", metavar="FILE", show_default=False),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", metavar="", help="Serve it on this machine while runs train.")] = False,
 ) -> None:
@@ -102,9 +102,7 @@ def report(
     if follow:
         serve(folders, err)
         return
-    path = to or folders[0].report
-    write_report(folders, path)
-    err.print(f"{path}", highlight=False, soft_wrap=True)
+    err.print(f"{write_report(folders, to)}", highlight=False, soft_wrap=True)
 
 
 @results.command()

@@ -86,15 +86,24 @@ def page_of(runs: Sequence[Figures], maps: Sequence[SimilarityMap | NoMap] = (),
     )
 
 
-def write_report(runs: Sequence[Run], to: Path) -> None:
-    """Writes the page, or nothing.
+def write_report(runs: Sequence[Run], to: Path | None) -> Path:
+    """Writes the page, or nothing, and returns where it is.
+
+    Args:
+        to: the file; None: of one run its own, of several there is none.
 
     Raises:
-        UserError: `to` is in no folder, or is one; a folder is no run's; the chart library is not installed.
+        UserError: `to` is in no folder, or is one, or is not given where it must be; a folder is no run's; the chart library is
+            not installed.
     """
+    if to is None and len(runs) > 1:
+        fix = f"--to both.html, say: {runs[0].report} is the first run's own"
+        raise UserError(Fault("--to", "no file named for a page of several runs", "the .html file to write", fix))
+    to = runs[0].report if to is None else to
     figures = [figures_of(run) for run in runs]
     check_folder(to, "--to")  # before models are loaded
     write_page(page_of(figures, [similarity_map(run) for run in runs]), to, "--to")
+    return to
 
 
 def check_library() -> None:
