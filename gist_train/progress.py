@@ -224,6 +224,8 @@ class _Lines:
         seconds = time.monotonic() - self._began
         rate = self.done / seconds if seconds > 0 else 0.0
         parts = [f"{self._what}: {self.done:,}{'' if self._total is None else f' of {self._total:,}'}"]
+        if self._total is None and not self.done:  # work that does not say how far it is
+            parts = [self._what]
         if rate > 0:
             parts.append(f"{rate:,.0f} a second" if rate >= 10 else f"{rate:,.2f} a second")
             if self._total is not None:

@@ -1,6 +1,7 @@
 """A model, or a step of a run, on the tasks of a config: what is there is not computed again."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from gist_train.model.device import this_device
 from gist_train.model.loading import load_student, load_trained
 from gist_train.model.pretrained import Pretrained
 from gist_train.model.whole import TextModel
-from gist_train.progress import in_points
+from gist_train.progress import Count, counting, in_points
 from gist_train.pulse import PULSE
 from gist_train.run_folder import MANIFEST, Run
 
@@ -199,17 +200,21 @@ class Measuring:
             what = f"evaluating {task.name} ({number} of {len(tasks)})"
             PULSE.beat(what)
             with naming_work(partial(_work, task, model.max_length)):
-                if not isinstance(task, LoadedMteb):
-                    encoder = TaskEncoder(model, team, what, self.console) if isinstance(model, Pretrained) else model
-                    measured = measure(encoder, [task])
-                elif team is None:
-                    measured = self._of_mteb(model, task)
-                elif team.rank == 0:
-                    with team.stoppable():
+                if isinstance(task, LoadedMteb):
+                    if team is not None and team.rank > 0:
+                        continue
+                    with nullcontext() if team is None else team.stoppable(), self._waiting(what):
                         measured = self._of_mteb(model, task)
+                elif isinstance(model, Pretrained):
+                    measured = measure(TaskEncoder(model, team, what, self.console), [task])
                 else:
-                    continue
+                    with self._waiting(what):
+                        measured = measure(model, [task])
             yield measured
+
+    def _waiting(self, what: str) -> AbstractContextManager[Count]:
+        """Shows that work goes on which does not say how far it is: mteb's, and that of models with code of their own."""
+        return counting(what, None, self.console, passing=True)
 
     def _of_mteb(self, model: TextModel, task: LoadedMteb) -> dict[str, Score]:
         measured = measure_mteb(
