@@ -49,7 +49,7 @@ KEPT = {
     "audit": "What was read and embedded is kept, and no file was begun that is not whole: the same command goes on from there.",
     "evaluate": "Scores of a run's checkpoints that were measured are kept in its folder: the same command goes on from there.",
     "select": "The scores that were measured are kept, and selected.json is whole: the same command goes on from there.",
-    "export": "The folder is as it was before.",
+    "export": "The folder is whole: the new export if its path was printed, else as it was. The same command completes a push.",
     "report": "The page is as it was before.",
 }
 """What is left of a command that was stopped; `train` says it itself."""

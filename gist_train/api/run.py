@@ -241,7 +241,7 @@ class Run:
             console=console,
         )
         if push_to_hub is not None:
-            say(console, f"pushed: {push_folder(folder, push_to_hub, private=private)}")
+            say(console, f"pushed: {push_folder(folder, push_to_hub, private=private, console=console)}")
         return folder
 
     @by_one_process

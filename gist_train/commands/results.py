@@ -168,4 +168,4 @@ def export(
     if push_to_hub is not None and dry_run:
         say(err, str(planned_push(folder, push_to_hub, private=private)))
     elif push_to_hub is not None:
-        err.print(f"pushed: {push_folder(folder, push_to_hub, private=private)}", highlight=False, soft_wrap=True)
+        say(err, f"pushed: {push_folder(folder, push_to_hub, private=private, console=err)}")

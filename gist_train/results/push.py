@@ -9,8 +9,10 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, ModelInfo, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from rich.console import Console
 
 from gist_train.config.errors import Fault, UserError, shown
+from gist_train.progress import counting, say
 from gist_train.results.licences import unfit_for_hub
 
 WHERE = "--push-to-hub"
@@ -117,13 +119,14 @@ def _fitting(repository: ModelInfo, repo_id: str, *, private: bool | None) -> Mo
     return repository
 
 
-def push_folder(folder: Path, repo_id: str, *, private: bool | None) -> str:
+def push_folder(folder: Path, repo_id: str, *, private: bool | None, console: Console) -> str:
     """Makes the repository where there is none, and commits the exported `folder` to it. Returns the commit's address.
 
     In a repository that exists, weights and modules that the folder does not have are deleted, all else is left.
 
     Args:
         private: visibility of a new repository; None for the account's default.
+        console: where it is said what is sent, and that it still is.
 
     Raises:
         UserError: no permission; the repository holds something else than a sentence-transformers model; or it is public, and
@@ -136,9 +139,13 @@ def push_folder(folder: Path, repo_id: str, *, private: bool | None) -> str:
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
         names = _names(_fitting(api.model_info(repo_id), repo_id, private=private))
-        commit = api.upload_folder(
-            repo_id=repo_id, folder_path=folder, commit_message=message, delete_patterns=STALE if names else None
-        )
+        sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+        what = f"pushing {len(sizes):,} files, {sum(sizes) / 1e6:,.1f} MB, to {repo_id}"
+        say(console, what)
+        with counting(what, None, console, passing=True):
+            commit = api.upload_folder(
+                repo_id=repo_id, folder_path=folder, commit_message=message, delete_patterns=STALE if names else None
+            )
     return str(commit.commit_url)
 
 

@@ -1,5 +1,6 @@
 """Pushing an export to the hub: what arrives, what is refused before any work, and that the token stands nowhere."""
 
+import io
 import logging
 import os
 import shutil
@@ -7,13 +8,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Event
+from unittest import mock
 
 import pytest
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import HfApi, ModelCard, constants
+from rich.console import Console
 from support.push_stub import TOKEN, push_hub
-from support.running import gist
+from support.running import QUIET, gist
 
+from gist_train import progress
 from gist_train.config.errors import UserError
+from gist_train.results import push
 from gist_train.results.push import check_push, planned_push, push_folder
 from gist_train.run_folder import Run
 
@@ -36,14 +42,14 @@ def hub(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def run(write_config, tmp_path):
+def run(write_config, tmp_path, tmp_path_factory):
     """A run with a checkpoint at step 2: trained once, copied for each test."""
     folder = tmp_path / "runs" / "run"
     if TRAINED:
         shutil.copytree(TRAINED[0], folder)
     else:
         assert gist("train", write_config(training=TRAINING)).code == 0
-        TRAINED.append(shutil.copytree(folder, tmp_path / "trained"))
+        TRAINED.append(shutil.copytree(folder, tmp_path_factory.mktemp("pushing") / "trained"))
     return folder
 
 
@@ -101,10 +107,37 @@ def test_the_library_logs_no_token_at_debug_level(hub, exported, monkeypatch, ca
         caplog.set_level(logging.DEBUG, logger=name)
     monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
     check_push(hub.repo_id, None)
-    assert push_folder(exported, hub.repo_id, private=None).endswith("/commit/" + "1" * 40)
+    assert push_folder(exported, hub.repo_id, private=None, console=QUIET).endswith("/commit/" + "1" * 40)
     assert "whoami-v2" in caplog.text  # it did log
     assert "curl" in caplog.text
     assert TOKEN not in caplog.text
+
+
+def test_a_push_says_that_it_goes_on(hub, exported, monkeypatch):
+    """An upload of gigabytes said nothing for an hour, as one that hangs does."""
+    monkeypatch.setattr(progress, "EVERY", 0.05)
+    real = HfApi.upload_folder
+
+    def slowly(*given, **options):
+        Event().wait(0.3)  # time.sleep is no wait here
+        return real(*given, **options)
+
+    monkeypatch.setattr(HfApi, "upload_folder", slowly)
+    console = Console(file=io.StringIO())
+    push_folder(exported, hub.repo_id, private=None, console=console)
+    size = sum(len(content) for content in contents(exported).values()) / 1e6
+    first, second, *_ = console.file.getvalue().splitlines()
+    assert first == f"pushing 4 files, {size:.1f} MB, to {hub.repo_id}"
+    assert second == f"{first}, 0 s so far"
+
+
+def test_a_push_that_is_stopped_says_what_is_there(run, monkeypatch):
+    """The folder was replaced by then: "as it was before" would send people to look for their old export."""
+    monkeypatch.setattr(push, "check_push", mock.Mock())
+    monkeypatch.setattr(push, "push_folder", mock.Mock(side_effect=KeyboardInterrupt))
+    ended = gist("export", run, "--push-to-hub", "me/model")
+    assert (ended.code, ended.out.strip()) == (130, str(run / "export"))
+    assert "the new export if its path was printed" in ended.err
 
 
 def test_an_earlier_export_gives_way(hub, exported):
@@ -120,7 +153,7 @@ def test_an_earlier_export_gives_way(hub, exported):
         "LICENSE": b"mine",
         "pictures/curve.png": b"mine",
     }
-    push_folder(exported, hub.repo_id, private=None)
+    push_folder(exported, hub.repo_id, private=None, console=QUIET)
     kept = {".gitattributes": b"*.onnx", "LICENSE": b"mine", "pictures/curve.png": b"mine"}
     assert hub.files == {**contents(exported), **kept}
     assert hub.commits == ["gist-train export: run small, step 7"]
@@ -130,7 +163,7 @@ def test_a_repository_of_something_else_is_left_alone(hub, exported):
     """A slip of the finger in the name must not put a text model over somebody's picture model."""
     hub.exists, hub.files = True, {".gitattributes": b"", "README.md": b"", "unet/model.bin": b"mine"}
     with pytest.raises(UserError, match=r"unet/model\.bin"):
-        push_folder(exported, hub.repo_id, private=None)
+        push_folder(exported, hub.repo_id, private=None, console=QUIET)
     assert hub.commits == []
     assert hub.lfs == {}
 
@@ -139,11 +172,11 @@ def test_private_is_not_pushed_to_a_public_repository(hub, exported):
     """The hub ignores the wish for privacy at a repository that exists: the model would be public in silence."""
     hub.exists = True
     with pytest.raises(UserError, match="which is public"):
-        push_folder(exported, hub.repo_id, private=True)
+        push_folder(exported, hub.repo_id, private=True, console=QUIET)
     assert hub.lfs == {}
     assert hub.commits == []
     hub.private = True
-    push_folder(exported, hub.repo_id, private=True)
+    push_folder(exported, hub.repo_id, private=True, console=QUIET)
     assert hub.files == contents(exported)
 
 
@@ -247,14 +280,14 @@ def test_the_librarys_default_way_of_uploading(hub, exported, monkeypatch):
     pytest.importorskip("hf_xet")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     (exported / "model.safetensors").rename(exported / "model.json")
-    assert push_folder(exported, hub.repo_id, private=None).endswith("/commit/" + "1" * 40)
+    assert push_folder(exported, hub.repo_id, private=None, console=QUIET).endswith("/commit/" + "1" * 40)
     assert hub.files == contents(exported)
     hub.files["onnx/model.onnx"] = b"old"
-    push_folder(exported, hub.repo_id, private=None)
+    push_folder(exported, hub.repo_id, private=None, console=QUIET)
     assert hub.files == contents(exported)
     hub.failing = {"/commit/": 403}
     with pytest.raises(UserError, match="write permission") as told:
-        push_folder(exported, hub.repo_id, private=None)
+        push_folder(exported, hub.repo_id, private=None, console=QUIET)
     assert TOKEN not in str(told.value)
 
 
