@@ -1,9 +1,11 @@
 """What commands share: their arguments, how they begin, and where their answers go."""
 
+import ctypes
+import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -67,7 +69,28 @@ def begin(command: str, config: Config) -> Config:
 
 @contextmanager
 def answering(as_json: bool) -> Iterator[TextIO]:
-    """Where a command's answer goes. While it works out one that is JSON, what libraries print there goes to stderr."""
+    """Where a command's answer goes. One that is JSON is written at the end, alone: what else is printed until then, by
+    libraries, their C code or processes that they start, goes to stderr."""
     out = sys.stdout
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+    if not as_json:
         yield out
+        return
+    answer = io.StringIO()
+    with redirect_stdout(sys.stderr), _descriptor_to_stderr(out):
+        yield answer
+    out.write(answer.getvalue())
+    out.flush()
+
+
+@contextmanager
+def _descriptor_to_stderr(out: TextIO) -> Iterator[None]:
+    """Has file descriptor 1 lead where 2 does: that is what C code and processes that are started write to."""
+    out.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what C code has written and libc has not
+        os.dup2(kept, 1)
+        os.close(kept)
