@@ -282,6 +282,19 @@ def test_something_is_said_before_anything_slow(write_config, command):
     assert "torch" in after
 
 
+def test_init_says_something_before_torch(write_config, tmp_path):
+    """It has no config to name; whether there is a GPU takes seconds to find out."""
+    write_config()
+    words = ["init", str(tmp_path / "rows.jsonl"), "--to", str(tmp_path / "my.yaml")]
+    run_with = [sys.executable, "-X", "importtime", "-m", "gist_train", *words]
+    ended = subprocess.run(run_with, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    before, said, after = ended.stderr.partition(f"gist-train {__version__}: init {tmp_path / 'my.yaml'}\n")
+    assert said
+    assert not re.search(r"\| +torch\n", before)
+    assert re.search(r"\| +torch\n", after)
+
+
 def test_several_runs_stand_side_by_side(write_config, write_pairs):
     """Which of two trainings is better is what people ask, and would put together by hand."""
     evaluation = write_pairs([f"text {n}" for n in range(9)])

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gist_train.commands.options import AsJson, ConfigPath, Set, Timeout, answering, begin, go_on_alike
+from gist_train.commands.options import AsJson, ConfigPath, Set, Timeout, announce, answering, begin, go_on_alike
 from gist_train.config.fields import expanded
 from gist_train.config.loading import load_config
 from gist_train.environment import keep_kernels, launched_together
@@ -37,6 +37,7 @@ def init(
 ) -> None:
     """Look at your own files, and write a commented YAML for them."""
     err = terminal()
+    announce("init", str(to))
     from gist_train.starter.models import pair_for
     from gist_train.starter.page import named_columns, starter_yaml, write_starter
 

@@ -63,8 +63,13 @@ def go_on_alike(ranks: "Ranks", config: Config, console: Console) -> None:
 
 def begin(command: str, config: Config) -> Config:
     """Says what begins, before anything slow is imported, and gives the config back, which has been read and has no fault."""
-    say(terminal(), f"gist-train {__version__}: {command} {config.name}")
+    announce(command, config.name)
     return config
+
+
+def announce(command: str, what: str) -> None:
+    """Says that a command begins, and with what."""
+    say(terminal(), f"gist-train {__version__}: {command} {what}")
 
 
 @contextmanager
