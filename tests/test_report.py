@@ -68,8 +68,19 @@ def test_the_page_of_a_run(run):
     assert "img" not in found.tags
     assert found.tags.count("script") == 2
     assert HOSTILE in found.text  # as a text, in the config
-    for words in ("pairs/spearman", "Loss", "Masked candidates", "Learning rate", "Scores by step", "12 of 12", "gist-train"):
+    for words in (
+        "pairs/spearman",
+        "Mean loss",
+        "Masked candidates",
+        "Learning rate",
+        "Scores by step",
+        "12 of 12",
+        "gist-train",
+    ):
         assert words in found.text
+    assert f"{figures_of(run).selected.name}, by pairs/spearman" in found.text
+    assert "guide:\n  name: " in found.text  # as YAML has it
+    assert "revision: null" in found.text
     scores = figures_of(run)
     assert f"{100 * scores.before['pairs/spearman']:.1f}" in found.text
     assert f"{100 * scores.after['pairs/spearman']:.1f}" in found.text
@@ -282,15 +293,38 @@ def test_in_a_browser(run, width, scheme):
         assert rows.all_inner_texts() == sorted(before, reverse=True)
 
 
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "dark")])
+def test_numbers_sort_as_numbers(run, tmp_path, width, scheme):
+    """As texts, -10 comes before -9 and after "-": whoever sorts by the change reads the wrong rows first."""
+    whole = figures_of(run)
+    changed = {"a": -0.02, "b": 0.3, "c": -0.1, "d": 0.04}
+    bases = {"a": 0.5, "b": 0.25, "c": 0.5625, "d": 0.0625}
+    before = {f"{name}/score": base for name, base in bases.items()}
+    after = {f"{name}/score": base + changed[name] for name, base in bases.items()} | {"e/score": 0.9}
+    figures = replace(whole, selected=None, scores={0: before, 4: after}, resampled_before={}, resampled_after={})
+    page_path = tmp_path / "page.html"
+    page_path.write_text(page_of([figures, replace(whole, name="other")]), encoding="utf-8")
+    with opened(page_path, width, scheme) as page:
+        page.wait_for_selector("#chart-0 svg [aria-roledescription='rule mark'][aria-label*='of other']", state="attached")
+        table = page.locator("[aria-labelledby=scores] table.sortable").first
+        names = table.locator("tbody th")
+        for column, ascending in (("base", "edbac"), ("change", "ecadb"), ("tuned", "dcabe")):
+            button = table.locator("thead button", has_text=column)
+            button.click()
+            assert "".join(name[0] for name in names.all_inner_texts()) == ascending
+            button.click()
+            assert "".join(name[0] for name in names.all_inner_texts()) == ascending[::-1]
+
+
 def test_a_chart_is_in_numbers_too(run):
     """Who sees no chart reads where its lines begin and end, and what lies between."""
     rows = [{"step": float(10 * n), "loss_mean": loss} for n, loss in enumerate((3.0, 5.0, 1.25, 2.0), start=1)]
     figures = replace(figures_of(run), rows=rows)
-    assert lines_of(charts_of([figures])["Loss"]) == [Line("loss", "3 at 10", "1.25 at 30", "5 at 20", "2 at 40")]
+    assert lines_of(charts_of([figures])["Mean loss"]) == [Line("mean loss", "3 at 10", "1.25 at 30", "5 at 20", "2 at 40")]
     two = [replace(figures, name="a"), replace(figures, name="b", rows=rows[:2])]
-    assert [(line.name, line.last) for line in lines_of(charts_of(two)["Loss"])] == [("a", "2 at 40"), ("b", "5 at 20")]
+    assert [(line.name, line.last) for line in lines_of(charts_of(two)["Mean loss"])] == [("a", "2 at 40"), ("b", "5 at 20")]
     text = " ".join(parsed(page_of([figures])).text.split())
-    assert "loss 3 at 10 1.25 at 30 5 at 20 2 at 40" in text
+    assert "mean loss 3 at 10 1.25 at 30 5 at 20 2 at 40" in text
 
 
 def test_the_chart_library_has_its_licences(begun):

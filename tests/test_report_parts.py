@@ -298,7 +298,12 @@ def test_many_tasks_and_runs_can_be_told_apart(run):
     values = two["Masked candidates"]["data"]["values"]
     assert {(value["series"], value["run"]) for value in values} == {(block, name) for block in BLOCKS for name in "ab"}
     assert two["Masked candidates"]["layer"][0]["encoding"]["strokeDash"]["field"] == "run"
-    assert {value["series"] for value in two["Loss"]["data"]["values"]} == {"a", "b"}
+    assert {value["series"] for value in two["Mean loss"]["data"]["values"]} == {"a", "b"}
+    for title, told in (("Mean loss", ("color", "series")), ("Masked candidates", ("strokeDash", "run"))):
+        rules = two[title]["layer"][-1]
+        assert [one[told[1]] for one in rules["data"]["values"]] == ["a", "b"]
+        assert rules["encoding"][told[0]]["field"] == told[1]
+        assert rules["data"]["values"][1]["what"] == f"{selected.name} of b"
     assert two["Learning rate"]["layer"][0]["data"]["values"] == [{"from": 0, "to": 2}]
 
 

@@ -50,7 +50,7 @@ SECONDS = ("data", "forward", "loss", "backward", "optimizer", "communication")
 def charts_of(runs: Sequence[Figures]) -> dict[str, Spec]:
     """Title -> specification; of what no run has there is none."""
     charts = {
-        "Loss": _lines(runs, {"loss": "loss_mean"}, "loss, mean since the last row"),
+        "Mean loss": _lines(runs, {"mean loss": "loss_mean"}, "mean loss since the row before"),
         _scores_title(runs): _scores(runs),
         "Masked candidates": _lines(runs, {block: f"masked_{block}" for block in BLOCKS}, "share of a block's candidates", "%"),
         "Learning rate": _learning_rate(runs),
@@ -265,6 +265,25 @@ def _by_run(values: Sequence[Mapping[str, Any]]) -> tuple[Spec, list[Spec]]:
     return {"strokeDash": {**run, "title": None, "sort": None}}, [run]
 
 
+def _selected_steps(runs: Sequence[Figures], x: Spec, colour: Spec, dash: Spec) -> list[Spec]:
+    """An upright line at each run's selected step; of several runs each as that run's lines are told: by dashes or by colour."""
+    chosen = [
+        {"step": run.selected.step, "series": run.name, "run": run.name, "what": f"{run.selected.name} of {run.name}"}
+        for run in runs
+        if run.selected is not None
+    ]
+    if not chosen:
+        return []
+    if len(runs) == 1:
+        mark, own = {"type": "rule", "strokeDash": [4, 4], "color": INK}, {}
+    elif dash:
+        mark, own = {"type": "rule", "color": INK}, dash
+    else:
+        mark, own = {"type": "rule", "strokeDash": [4, 4]}, {"color": colour}
+    tooltip = [{"field": "what", "type": "nominal", "title": "selected"}]
+    return [{"data": {"values": chosen}, "mark": mark, "encoding": {"x": x, **own, "tooltip": tooltip}}]
+
+
 def _over_steps(values: list[dict[str, Any]], runs: Sequence[Figures], axis: str, form: str, *, zero: bool = True) -> Spec:
     form = {"%": ".1%", "e": ".2e"}.get(form, form or ".4~g")
     x = {"field": "step", "type": "quantitative", "title": "step", "axis": {"format": "~s", "tickCount": 6}}
@@ -293,10 +312,7 @@ def _over_steps(values: list[dict[str, Any]], runs: Sequence[Figures], axis: str
             },
         },
     ]
-    chosen = [{"step": run.selected.step} for run in runs if run.selected is not None]
-    if chosen:
-        rule = {"type": "rule", "strokeDash": [4, 4], "color": INK, "tooltip": "the selected step"}
-        layers.append({"data": {"values": chosen}, "mark": rule, "encoding": {"x": x}})
+    layers += _selected_steps(runs, x, colour, dash)
     return {
         "$schema": SCHEMA,
         "description": f"{axis} over steps",

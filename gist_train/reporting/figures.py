@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from gist_train.auditing.record import AuditRecord, read_audit
@@ -100,6 +101,11 @@ class Figures:
     def config(self) -> dict[str, object]:
         """Dotted key -> value."""
         return dict(flat(self.sections))
+
+    @property
+    def config_text(self) -> str:
+        """The config in YAML, as config.yaml has it."""
+        return yaml.safe_dump(self.sections, sort_keys=False, allow_unicode=True, width=math.inf)
 
     @property
     def masked_tasks(self) -> list[tuple[str | None, MaskedOfTask]]:

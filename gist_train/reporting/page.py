@@ -17,7 +17,7 @@ from gist_train.reporting.figures import MOST_ROWS, Figures, figures_of, thinned
 from gist_train.reporting.noise import Resampled
 from gist_train.reporting.similarity import NoMap, SimilarityMap, similarity_map
 from gist_train.results.ranking import Distance, distance
-from gist_train.results.selection_table import Change, changes, counted
+from gist_train.results.selection_table import Change, changes, chosen_by, counted
 from gist_train.run_folder import Run
 
 LIBRARY = "Vega, Vega-Lite, Vega-Embed (BSD 3-Clause, University of Washington Interactive Data Lab and contributors), d3 (ISC)"
@@ -145,7 +145,7 @@ def _facts(run: Figures) -> Iterator[tuple[str, str]]:
     yield "learning rate", f"{config['optimizer.lr']:g}, {config['schedule.type']}, warm-up {config['schedule.warmup_ratio']:g}"
     yield "loss", f"temperature {config['loss.temperature']:g}, margin {config['loss.margin']:g}, mask {config['loss.mask']}"
     if run.selected is not None:
-        yield "selected", f"{run.selected.name}, by {run.selected.rule}"
+        yield "selected", f"{run.selected.name}, by {chosen_by(run.selected)}"
     processes = "1 process" if described.processes == 1 else f"{described.processes} processes"
     yield "device", f"{processes} on {described.device}, {described.precision}"
     packages = ", ".join(f"{name} {version}" for name, version in described.packages.items())
