@@ -65,6 +65,28 @@ def prepare(
     Raises:
         UserError: data or models are not what the config says.
     """
+    student, corpus = student_and_corpus(config, device, console, processes, trains_here=trains_here)
+    corpus = drop_suspects(config, corpus, student, device, console, processes, look=fill_store)
+    corpus = add_hard_negatives(config, corpus, device, console, processes, look=fill_store)
+    check_candidates(config, corpus)
+    plan = batch_plan(config, corpus)  # refuses too few rows, before the guide is put to work
+    tokens = prepare_tokens(corpus, student, console, processes)
+    guide = prepare_guide(config, corpus, device, console, processes) if fill_store else guide_as_stored(config, corpus)
+    if config.data.batching == "similar":
+        plan = batch_plan(config, corpus, guide)
+    prepared = Prepared(student, corpus, plan, tokens, guide)
+    for folder in prepared.folders():
+        mark_used(folder)
+    return prepared
+
+
+def student_and_corpus(
+    config: Config, device: torch.device, console: Console, processes: Processes = ALONE, *, trains_here: bool = False
+) -> tuple[Pretrained, Corpus]:
+    """The student, checked, and the corpus as its sources have it; what both are is said.
+
+    Arguments and errors are those of `prepare`.
+    """
     with waiting():  # for another rank, where both fetch it from the hub
         student = load_student(config.model, training_prompts(config))
     check_student(config, student)
@@ -80,18 +102,7 @@ def prepare(
         say(console, f"data.train[{index}] ({source.path}): {source}")
         if source.unread_columns:
             say(console, f"data.train[{index}]: columns that are not read: {listed(source.unread_columns)}")
-    corpus = drop_suspects(config, corpus, student, device, console, processes, look=fill_store)
-    corpus = add_hard_negatives(config, corpus, device, console, processes, look=fill_store)
-    check_candidates(config, corpus)
-    plan = batch_plan(config, corpus)  # refuses too few rows, before the guide is put to work
-    tokens = prepare_tokens(corpus, student, console, processes)
-    guide = prepare_guide(config, corpus, device, console, processes) if fill_store else guide_as_stored(config, corpus)
-    if config.data.batching == "similar":
-        plan = batch_plan(config, corpus, guide)
-    prepared = Prepared(student, corpus, plan, tokens, guide)
-    for folder in prepared.folders():
-        mark_used(folder)
-    return prepared
+    return student, corpus
 
 
 @dataclass(frozen=True, slots=True)

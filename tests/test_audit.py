@@ -224,3 +224,38 @@ def test_long_texts_are_read_once_their_cut_is_known(write_config, write_rows, t
     halfway = done.index(texts - len(triplets) // 2)  # the short ones are read, and no long one yet
     assert done[-1] == texts
     assert len(done) - halfway > 10
+
+
+def test_rows_that_do_not_train_are_looked_at(write_config, triplets, write_pairs, tmp_path):
+    """`init` holds rows out: a clean file without them loses a fifth of the data, and training on it loses it for good."""
+    judging = write_pairs([triplets[0]["anchor"], triplets[50]["positive"][0]])
+    data = {"train": [{"source": "jsonl", "path": str(tmp_path / "rows.jsonl")}], "exclude_evaluation_texts": True}
+    path = write_config(data=data, evaluation={**judging, "held_out": 12})
+    clean, suspects = tmp_path / "clean.jsonl", tmp_path / "suspects.jsonl"
+    ended = gist("audit", path, "--json", "--write-clean", clean, "--write-suspects", suspects)
+    assert ended.code == 0, ended.err
+    report = json.loads(ended.out)
+    assert report["rows"] == len(triplets)
+    lines = [json.loads(line) for line in suspects.read_text(encoding="utf-8").splitlines()]
+    # What evaluation.tasks judge on is told; a held-out row judges nothing but a training that leaves it out.
+    held = {text for row in (triplets[0], triplets[50]) for text in (row["anchor"], row["positive"][0])}
+    in_tasks = [line for line in lines if line["kind"] == "evaluation"]
+    assert in_tasks
+    assert all(held & {line["anchor"], *line["positives"], *line["negatives"]} for line in in_tasks)
+    anchors = {json.loads(line)["query"] for line in clean.read_text(encoding="utf-8").splitlines()}
+    assert anchors | {line["anchor"] for line in lines} == {row["anchor"] for row in triplets}
+    trained = [Corpus(one) for one in (tmp_path / "runs" / ".cache" / "corpora").iterdir() if one.name[0] != "."]
+    assert len(trained) == 1
+    assert not (tmp_path / "runs" / ".cache" / "held-out").exists()
+
+
+@pytest.mark.parametrize("negatives", [[], ["what is the weather"]])
+def test_one_row_is_looked_at(write_config, write_rows, negatives):
+    """Who looks at rows need not have a batch of them."""
+    rows = [{"anchor": "how do I pay", "positive": "how do I pay?", "negative": negatives}]
+    data = {"train": [{"source": "jsonl", "path": str(write_rows("one.jsonl", rows))}]}
+    ended = gist("audit", write_config(data=data, training={"batch_size": 2}), "--json")
+    assert ended.code == 0, ended.err
+    report = json.loads(ended.out)
+    assert (report["rows"], report["kinds"]["same_text"]["rows"], report["masking"]) == (1, 1, None)
+    assert "no batches" in ended.err

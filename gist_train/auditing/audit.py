@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console, RenderableType
 
+from gist_train.auditing.looking import prepare_to_look, whole_data
 from gist_train.auditing.masking import Masked, Masking, together
 from gist_train.auditing.record import AuditRecord, Suspect, sources_of
 from gist_train.config.errors import Fault, UserError
@@ -22,10 +23,9 @@ from gist_train.config.suspects import KINDS
 from gist_train.data.corpus import Corpus
 from gist_train.data.writing import ROWS_AT_A_TIME, whole_file, write_rows
 from gist_train.model.pair_scores import Scores
-from gist_train.preparation import judged_hashes, prepare
 from gist_train.progress import Paged, follow
-from gist_train.suspects import Looked, kept_rows, row_scores
-from gist_train.training.guides import StoredGuide, named_guide, parts_of_all
+from gist_train.suspects import kept_rows, row_scores
+from gist_train.training.guides import StoredGuide, named_guide
 from gist_train.training.step_context import SourceRules
 from gist_train.version import __version__
 
@@ -46,7 +46,7 @@ class Audit(Paged):
     thresholds: dict[str, float]
     """By kind, from which on a row is suspect."""
     masking: Masking | None
-    """None where no guide's embeddings are stored."""
+    """None where no guide's embeddings are stored, or the rows give no batch."""
 
     def page(self) -> RenderableType:
         """What `gist-train audit` prints."""
@@ -132,7 +132,7 @@ def _masked(margin: float, task: str | None, one: Masked) -> dict[str, Any]:
 def audit(
     config: Config, device: torch.device, console: Console, *, margins: Sequence[float] = (), thresholds: Mapping[str, float]
 ) -> Audit:
-    """Looks at all rows of `config`.
+    """Looks at all usable rows of the files of `config`, those too that training holds out or drops.
 
     Args:
         margins: besides loss.margin, under which it is counted what the guide would mask.
@@ -141,22 +141,18 @@ def audit(
     Raises:
         UserError: data or models are not what the config says.
     """
-    # All rows, as they came: those that training drops too, and without the negatives that it adds.
-    whole = config.data.model_copy(update={"drop_suspects": None, "hard_negatives": None})
-    prepared = prepare(config.model_copy(update={"data": whole}), device, console)
-    judged = judged_hashes(config)
-    reads = parts_of_all(config, prepared.corpus)
-    by = Looked(prepared.corpus, prepared.guide, reads, prepared.tokens, prepared.student, judged)
+    config = whole_data(config)
+    by, plan = prepare_to_look(config, device, console)
     scores = row_scores(by, KINDS, console)
     masking = None
-    if isinstance(prepared.guide, StoredGuide):
+    if isinstance(by.guide, StoredGuide) and plan is not None:
         asked = dict.fromkeys([config.loss.margin, *margins])
         rules = SourceRules.of(config.data.train)
-        masking = Masking(prepared.corpus, prepared.plan, prepared.guide, config.loss, rules, list(asked))
+        masking = Masking(by.corpus, plan, by.guide, config.loss, rules, list(asked))
         follow(masking.look(), "masking batches", masking.batches, console)
     usual = {kind: KINDS[kind].threshold for kind in scores}
-    guide = named_guide(config, prepared.guide)
-    return Audit(config, prepared.corpus, guide, scores, {**usual, **_known(thresholds, usual)}, masking)
+    guide = named_guide(config, by.guide)
+    return Audit(config, by.corpus, guide, scores, {**usual, **_known(thresholds, usual)}, masking)
 
 
 def read_margins(written: str) -> list[float]:

@@ -97,7 +97,7 @@ class AuditRecord(_Part):
     """Suspect in some way."""
     kinds: dict[str, KindFound]
     masking: list[MaskedShares] | None
-    """By margin and task; None where no guide's embeddings are stored. loss.margin is the first."""
+    """By margin and task; None where no guide's embeddings are stored, or the rows give no batch. loss.margin is the first."""
     margins: list[MaskedShares] | None
     """By margin, all tasks together."""
 

@@ -116,6 +116,10 @@ class StoredGuide:
         """Of each column, the fingerprint of each guide's store: what tells other prompts of the same columns apart."""
         return [[part.store.fingerprint for part in texts.parts] for texts in self.columns]
 
+    def folders(self) -> list[Path]:
+        """Of its stores."""
+        return list(dict.fromkeys(part.store.folder for texts in self.columns for part in texts.parts))
+
     def deviation(self, corpus: Corpus) -> float:
         """The standard deviation of its similarities of anchors and positives that are drawn at random."""
         random = np.random.default_rng(0)

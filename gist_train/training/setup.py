@@ -46,9 +46,7 @@ class Prepared:
 
     def folders(self) -> list[Path]:
         """Of the cache, that a run reads from."""
-        columns = self.guide.columns if isinstance(self.guide, StoredGuide) else ()
-        stores = [part.store.folder for texts in columns for part in texts.parts]
-        return list(dict.fromkeys([self.corpus.folder, *stores]))
+        return [self.corpus.folder, *(self.guide.folders() if isinstance(self.guide, StoredGuide) else ())]
 
 
 @dataclass(frozen=True, slots=True)
