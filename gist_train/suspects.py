@@ -25,7 +25,7 @@ from gist_train.model.text_scores import AT_A_TIME, TextScores, largest_of_rows,
 from gist_train.progress import follow, say
 from gist_train.training.guides import Guide, GuidePart, StoredGuide
 
-VERSION = 1
+VERSION = 2
 """Of the scores: under another one other rows are dropped."""
 REPORT = "dropped.json"
 BY_GUIDE = (*PairScores.KINDS, "guide_cut")

@@ -259,3 +259,55 @@ def test_one_row_is_looked_at(write_config, write_rows, negatives):
     report = json.loads(ended.out)
     assert (report["rows"], report["kinds"]["same_text"]["rows"], report["masking"]) == (1, 1, None)
     assert "no batches" in ended.err
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_the_row_number_leads_to_the_row(write_config, triplets, tmp_path, ending):
+    """A number among the usable rows of several files leads nowhere: it is counted as a message of a bad row counts it."""
+    import csv
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"anchor": row["anchor"], "positive": row["positive"][0], "use": i % 3} for i, row in enumerate(triplets)]
+    rows[4] |= {"positive": ""}  # skipped
+    rows[7] |= {"positive": rows[7]["anchor"]}
+    rows[70] |= {"positive": rows[70]["anchor"]}
+    files = {"1": rows[:40], "2": rows[40:]}
+    for name, some in files.items():
+        path = tmp_path / f"part{name}.{ending}"
+        if ending == "jsonl":
+            path.write_text("\n" + "\n".join(map(json.dumps, some)), encoding="utf-8")  # rows are lines, blank ones too
+        elif ending == "csv":
+            with path.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, list(some[0]))
+                writer.writeheader()
+                writer.writerows(some)
+        else:
+            pq.write_table(pa.Table.from_pylist(some), path)
+    source = {"source": ending, "path": str(tmp_path / f"part*.{ending}"), "where": "use > 0", "max_rows": 50}
+    data = {"train": [source], "on_bad_row": "skip"}
+    suspects = tmp_path / "suspects.jsonl"
+    ended = gist("audit", write_config(data=data, evaluation={"held_out": 6}), "--json", "--write-suspects", suspects)
+    assert ended.code == 0, ended.err
+    lines = [json.loads(line) for line in suspects.read_text(encoding="utf-8").splitlines()]
+    places = {(line["source"], line["row"]) for line in lines if line["kind"] == "same_text"}
+    first = 2 if ending == "jsonl" else 1
+    assert places <= {(str(tmp_path / f"part{name}.{ending}"), row + first) for name, row in (("1", 7), ("2", 30))}
+    assert places
+    for line in lines:
+        assert files[line["source"][-len(ending) - 2]][line["row"] - first]["anchor"] == line["anchor"]
+    corpora = (tmp_path / "runs" / ".cache" / "corpora").glob("*/skipped.jsonl")
+    assert all(f"row {4 + first}:" in one.read_text(encoding="utf-8") for one in corpora)
+
+
+def test_labelled_texts_are_found_in_their_file(write_config, write_rows, quickstart_texts, tmp_path):
+    """Triplets are mined in another order than the file's."""
+    rows = [{"text": text, "label": f"class {i % 4}"} for i, text in enumerate(quickstart_texts[:40])]
+    rows[9]["text"] = "---"
+    source = {"source": "classification", "path": str(write_rows("labelled.jsonl", rows))}
+    suspects = tmp_path / "suspects.jsonl"
+    assert gist("audit", write_config(data={"train": [source]}), "--write-suspects", suspects).code == 0
+    lines = [json.loads(line) for line in suspects.read_text(encoding="utf-8").splitlines()]
+    assert 10 in {line["row"] for line in lines if line["kind"] == "empty"}
+    assert all(rows[line["row"] - 1]["text"] == line["anchor"] for line in lines)

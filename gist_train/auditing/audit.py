@@ -21,6 +21,7 @@ from gist_train.config.schema import Config
 from gist_train.config.secrets import without_secrets
 from gist_train.config.suspects import KINDS
 from gist_train.data.corpus import Corpus
+from gist_train.data.opening import names_of_tables
 from gist_train.data.writing import ROWS_AT_A_TIME, whole_file, write_rows
 from gist_train.model.pair_scores import Scores
 from gist_train.progress import Paged, follow
@@ -39,6 +40,8 @@ class Audit(Paged):
 
     config: Config
     corpus: Corpus
+    files: list[list[str]]
+    """By source, the files or data sets that rows of it are of."""
     guide: str
     """In words."""
     scores: dict[str, Scores]
@@ -67,17 +70,13 @@ class Audit(Paged):
     def suspect(self, kind: str, row: int) -> Suspect:
         """A row in words."""
         corpus = self.corpus
-        source = int(corpus.source[row])
-        first = int(np.searchsorted(corpus.source, source))
+        file, number = self.files[int(corpus.source[row])][int(corpus.file[row])], int(corpus.number[row])
         of_row = [
             [corpus.text(int(i)) for i in flat[bounds[row] : bounds[row + 1]]]
             for flat, bounds in ((corpus.positive, corpus.positive_offsets), (corpus.negative, corpus.negative_offsets))
         ]
-        anchor, task, path = corpus.text(int(corpus.anchor[row])), corpus.tasks[int(corpus.task[row])], self._path(source)
-        return Suspect(kind, float(self.scores[kind][row]), task, path, row - first + 1, anchor, *of_row)
-
-    def _path(self, source: int) -> str:
-        return self.config.data.train[source].path
+        anchor, task = corpus.text(int(corpus.anchor[row])), corpus.tasks[int(corpus.task[row])]
+        return Suspect(kind, float(self.scores[kind][row]), task, file, number, anchor, *of_row)
 
     def lines(self) -> Iterator[Suspect]:
         """Every row and kind in which it is suspect, the worst of each kind first."""
@@ -152,7 +151,8 @@ def audit(
         follow(masking.look(), "masking batches", masking.batches, console)
     usual = {kind: KINDS[kind].threshold for kind in scores}
     guide = named_guide(config, by.guide)
-    return Audit(config, by.corpus, guide, scores, {**usual, **_known(thresholds, usual)}, masking)
+    files = [names_of_tables(source, f"data.train[{index}]") for index, source in enumerate(config.data.train)]
+    return Audit(config, by.corpus, files, guide, scores, {**usual, **_known(thresholds, usual)}, masking)
 
 
 def read_margins(written: str) -> list[float]:

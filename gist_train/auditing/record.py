@@ -20,8 +20,9 @@ class Suspect:
     score: float
     task: str
     source: str
+    """The file, or the data set."""
     row: int
-    """Of the source's usable rows, counted from 1."""
+    """In it, counted from 1 as in messages: of CSV without the header, of JSONL the line."""
     anchor: str
     positives: list[str]
     negatives: list[str]

@@ -314,4 +314,14 @@ def _mined_rows(
     prompts = prompts_of(source.prompts)
     for a, p, n in zip(mined.anchor.tolist(), mined.positive.tolist(), mined.negative.tolist(), strict=True):
         anchor, negative = rows[a], rows[n]
-        yield Row(anchor.text, (rows[p].text,), (negative.text,), anchor.task, prompts, anchor.label, (negative.label,))
+        yield Row(
+            anchor.text,
+            (rows[p].text,),
+            (negative.text,),
+            anchor.task,
+            prompts,
+            anchor.label,
+            (negative.label,),
+            file=anchor.file,
+            number=anchor.number,
+        )

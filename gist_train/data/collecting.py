@@ -24,6 +24,8 @@ ORDER = (
     *("negative", "negative_label", "negative_offsets", "text_offsets", "text_hashes"),
 )
 """Of a corpus' arrays, in which its content is hashed."""
+WHENCE = ("row_file", "row_number")
+"""Arrays of where a row stands: the same rows elsewhere are the same content, of which these are no part."""
 DRAW_SEED = 42
 """Of the draws of max_rows, with the source's place in the list. No setting, so that trainings of all seeds share a corpus."""
 HASH_BYTES = 16
@@ -52,6 +54,7 @@ class Collector:
         self._positive, self._positive_offsets = array("i"), array("q", [0])
         self._negative, self._negative_offsets = array("i"), array("q", [0])
         self._label, self._negative_label = array("i"), array("i")
+        self._file, self._number = array("i"), array("q")
         self._positive_score, self._negative_score = array("f"), array("f")
         self._documents = array("i")
         self._ends: list[int] = []
@@ -75,6 +78,8 @@ class Collector:
         self._label.append(-1 if row.label is None else self._label_id(row.label))
         self._negative_label.extend(self._label_id(label) for label in row.negative_labels)
         self._negative_label.extend([-1] * (len(self._negative) - len(self._negative_label)))
+        self._file.append(row.file)
+        self._number.append(row.number)
         self._positive_score.extend(row.positive_scores or [NAN] * len(row.positives))
         self._negative_score.extend(row.negative_scores or [NAN] * len(row.negatives))
 
@@ -111,7 +116,7 @@ class Collector:
         for name, values in self._flat().items():
             if name in numbers:
                 values.frombytes(numbers[name][ids[name]].tobytes())
-            elif values.typecode == "f":
+            elif name in ("positive_score", "negative_score", *WHENCE):
                 values.frombytes(ids[name].tobytes())
             else:  # offsets
                 values.frombytes((values[-1] + ids[name][1:]).tobytes())
@@ -129,6 +134,8 @@ class Collector:
             "negative_label": self._negative_label,
             "positive_score": self._positive_score,
             "negative_score": self._negative_score,
+            "row_file": self._file,
+            "row_number": self._number,
         }
 
     def end_source(self, source: AnySource) -> int:
@@ -177,6 +184,7 @@ class Collector:
             "text_offsets": np.asarray(self._text_offsets, np.int64),
             "text_hashes": np.frombuffer(bytes(self._hashes), np.uint8).reshape(-1, 16),
         }
+        arrays |= {"row_file": np.asarray(self._file, np.int32)[rows], "row_number": np.asarray(self._number, np.int64)[rows]}
         scores = np.asarray(self._positive_score, np.float32)
         if np.isfinite(scores).any():
             arrays["positive_score"] = of_rows(scores, positive_offsets, rows)
@@ -221,8 +229,9 @@ def write_arrays(
 def _content_hash(arrays: dict[str, NDArray[Any]], names: list[list[str]]) -> str:
     """32 hex digits over rows and texts as they are; the texts count by their hashes."""
     content = hashlib.blake2b(json.dumps(names).encode(), digest_size=16)
-    for values in arrays.values():
-        content.update(values.tobytes())
+    for name, values in arrays.items():
+        if name not in WHENCE:
+            content.update(values.tobytes())
     return content.hexdigest()
 
 
@@ -251,7 +260,7 @@ def with_negatives(
     """
     there = chosen[kept] >= 0
     counts, more = np.diff(corpus.negative_offsets)[kept], there.sum(axis=1)
-    arrays = {name: corpus.array(name)[kept] for name in ("anchor", "task", "source", "label", "row_prompts")}
+    arrays = {name: corpus.array(name)[kept] for name in ("anchor", "task", "source", "label", "row_prompts", *WHENCE)}
     for name in ("positive", "negative", "negative_label"):
         bounds = corpus.positive_offsets if name == "positive" else corpus.negative_offsets
         arrays[name] = of_rows(np.asarray(corpus.array(name)), bounds, kept)
@@ -261,7 +270,7 @@ def with_negatives(
     arrays["negative"] = np.insert(arrays["negative"], ends, texts).astype(np.int32)
     arrays["negative_label"] = np.insert(arrays["negative_label"], ends, labels[texts]).astype(np.int32)
     arrays |= {name: np.asarray(corpus.array(name)) for name in ("text_offsets", "text_hashes")}
-    order = list(ORDER)
+    order = [*ORDER, *WHENCE]
     if corpus.scored:
         arrays["positive_score"] = of_rows(np.asarray(corpus.array("positive_score")), corpus.positive_offsets, kept)
         scores = of_rows(np.asarray(corpus.array("negative_score")), corpus.negative_offsets, kept)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gist_train.data.files import read_json
 from gist_train.data.manifests import damage_in
 
-FORMAT = 2
+FORMAT = 3
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 
@@ -130,6 +130,16 @@ class Corpus:
         path = self.folder / f"{name}.npy"
         # An array without elements can't be mapped.
         return np.load(path, mmap_mode="r" if self.meta["sizes"][name] else None, allow_pickle=False)  # type: ignore[no-any-return]
+
+    @cached_property
+    def file(self) -> Int32:
+        """(R,) which of its source's files each row is of, counted from 0 in their order."""
+        return self.array("row_file")
+
+    @cached_property
+    def number(self) -> Int64:
+        """(R,) each row's number in its file, as messages have it."""
+        return self.array("row_number")
 
     @cached_property
     def _text_bytes(self) -> NDArray[np.uint8]:

@@ -76,11 +76,17 @@ def origin_of(source: Source, where: str) -> dict[str, str | None]:
     return {"name": Path(path).name, "commit": None}
 
 
+def names_of_tables(source: Source, where: str) -> list[str]:
+    """Of each of the source's tables, by `Table.place`, the file or data set."""
+    return [source.path] if is_data_set(source) else [str(path) for path in files_of(source, where)]
+
+
 def table_files(source: Source, where: str) -> Iterator[TableFile]:
     files = files_of(source, where)
     same_name = Counter(path.name for path in files)
-    for path in files:
+    for place, path in enumerate(files):
         file = TableFile(path, f"{where}: {path.name if same_name[path.name] == 1 else path}")
+        file.place = place
         if isinstance(source, CsvSource | TextFileSource):
             file.delimiter, file.header = source.delimiter, source.header
         elif isinstance(source, XlsxSource):

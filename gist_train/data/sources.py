@@ -6,7 +6,7 @@ Every reader streams: a file is never whole in memory.
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gist_train.config.conditions import Condition, UnlikeError
@@ -68,6 +68,10 @@ class Row:
     """Of each positive; empty where they have none."""
     negative_scores: tuple[float, ...] = ()
     """Of each negative; empty where they have none."""
+    file: int = field(default=0, compare=False)
+    """`Table.place` of its table."""
+    number: int = field(default=0, compare=False)
+    """In its table, as messages have it: of two bare texts, and of a mined triplet, the anchor's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,10 @@ class Labelled:
     text: str
     label: str
     task: str
+    file: int = field(default=0, compare=False)
+    """`Table.place` of its table."""
+    number: int = field(default=0, compare=False)
+    """In its table, as messages have it."""
 
 
 def read_rows(
@@ -146,7 +154,7 @@ def read_labelled(source: ClassificationSource, where: str) -> Iterator[Labelled
     fields = [Field("text", (columns.text,), True, True), Field("label", (columns.label,), True, True)]
     for table, rows in tables(source, where, fields):
         task = source.task or table.name
-        yield from checked(table, (_labelled(fields, task, cells) for cells in rows))
+        yield from checked(table, (_labelled(table, fields, task, cells) for cells in rows))
 
 
 def read_texts(source: TextsSource, where: str) -> Iterator[str | Fault]:
@@ -162,10 +170,10 @@ def _text_tables(source: TextsSource, where: str) -> Iterator[tuple[Table, Itera
 
 def _paired(source: TextsSource, table: Table, texts_of_table: Iterator[str | Fault]) -> Iterator[Row | Fault]:
     """A row of each text and the next: what batches are made of, when all their texts are only candidates of each other."""
-    task, waiting, first = source.task or table.name, "", ""
+    task, waiting, first, number = source.task or table.name, "", "", 0
 
     def row_of(anchor: str, positive: str) -> Row:
-        return Row(anchor, (positive,), (), task, prompts_of(source.prompts))
+        return Row(anchor, (positive,), (), task, prompts_of(source.prompts), file=table.place, number=number)
 
     for one in texts_of_table:
         if isinstance(one, Fault):
@@ -174,7 +182,7 @@ def _paired(source: TextsSource, table: Table, texts_of_table: Iterator[str | Fa
             yield row_of(waiting, one)
             waiting = ""
         else:
-            waiting, first = one, first or one
+            waiting, first, number = one, first or one, table.row
     if waiting:  # the last of an odd number goes with the first
         yield row_of(waiting, first)
 
@@ -230,13 +238,15 @@ def _row(
             pairs = [pair(anchor, names[0]), pair(positive, names[1])]
             if negative is not None and negative != []:
                 pairs.append(pair(negative, names[2]))
-            return _row_of_pairs(pairs, named, None if instructions else prompts)
+            return _row_of_pairs(table, pairs, named, None if instructions else prompts)
         return Row(
             text(anchor, names[0]),
             texts(positive, names[1]),
             () if negative is None or negative == [] else texts(negative, names[2]),
             named,
             _instructions(instructions, names[4:]) if instructed else prompts,
+            file=table.place,
+            number=table.row,
         )
     except BadRow as bad:
         return bad
@@ -262,7 +272,7 @@ def _instructions(values: Sequence[object], columns: Sequence[str]) -> tuple[str
     return anchor, positive, negative
 
 
-def _labelled(fields: Sequence[Field], task: str, cells: Cells | BadRow) -> Labelled | BadRow:
+def _labelled(table: Table, fields: Sequence[Field], task: str, cells: Cells | BadRow) -> Labelled | BadRow:
     if isinstance(cells, BadRow):
         return cells
     columns, (value, label) = cells
@@ -271,7 +281,7 @@ def _labelled(fields: Sequence[Field], task: str, cells: Cells | BadRow) -> Labe
         # A whole number is its digits, so that Parquet's 7 is CSV's 7.
         number = isinstance(label, int) and not isinstance(label, bool)
         name = str(label) if number else text(label, names[1], "a string or a whole number")
-        return Labelled(text(value, names[0]), name, task)
+        return Labelled(text(value, names[0]), name, task, table.place, table.row)
     except BadRow as bad:
         return bad
 
@@ -281,13 +291,14 @@ def _medi_row(file: TableFile, read: Pairs | BadRow, keep_instructions: bool) ->
         return read
     pairs, named_task = read
     try:
-        return _row_of_pairs(pairs, _task(named_task, "task_name", file.name), None if keep_instructions else NO_PROMPTS)
+        return _row_of_pairs(file, pairs, _task(named_task, "task_name", file.name), None if keep_instructions else NO_PROMPTS)
     except BadRow as bad:
         return bad
 
 
-def _row_of_pairs(pairs: Sequence[tuple[str, str]], task: str, prompts: tuple[str, str, str] | None) -> Row:
+def _row_of_pairs(table: Table, pairs: Sequence[tuple[str, str]], task: str, prompts: tuple[str, str, str] | None) -> Row:
     """The row of (instruction, text) of anchor, positive and, if there is one, negative; without prompts its instructions are."""
     (anchor_prompt, anchor), (positive_prompt, positive), *negative = pairs
     prompts = prompts or (anchor_prompt, positive_prompt, negative[0][0] if negative else "")
-    return Row(anchor, (positive,), tuple([text for _, text in negative]), task, prompts)
+    negatives = tuple([text for _, text in negative])
+    return Row(anchor, (positive,), negatives, task, prompts, file=table.place, number=table.row)

@@ -62,6 +62,8 @@ class Table:
         self.label = label
         self.name = hidden(name)
         """Task of rows that name none."""
+        self.place = 0
+        """Which of its source's files it is, counted from 0 in their order."""
         self.row = 0
         """The last row that was read, bad ones included."""
         self.unread: dict[str, None] = {}
