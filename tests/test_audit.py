@@ -9,6 +9,7 @@ import pytest
 from support.running import gist
 from transformers import AutoTokenizer
 
+import gist_train
 from gist_train.auditing.audit import audit
 from gist_train.config.loading import load_config
 from gist_train.config.suspects import KINDS
@@ -311,3 +312,28 @@ def test_labelled_texts_are_found_in_their_file(write_config, write_rows, quicks
     lines = [json.loads(line) for line in suspects.read_text(encoding="utf-8").splitlines()]
     assert 10 in {line["row"] for line in lines if line["kind"] == "empty"}
     assert all(rows[line["row"] - 1]["text"] == line["anchor"] for line in lines)
+
+
+@pytest.mark.parametrize("pattern", ["rows.jsonl", "*.jsonl", "../*/rows.jsonl", "**/*.jsonl"])
+def test_no_row_is_written_over_what_is_read(write_config, write_rows, triplets, tmp_path, monkeypatch, pattern):
+    """A clean file in place of the source loses the suspects for good; one that the pattern finds is trained on beside it."""
+    rows = write_rows("rows.jsonl", triplets)
+    before = rows.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.jsonl").symlink_to(rows)
+    path = write_config(data={"train": [{"source": "jsonl", "path": pattern}]})
+    targets = ["rows.jsonl", str(rows), "link.jsonl", *(["clean.jsonl"] if "*.jsonl" in pattern else [])]
+    for words in (["audit", path, "--write-suspects"], ["audit", path, "--write-clean"], ["mine", path, "--to"]):
+        for target in targets:
+            ended = gist(*words, target)
+            assert ended.code == 2, (words, target)
+            assert "which data.train[0] reads" in ended.err
+    config = load_config(path)
+    for call in (lambda: gist_train.audit(config, write_clean=rows), lambda: gist_train.mine(config, to=rows)):
+        with pytest.raises(gist_train.UserError, match="which data"):
+            call()
+    same = gist("audit", path, "--write-suspects", "out.parquet", "--write-clean", tmp_path / "out.parquet")
+    assert same.code == 2
+    assert "as in --write-suspects" in same.err
+    assert rows.read_bytes() == before
+    assert not (tmp_path / "runs").exists()

@@ -11,7 +11,7 @@ from gist_train.auditing.html_page import keep_audit
 from gist_train.checks import check
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.schema import Config
-from gist_train.data.writing import check_ending, write_rows
+from gist_train.data.writing import check_targets, write_rows
 from gist_train.hard_negatives import with_rules
 from gist_train.model.device import this_device
 from gist_train.planning import plan as planning
@@ -63,13 +63,13 @@ def audit(
         write_clean: such a file for the others.
 
     Raises:
-        UserError: data or models are not what the config says, an unknown kind, or a file of another ending.
+        UserError: data or models are not what the config says, an unknown kind, a file of another ending, or one that
+            rows are read from.
     """
     written = {"write_suspects": write_suspects, "write_clean": write_clean}
     files = {name: Path(path) for name, path in written.items() if path is not None}
-    for name, path in files.items():
-        check_ending(path, name)
-    audited = auditing.audit(_checked(config), this_device(), terminal(), margins=margins, thresholds=thresholds or {})
+    check_targets(files, _checked(config).data)
+    audited = auditing.audit(config, this_device(), terminal(), margins=margins, thresholds=thresholds or {})
     if write_suspects is not None:
         auditing.write_suspects(audited, files["write_suspects"])
     if write_clean is not None:
@@ -86,11 +86,12 @@ def mine(config: Config, to: str | Path) -> Path:
         to: a .jsonl or .parquet file.
 
     Raises:
-        UserError: data or models are not what the config says, no guide, or a file of another ending.
+        UserError: data or models are not what the config says, no guide, a file of another ending, or one that rows are
+            read from.
     """
     path = Path(to)
-    check_ending(path, "to")
     with_negatives = with_rules(_checked(config))
+    check_targets({"to": path}, with_negatives.data)
     check(with_negatives, terminal())
     write_rows(mined_corpus(with_negatives, this_device(), terminal()), path)
     return path

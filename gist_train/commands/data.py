@@ -94,7 +94,7 @@ def mine(
     if not launched_together():
         begin("mine", load_config(config, set_ or [], selects=False))
     from gist_train.checks import check
-    from gist_train.data.writing import check_ending, write_rows
+    from gist_train.data.writing import check_targets, write_rows
     from gist_train.hard_negatives import with_rules
     from gist_train.model.device import this_device
     from gist_train.preparation import mined_corpus
@@ -103,8 +103,8 @@ def mine(
 
     keep_kernels()
     with launched(timeout) as ranks:
-        check_ending(to, "--to")
         loaded = with_rules(load_config(config, set_ or [], selects=False))
+        check_targets({"--to": to}, loaded.data)
         go_on_alike(ranks, loaded, err)
         check(loaded, err)
         corpus = mined_corpus(loaded, this_device(), err, Processes(ranks.size, ranks.first_here))
@@ -147,15 +147,14 @@ def audit(
         from gist_train.auditing import audit as auditing
         from gist_train.auditing.html_page import keep_audit
         from gist_train.auditing.page import audit_page
-        from gist_train.data.writing import check_ending
+        from gist_train.data.writing import check_targets
         from gist_train.model.device import this_device
         from gist_train.pages.rendering import check_folder
 
         if page is not None:
             check_folder(page, "--page")
-        for to, option in ((write_suspects, "--write-suspects"), (write_clean, "--write-clean")):
-            if to is not None:
-                check_ending(to, option)
+        written = {"--write-suspects": write_suspects, "--write-clean": write_clean}
+        check_targets({option: to for option, to in written.items() if to is not None}, loaded.data)
         thresholds = auditing.read_numbers(threshold or [], "--threshold")
         others = auditing.read_margins(margins)
         audited = auditing.audit(loaded, this_device(), err, margins=others, thresholds=thresholds)

@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeGuard, TypeVar
 
@@ -74,6 +75,25 @@ def origin_of(source: Source, where: str) -> dict[str, str | None]:
         subset = f" ({source.subset})" if source.subset else ""
         return {"name": source.path + subset, "commit": commit_of(source.path, source.revision, where)}
     return {"name": Path(path).name, "commit": None}
+
+
+def reads(source: Source, path: Path, where: str) -> bool:
+    """Whether the source reads the file at `path`, or would read it if it were there."""
+    if is_data_set(source):
+        return os.path.isdir(source.path) and path.resolve().is_relative_to(Path(source.path).resolve())
+    if path.exists() and any(path.samefile(file) for file in files_of(source, where)):
+        return True
+    asked = Path(source.path)
+    return _matches(path.resolve().parts, (asked.parent.resolve() / asked.name).parts)
+
+
+def _matches(parts: Sequence[str], asked: Sequence[str]) -> bool:
+    """Whether a path is one of a pattern's, both in parts; `**` is any number of them."""
+    if not asked or not parts:
+        return not parts and all(part == "**" for part in asked)
+    if asked[0] == "**":
+        return _matches(parts, asked[1:]) or _matches(parts[1:], asked)
+    return fnmatch(parts[0], asked[0]) and _matches(parts[1:], asked[1:])
 
 
 def names_of_tables(source: Source, where: str) -> list[str]:

@@ -1,24 +1,48 @@
 """Rows of a corpus -> a file that sentence-transformers, FlagEmbedding and gist-train read."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gist_train.config.errors import Fault, UserError
+from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.schema import DataConfig
 from gist_train.data.corpus import Corpus
 from gist_train.data.files import sync
+from gist_train.data.fingerprints import DOCUMENTS
+from gist_train.data.opening import reads
 
 ROWS_AT_A_TIME = 4096
 ENDINGS = (".jsonl", ".parquet")
 
 
-def check_ending(path: Path, where: str) -> None:
-    """Raises UserError where no file of rows ends so."""
-    if path.suffix not in ENDINGS or not path.parent.is_dir():
-        expected = "a file in a folder that is there, which ends in .jsonl (FlagEmbedding's) or .parquet (sentence-transformers')"
-        raise UserError(Fault(where, f'"{path}"', expected, "name one"))
+def check_targets(targets: Mapping[str, Path], data: DataConfig) -> None:
+    """What is refused before rows are worked on that are to be written.
+
+    Args:
+        targets: by option or argument, where to.
+        data: what rows are read from.
+
+    Raises:
+        UserError: no file of rows ends so, its folder is not there, it is one of the files that rows are read from, or would be
+            one next time, or two are the same.
+    """
+    sources = {f"data.train[{index}]": source for index, source in enumerate(data.train)}
+    if data.hard_negatives is not None and (documents := data.hard_negatives.documents) is not None:
+        sources[DOCUMENTS] = documents.source
+    written: dict[Path, str] = {}
+    for where, path in targets.items():
+        if path.suffix not in ENDINGS or not path.parent.is_dir():
+            expected = (
+                "a file in a folder that is there, which ends in .jsonl (FlagEmbedding's) or .parquet (sentence-transformers')"
+            )
+            raise UserError(Fault(where, f'"{path}"', expected, "name one"))
+        if key := next((key for key, source in sources.items() if reads(source, path, key)), None):
+            raise UserError(Fault(where, f"{shown(path)}, which {key} reads", "a file that no row is read from", "name another"))
+        if other := written.get(path.resolve()):
+            raise UserError(Fault(where, f"{shown(path)}, as in {other}", "a file of its own", "name another"))
+        written[path.resolve()] = where
 
 
 def write_rows(corpus: Corpus, path: Path, rows: Iterable[int] | None = None) -> None:
