@@ -16,6 +16,7 @@ from gist_train.data.corpus import Corpus, TokenTable
 from gist_train.data.files import read_json, whole_folder, write_json
 from gist_train.data.leases import locked
 from gist_train.data.manifests import damage_in, seal
+from gist_train.model.exact_scores import repeated_rows, times_repeated
 from gist_train.model.folders import folder_prompt
 from gist_train.model.guide import prompted
 from gist_train.model.loading import load_guide
@@ -28,7 +29,9 @@ from gist_train.training.guides import Guide, GuidePart, StoredGuide
 VERSION = 2
 """Of the scores: under another one other rows are dropped."""
 REPORT = "dropped.json"
-BY_GUIDE = (*PairScores.KINDS, "guide_cut")
+EXACT = ("duplicate", "repeated")
+"""Kinds that go by which texts are the same; a guide has its say in them where there is one."""
+BY_GUIDE = (*(kind for kind in PairScores.KINDS if kind not in EXACT), "guide_cut")
 """Kinds that need a guide whose embeddings are stored; the last one, which counts tokens, a guide that is a model."""
 SPECIAL_TOKENS = 16
 """The most that a tokenizer adds to a text, by far."""
@@ -55,14 +58,20 @@ def row_scores(by: Looked, kinds: Collection[str], console: Console) -> dict[str
         cuts = GuideCuts(by.corpus, by.reads)
         follow(cuts.look(), "counting the guide's tokens", None, console)
         scores["guide_cut"] = cuts.scores
-    if {*kinds} - {*BY_GUIDE}:
+    if {*kinds} - {*BY_GUIDE, *EXACT}:
         texts = TextScores(by.corpus, by.tokens, by.student, by.judged)
         follow(texts.look(), "reading texts", by.corpus.text_count, console)
         scores |= texts.scores
-    if {*kinds} & {*PairScores.KINDS} and isinstance(by.guide, StoredGuide):
+    unusual = None
+    if {*kinds} & {*PairScores.KINDS, "repeated"} and isinstance(by.guide, StoredGuide):
         pairs = PairScores(by.corpus, *(column.embeddings for column in by.guide.columns))
         follow(pairs.look(), "comparing rows", by.corpus.row_count, console)
         scores |= pairs.scores
+        unusual = pairs.unusual
+    if "duplicate" in kinds:
+        scores["duplicate"] = np.maximum(repeated_rows(by.corpus), scores.get("duplicate", np.float32(0)))
+    if "repeated" in kinds:
+        scores["repeated"] = times_repeated(by.corpus, unusual)
     return {kind: scores[kind] for kind in kinds if kind in scores}
 
 

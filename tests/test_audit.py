@@ -92,6 +92,8 @@ def test_without_a_guide_the_texts_are_looked_at(write_config, write_rows):
     ended = gist("audit", write_config(guide=None, data=data, training={"batch_size": 2}), "--json")
     report = json.loads(ended.out)
     assert {kind: found["rows"] for kind, found in report["kinds"].items()} == {
+        "duplicate": 6,
+        "repeated": 0,
         "same_text": 3,
         "empty": 3,
         "cut": 3,
@@ -162,7 +164,7 @@ def test_what_drops_all_rows_or_needs_a_guide_is_refused(write_config):
         ended = gist("prepare", write_config(), "--set", f"data.drop_suspects={setting}")
         assert ended.code == 2
         assert told in ended.err
-    for kind in ("duplicate", "guide_cut"):
+    for kind in ("unrelated", "guide_cut"):
         ended = gist("prepare", write_config(guide=None), "--set", f"data.drop_suspects={{{kind}: 1}}")
         assert ended.code == 2
         assert kind in ended.err
@@ -337,3 +339,20 @@ def test_no_row_is_written_over_what_is_read(write_config, write_rows, triplets,
     assert "as in --write-suspects" in same.err
     assert rows.read_bytes() == before
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_rows_that_stand_in_two_files_are_duplicates(write_config, write_rows, triplets, tmp_path, guided):
+    """A file's name is its task: rows of two files were never held against each other, and without a guide none were."""
+    write_rows("part1.jsonl", [{**row, "task": ""} for row in triplets[:60]])
+    write_rows("part2.jsonl", [{**row, "task": ""} for row in triplets[40:]])
+    data = {"train": [{"source": "jsonl", "path": str(tmp_path / "part*.jsonl")}]}
+    path = write_config(data=data, **({} if guided else {"guide": None}))
+    clean = tmp_path / "clean.jsonl"
+    ended = gist("audit", path, "--json", "--threshold", "duplicate=1", "--write-clean", clean)
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)["kinds"]["duplicate"]
+    assert found["rows"] == 20
+    assert {one["source"] for one in found["worst"]} == {str(tmp_path / "part2.jsonl")}
+    dropped = gist("prepare", path, "--set", "data.drop_suspects={duplicate: 1}")
+    assert "20 of 116 rows (20 duplicate)" in dropped.err

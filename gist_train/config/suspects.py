@@ -30,9 +30,13 @@ KINDS = {
         "another row has nearly the same anchor and quite another positive", "cosine of the anchors less that of positives", 0.5
     ),
     "labels": Kind("another text is nearly the same and has another label", "cosine of the texts", 0.97),
-    "duplicate": Kind("an earlier row is the same, or nearly", "cosine of anchors or positives, the smaller", 0.97),
+    "duplicate": Kind(
+        "earlier rows have the same pairs, or one nearly the same", "1, or the cosine of anchors or positives, the smaller", 0.97
+    ),
     "repeated": Kind(
-        "the positive is that of many rows, and no nearer to their anchors than a random text", "rows that have it", 20.0
+        "the positive is that of many rows, and by the guide, if there is one, unlike most of their anchors",
+        "rows that have it",
+        20.0,
     ),
     "same_text": Kind("anchor and positive are one text", "1", 1.0),
     "empty": Kind("a text has no letter and no digit", "1", 1.0),

@@ -42,14 +42,15 @@ class PairScores:
         anchors, positives, negatives: the guide's vectors of texts in that column.
     """
 
-    KINDS = ("unrelated", "outranked", "negative_nearer", "disagreeing", "labels", "duplicate", "repeated")
+    KINDS = ("unrelated", "outranked", "negative_nearer", "disagreeing", "labels", "duplicate")
 
     def __init__(self, corpus: Corpus, anchors: Vectors, positives: Vectors, negatives: Vectors):
         self._corpus = corpus
         self._anchors, self._positives, self._negatives = anchors, positives, negatives
         self.cosine: Scores = np.zeros(corpus.row_count, np.float32)
         """(R,) of the anchor and that of the row's positives that is least similar."""
-        self._unusual = np.zeros(corpus.row_count, bool)
+        self.unusual = np.zeros(corpus.row_count, bool)
+        """(R,) whose pair is less similar than is usual for its task."""
         self.scores: dict[str, Scores] = {kind: np.zeros(corpus.row_count, np.float32) for kind in self.KINDS}
         """(R,) by kind."""
 
@@ -64,7 +65,6 @@ class PairScores:
                 done += more
                 yield done // 2
             self._compare_with_usual(rows)
-        self._count_positives()
 
     def _own(self, rows: NDArray[np.int64], column: str) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """(k,) places in `rows` and (k,) text ids of all that these rows have in a column."""
@@ -153,17 +153,8 @@ class PairScores:
         cosine = self.cosine[rows]
         median = np.median(cosine)
         deviation = TO_DEVIATION * np.median(np.abs(cosine - median))
-        self._unusual[rows] = cosine < median - USUAL * deviation
-        self.scores["unrelated"][rows] = np.where(self._unusual[rows], self.scores["outranked"][rows], 0)
-
-    def _count_positives(self) -> None:
-        """How often each positive stands in a row, where it mostly is less similar than what is usual."""
-        corpus = self._corpus
-        row = np.repeat(np.arange(corpus.row_count), np.diff(corpus.positive_offsets))
-        times = np.bincount(corpus.positive, minlength=corpus.text_count)
-        unusual = np.bincount(corpus.positive, self._unusual[row], minlength=corpus.text_count)
-        often = np.where(unusual > times / 2, times, 0).astype(np.float32)
-        np.maximum.at(self.scores["repeated"], row, often[corpus.positive])
+        self.unusual[rows] = cosine < median - USUAL * deviation
+        self.scores["unrelated"][rows] = np.where(self.unusual[rows], self.scores["outranked"][rows], 0)
 
 
 def _cosines(anchors: Tensor, place: NDArray[np.int64], others: Tensor) -> Tensor:
