@@ -49,17 +49,19 @@ class Looked:
     student: Pretrained
     judged: Collection[bytes]
     """`overlap.normalized_hash` of each text that evaluation judges on."""
+    in_files: bool = False
+    """Whether rows are judged as they stand in files: a labelled text alone, without the positive and negative mined for it."""
 
 
 def row_scores(by: Looked, kinds: Collection[str], console: Console) -> dict[str, Scores]:
     """(R,) by kind, the higher the worse. Without stored embeddings kinds that need a guide are not there."""
     scores: dict[str, Scores] = {}
     if "guide_cut" in kinds and by.reads:
-        cuts = GuideCuts(by.corpus, by.reads)
+        cuts = GuideCuts(by.corpus, by.reads, in_files=by.in_files)
         follow(cuts.look(), "counting the guide's tokens", None, console)
         scores["guide_cut"] = cuts.scores
     if {*kinds} - {*BY_GUIDE, *EXACT}:
-        texts = TextScores(by.corpus, by.tokens, by.student, by.judged)
+        texts = TextScores(by.corpus, by.tokens, by.student, by.judged, in_files=by.in_files)
         follow(texts.look(), "reading texts", by.corpus.text_count, console)
         scores |= texts.scores
     unusual = None
@@ -76,10 +78,10 @@ def row_scores(by: Looked, kinds: Collection[str], console: Console) -> dict[str
 
 
 class GuideCuts:
-    """What guides cut off of each row's texts, filled by `look`."""
+    """What guides cut off of each row's texts, filled by `look`; `in_files` as `largest_of_rows` has it."""
 
-    def __init__(self, corpus: Corpus, parts: Sequence[GuidePart]):
-        self._corpus, self._parts = corpus, parts
+    def __init__(self, corpus: Corpus, parts: Sequence[GuidePart], *, in_files: bool = False):
+        self._corpus, self._parts, self._in_files = corpus, parts, in_files
         self.scores: Scores = np.zeros(corpus.row_count, np.float32)
         """(R,) of the text that most is cut off of, by whichever guide cuts most: the share."""
 
@@ -100,7 +102,7 @@ class GuideCuts:
                 cut[some] = share_cut(model, prompted(model, part.model, [self._corpus.text(int(i)) for i in some]))
                 done += len(some)
                 yield done
-            np.maximum(self.scores, largest_of_rows(self._corpus, cut, part.roles), out=self.scores)
+            np.maximum(self.scores, largest_of_rows(self._corpus, cut, part.roles, in_files=self._in_files), out=self.scores)
 
 
 def without_suspects(by: Looked, thresholds: Mapping[str, float], console: Console) -> Corpus:

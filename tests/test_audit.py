@@ -356,3 +356,48 @@ def test_rows_that_stand_in_two_files_are_duplicates(write_config, write_rows, t
     assert {one["source"] for one in found["worst"]} == {str(tmp_path / "part2.jsonl")}
     dropped = gist("prepare", path, "--set", "data.drop_suspects={duplicate: 1}")
     assert "20 of 116 rows (20 duplicate)" in dropped.err
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_labelled_texts_stay_labelled_texts(write_config, write_rows, quickstart_texts, tmp_path, ending):
+    """A third of clean labelled texts was called bad for positives that mining drew, and what was left came as triplets."""
+    rows = [{"utterance": text, "intent": f"class {i % 4}", "id": i} for i, text in enumerate(quickstart_texts[:60])]
+    rows[9]["utterance"] = "---"
+    rows[17]["intent"] = "seen once"  # of which no triplet can be mined
+    columns = {"text": "utterance", "label": "intent"}
+    source = {"source": "classification", "path": str(write_rows("labelled.jsonl", rows)), "columns": columns}
+    clean = tmp_path / f"clean.{ending}"
+    # To a model of random weights all texts are alike: of what it finds, what goes by labels is none of this.
+    numbers = {kind: 1.1 if kind in ("labels", "duplicate") else 1e-6 for kind in KINDS}
+    thresholds = [word for kind, number in numbers.items() for word in ("--threshold", f"{kind}={number}")]
+    ended = gist("audit", write_config(data={"train": [source]}), "--json", "--write-clean", clean, *thresholds)
+    assert ended.code == 0, ended.err
+    found = {kind: one["rows"] for kind, one in json.loads(ended.out)["kinds"].items() if one["rows"]}
+    assert found == {"empty": 1}, found
+    kept = [{"utterance": row["utterance"], "intent": row["intent"]} for i, row in enumerate(rows) if i != 9]
+    if ending == "parquet":
+        import pyarrow.parquet as pq
+
+        assert pq.read_table(clean).to_pylist() == kept
+    else:
+        assert [json.loads(line) for line in clean.read_text(encoding="utf-8").splitlines()] == kept
+    again = gist("plan", write_config("again", data={"train": [{**source, "path": str(clean)}]}))
+    assert again.code == 0, again.err
+
+
+def test_one_clean_file_holds_rows_of_one_kind(write_config, write_rows, triplets, quickstart_texts, tmp_path):
+    """Triplets in place of labelled texts, or labels of two tasks in one column, would be trained on as something else."""
+    rows = [{"text": text, "label": f"class {i % 4}"} for i, text in enumerate(quickstart_texts[:60])]
+    labelled = {"source": "classification", "path": str(write_rows("l1.jsonl", rows))}
+    write_rows("l2.jsonl", rows)
+    pairs = {"source": "jsonl", "path": str(write_rows("pairs.jsonl", triplets))}
+    for train in (
+        [labelled, pairs],
+        [{**labelled, "path": str(tmp_path / "l?.jsonl")}],
+        [labelled, {**labelled, "path": str(tmp_path / "l2.jsonl")}],
+    ):
+        ended = gist("audit", write_config(data={"train": train}), "--write-clean", tmp_path / "clean.jsonl")
+        assert ended.code == 2
+        assert "--write-clean" in ended.err
+        assert "labelled texts" in ended.err
+    assert not (tmp_path / "runs").exists()

@@ -8,6 +8,9 @@ from gist_train.api.process import by_one_process
 from gist_train.api.run import Run
 from gist_train.auditing import audit as auditing
 from gist_train.auditing.html_page import keep_audit
+from gist_train.auditing.writing import check_clean
+from gist_train.auditing.writing import write_clean as save_clean
+from gist_train.auditing.writing import write_suspects as save_suspects
 from gist_train.checks import check
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.schema import Config
@@ -60,7 +63,7 @@ def audit(
         margins: besides loss.margin, under which it is counted what the guide would mask.
         thresholds: by kind, from which on a row is suspect, in place of the usual ones.
         write_suspects: a .jsonl or .parquet file for the suspect rows.
-        write_clean: such a file for the others.
+        write_clean: such a file for the others: pairs and triplets, or labelled texts of one source with their labels.
 
     Raises:
         UserError: data or models are not what the config says, an unknown kind, a file of another ending, or one that
@@ -69,11 +72,13 @@ def audit(
     written = {"write_suspects": write_suspects, "write_clean": write_clean}
     files = {name: Path(path) for name, path in written.items() if path is not None}
     check_targets(files, _checked(config).data)
+    if write_clean is not None:
+        check_clean(config.data, "write_clean")
     audited = auditing.audit(config, this_device(), terminal(), margins=margins, thresholds=thresholds or {})
     if write_suspects is not None:
-        auditing.write_suspects(audited, files["write_suspects"])
+        save_suspects(audited, files["write_suspects"])
     if write_clean is not None:
-        auditing.write_clean(audited, files["write_clean"])
+        save_clean(audited, files["write_clean"])
     keep_audit(RunFolder.of(config), audited.record(), None)
     return audited
 

@@ -1,11 +1,8 @@
 """What `gist-train audit` finds: what may be wrong with the rows of a config, before and without any training."""
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +19,9 @@ from gist_train.config.secrets import without_secrets
 from gist_train.config.suspects import KINDS
 from gist_train.data.corpus import Corpus
 from gist_train.data.opening import names_of_tables
-from gist_train.data.writing import ROWS_AT_A_TIME, whole_file, write_rows
 from gist_train.model.pair_scores import Scores
 from gist_train.progress import Paged, follow
-from gist_train.suspects import kept_rows, row_scores
+from gist_train.suspects import row_scores
 from gist_train.training.guides import StoredGuide, named_guide
 from gist_train.training.step_context import SourceRules
 from gist_train.version import __version__
@@ -178,40 +174,3 @@ def _known(thresholds: Mapping[str, float], usual: Mapping[str, float]) -> dict[
         if kind not in usual:
             raise UserError(Fault("--threshold", f'"{kind}"', f"a kind among {', '.join(usual)}", "name one of these"))
     return dict(thresholds)
-
-
-def write_suspects(found: Audit, path: Path) -> int:
-    """Writes a line for every row and kind in which it is suspect, the worst of each kind first; returns how many."""
-    lines = found.lines()
-    with whole_file(path) as beside:
-        return _write_jsonl(lines, beside) if path.suffix == ".jsonl" else _write_parquet(lines, beside)
-
-
-def _write_jsonl(lines: Iterator[Suspect], path: Path) -> int:
-    count = 0
-    with path.open("w", encoding="utf-8") as file:
-        for one in lines:
-            file.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
-            count += 1
-    return count
-
-
-def _write_parquet(lines: Iterator[Suspect], path: Path) -> int:
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
-
-    text, texts, count = pa.string(), pa.list_(pa.string()), 0
-    columns = [("kind", text), ("score", pa.float64()), ("task", text), ("source", text), ("row", pa.int64())]
-    schema = pa.schema([*columns, ("anchor", text), ("positives", texts), ("negatives", texts)])
-    with pq.ParquetWriter(path, schema) as writer:
-        while some := [asdict(one) for one in islice(lines, ROWS_AT_A_TIME)]:
-            writer.write_table(pa.Table.from_pylist(some, schema))
-            count += len(some)
-    return count
-
-
-def write_clean(found: Audit, path: Path) -> int:
-    """Writes the rows that are suspect in no way, as `gist-train mine` writes rows; returns how many."""
-    kept = kept_rows(found.corpus.row_count, [found.scores[kind] >= found.thresholds[kind] for kind in found.scores])
-    write_rows(found.corpus, path, kept)
-    return len(kept)

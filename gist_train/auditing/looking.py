@@ -44,7 +44,7 @@ def prepare_to_look(config: Config, device: torch.device, console: Console) -> t
         plan = batch_plan(config, corpus, guide)
     except UserError as error:  # rows can be judged all the same
         say(console, f"no batches, so what the guide would mask is not counted:\n{error}")
-    looked = Looked(corpus, guide, parts_of_all(config, corpus), tokens, student, judged_hashes(config))
+    looked = Looked(corpus, guide, parts_of_all(config, corpus), tokens, student, judged_hashes(config), in_files=True)
     prepared = [corpus.folder, *guide.folders()] if isinstance(guide, StoredGuide) else [corpus.folder]
     for folder in prepared:
         mark_used(folder)

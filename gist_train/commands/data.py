@@ -145,6 +145,7 @@ def audit(
     loaded = begin("audit", load_config(config, set_ or [], selects=False))
     with answering(as_json) as out:
         from gist_train.auditing import audit as auditing
+        from gist_train.auditing import writing
         from gist_train.auditing.html_page import keep_audit
         from gist_train.auditing.page import audit_page
         from gist_train.data.writing import check_targets
@@ -154,16 +155,18 @@ def audit(
         if page is not None:
             check_folder(page, "--page")
         written = {"--write-suspects": write_suspects, "--write-clean": write_clean}
+        if write_clean is not None:
+            writing.check_clean(loaded.data, "--write-clean")
         check_targets({option: to for option, to in written.items() if to is not None}, loaded.data)
         thresholds = auditing.read_numbers(threshold or [], "--threshold")
         others = auditing.read_margins(margins)
         audited = auditing.audit(loaded, this_device(), err, margins=others, thresholds=thresholds)
         if write_suspects is not None:
             err.print(
-                f"{auditing.write_suspects(audited, write_suspects):,} lines: {write_suspects}", highlight=False, soft_wrap=True
+                f"{writing.write_suspects(audited, write_suspects):,} lines: {write_suspects}", highlight=False, soft_wrap=True
             )
         if write_clean is not None:
-            rows = auditing.write_clean(audited, write_clean)
+            rows = writing.write_clean(audited, write_clean)
             err.print(f"{rows:,} rows, without prompts and scores: {write_clean}", highlight=False, soft_wrap=True)
         record = audited.record()
         err.print(f"page: {keep_audit(Run.of(loaded), record, page)}", highlight=False, soft_wrap=True)

@@ -132,6 +132,13 @@ class Corpus:
         return np.load(path, mmap_mode="r" if self.meta["sizes"][name] else None, allow_pickle=False)  # type: ignore[no-any-return]
 
     @cached_property
+    def drawn(self) -> NDArray[np.bool_]:
+        """(R,) which rows have a positive that nobody put beside their anchor: those of labelled and of bare texts."""
+        of_texts = [source["source"] in ("classification", "texts") for source in self.meta["data"]["train"]]
+        drawn: NDArray[np.bool_] = np.array(of_texts)[self.source]
+        return drawn
+
+    @cached_property
     def file(self) -> Int32:
         """(R,) which of its source's files each row is of, counted from 0 in their order."""
         return self.array("row_file")

@@ -27,18 +27,19 @@ def repeated_rows(corpus: Corpus) -> Scores:
 
 
 def times_repeated(corpus: Corpus, unusual: NDArray[np.bool_] | None) -> Scores:
-    """(R,) how many rows have the row's positive: the most frequent one, of several.
+    """(R,) how many rows have the row's positive: the most frequent one, of several. Positives that were drawn do not count.
 
     Args:
         unusual: (R,) whose pair is less similar than is usual; 0 is scored where most rows of a positive are not. None where no
             guide says so: then each counts.
     """
     row = _rows_of_positives(corpus)
-    times = np.bincount(corpus.positive, minlength=corpus.text_count)
+    paired = ~corpus.drawn[row]
+    times = np.bincount(corpus.positive, paired, minlength=corpus.text_count)
     if unusual is not None:
-        times = np.where(np.bincount(corpus.positive, unusual[row], minlength=corpus.text_count) > times / 2, times, 0)
+        times = np.where(np.bincount(corpus.positive, unusual[row] & paired, minlength=corpus.text_count) > times / 2, times, 0)
     scores = np.zeros(corpus.row_count, np.float32)
-    np.maximum.at(scores, row, times[corpus.positive].astype(np.float32))
+    np.maximum.at(scores, row, np.where(paired, times[corpus.positive], 0).astype(np.float32))
     return scores
 
 

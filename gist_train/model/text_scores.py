@@ -25,17 +25,20 @@ def share_cut(model: TextModel, texts: Sequence[str]) -> Scores:
     return share.astype(np.float32)
 
 
-def largest_of_rows(corpus: Corpus, of_text: Scores, roles: Collection[int] = ROLES) -> Scores:
+def largest_of_rows(corpus: Corpus, of_text: Scores, roles: Collection[int] = ROLES, *, in_files: bool = False) -> Scores:
     """(R,) the largest of what a row's texts in these roles have.
 
     Args:
         of_text: (N,)
+        in_files: whether a labelled text counts alone, as it stands in its file, and not what was mined for it.
     """
+    alone = np.asarray(corpus.label) >= 0 if in_files else np.zeros(corpus.row_count, bool)
     scores = of_text[corpus.anchor] if 0 in roles else np.zeros(corpus.row_count, np.float32)
     columns = {1: (corpus.positive, corpus.positive_offsets), 2: (corpus.negative, corpus.negative_offsets)}
     for role, (flat, bounds) in columns.items():
         if role in roles:
-            np.maximum.at(scores, np.repeat(np.arange(corpus.row_count), np.diff(bounds)), of_text[flat])
+            row = np.repeat(np.arange(corpus.row_count), np.diff(bounds))
+            np.maximum.at(scores, row, np.where(alone[row], np.float32(0), of_text[flat]))
     return scores
 
 
@@ -44,9 +47,13 @@ class TextScores:
 
     Args:
         judged: `overlap.normalized_hash` of each text that evaluation judges on.
+        in_files: as `largest_of_rows` has it.
     """
 
-    def __init__(self, corpus: Corpus, tokens: TokenTable, student: Pretrained, judged: Collection[bytes]):
+    def __init__(
+        self, corpus: Corpus, tokens: TokenTable, student: Pretrained, judged: Collection[bytes], *, in_files: bool = False
+    ):
+        self._in_files = in_files
         self._corpus, self._tokens, self._student = corpus, tokens, student
         self._judged = frozenset(judged)
         self.scores: dict[str, Scores] = {}
@@ -67,7 +74,7 @@ class TextScores:
         hashes = [row.tobytes() for row in normalized_hashes(corpus)] if self._judged else []
         judged = np.array([one in self._judged for one in hashes], np.float32) if hashes else np.zeros_like(empty)
         of_texts = {"empty": empty, "cut": cut, "evaluation": judged}
-        self.scores = {name: largest_of_rows(corpus, values) for name, values in of_texts.items()}
+        self.scores = {name: largest_of_rows(corpus, values, in_files=self._in_files) for name, values in of_texts.items()}
         self.scores["same_text"] = self._same_text()
         yield corpus.text_count
 
