@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from gist_train.config.errors import Fault, UserError
+from gist_train.config.models import GuideConfig
+from gist_train.config.schema import Config
 from gist_train.data.collecting import with_rows
 from gist_train.data.corpus import Corpus, TokenTable
 from gist_train.data.files import read_json, whole_folder, write_json
@@ -75,6 +77,13 @@ def row_scores(by: Looked, kinds: Collection[str], console: Console) -> dict[str
     if "repeated" in kinds:
         scores["repeated"] = times_repeated(by.corpus, unusual)
     return {kind: scores[kind] for kind in kinds if kind in scores}
+
+
+def lacking_kinds(config: Config) -> set[str]:
+    """Kinds that no row can be of: they need a guide whose embeddings are stored, `guide_cut` one that is a model."""
+    if not config.guides:
+        return {*BY_GUIDE}
+    return set() if any(isinstance(guide, GuideConfig) for guide in config.guides.values()) else {"guide_cut"}
 
 
 class GuideCuts:

@@ -133,13 +133,30 @@ def test_what_a_guide_cuts_off_is_counted(write_config, write_rows, make_model, 
         (["--threshold", "unlike=1"], '"unlike"'),
         (["--threshold", "cut=much"], '"much"'),
         (["--margins", "a"], '"a"'),
+        (["--margins", "0.1,nan"], "--margins"),
+        (["--threshold", "cut=nan"], "--threshold cut"),
+        (["--threshold", "duplicate=inf"], "--threshold duplicate"),
+        (["--threshold", "duplicate=0.9"], "0.97 or more"),
+        (["--threshold", "labels=0.969"], "0.97 or more"),
+        (["--threshold", "unrelated=1", "--set", "guide=null"], "needs a guide"),
         (["--write-suspects", "suspects.csv"], "--write-suspects"),
     ],
 )
-def test_what_it_cannot_take_is_refused(write_config, words, told):
+def test_what_it_cannot_take_is_refused(write_config, tmp_path, words, told):
+    """Before any work: found out after an hour of embedding, the hour is lost."""
     ended = gist("audit", write_config(), *words)
     assert ended.code == 2
     assert told in ended.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_program_is_refused_the_same(write_config, tmp_path):
+    """Numbers of a program are no better than those of a command."""
+    config = load_config(write_config())
+    for arguments in ({"margins": [float("nan")]}, {"thresholds": {"cut": "0.5"}}, {"thresholds": {"duplicate": 0.5}}):
+        with pytest.raises(gist_train.UserError, match=next(iter(arguments))):
+            gist_train.audit(config, **arguments)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_training_drops_suspects(write_config, write_rows, triplets, tmp_path):
@@ -203,14 +220,14 @@ def test_candidates_that_training_never_has_are_not_counted(write_config, triple
     assert all(line["masked_ap"] is line["masked_aa"] is None for line in report["masking"])
 
 
-@pytest.mark.parametrize("threshold", ["{cut: high}", "{duplicate: }", "{duplicate: .nan}"])
+@pytest.mark.parametrize("threshold", ["{cut: high}", "{duplicate: }", "{duplicate: .nan}", "{duplicate: 0.9}"])
 def test_a_threshold_that_is_no_number_is_told(write_config, threshold):
     path = write_config()
     text = path.read_text(encoding="utf-8").replace("data:\n", f"data:\n  drop_suspects: {threshold}\n")
     path.write_text(text, encoding="utf-8")
     ended = gist("plan", path)
     assert ended.code == 2
-    assert "data.drop_suspects." in ended.err
+    assert "data.drop_suspects" in ended.err
 
 
 def test_long_texts_are_read_once_their_cut_is_known(write_config, write_rows, triplets, monkeypatch):

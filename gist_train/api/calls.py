@@ -61,19 +61,20 @@ def audit(
 
     Args:
         margins: besides loss.margin, under which it is counted what the guide would mask.
-        thresholds: by kind, from which on a row is suspect, in place of the usual ones.
+        thresholds: by kind, from which on a row is suspect, in place of the usual ones; of duplicate and labels 0.97 or more.
         write_suspects: a .jsonl or .parquet file for the suspect rows.
         write_clean: such a file for the others: pairs and triplets, or labelled texts of one source with their labels.
 
     Raises:
-        UserError: data or models are not what the config says, an unknown kind, a file of another ending, or one that
-            rows are read from.
+        UserError: data or models are not what the config says, an unknown kind, a number that is not finite, a file of another
+            ending, or one that rows are read from.
     """
     written = {"write_suspects": write_suspects, "write_clean": write_clean}
     files = {name: Path(path) for name, path in written.items() if path is not None}
     check_targets(files, _checked(config).data)
     if write_clean is not None:
         check_clean(config.data, "write_clean")
+    auditing.check_asked(config, margins, thresholds or {}, names=("margins", "thresholds"))
     audited = auditing.audit(config, this_device(), terminal(), margins=margins, thresholds=thresholds or {})
     if write_suspects is not None:
         save_suspects(audited, files["write_suspects"])

@@ -1,8 +1,10 @@
 """What `gist-train audit` finds: what may be wrong with the rows of a config, before and without any training."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from rich.console import Console, RenderableType
 from gist_train.auditing.looking import prepare_to_look, whole_data
 from gist_train.auditing.masking import Masked, Masking, together
 from gist_train.auditing.record import AuditRecord, Suspect, sources_of
-from gist_train.config.errors import Fault, UserError
+from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.schema import Config
 from gist_train.config.secrets import without_secrets
 from gist_train.config.suspects import KINDS
@@ -21,7 +23,7 @@ from gist_train.data.corpus import Corpus
 from gist_train.data.opening import names_of_tables
 from gist_train.model.pair_scores import Scores
 from gist_train.progress import Paged, follow
-from gist_train.suspects import row_scores
+from gist_train.suspects import lacking_kinds, row_scores
 from gist_train.training.guides import StoredGuide, named_guide
 from gist_train.training.step_context import SourceRules
 from gist_train.version import __version__
@@ -131,7 +133,7 @@ def audit(
 
     Args:
         margins: besides loss.margin, under which it is counted what the guide would mask.
-        thresholds: by kind, in place of the usual ones.
+        thresholds: by kind, in place of the usual ones; as `check_asked` passes them, like margins.
 
     Raises:
         UserError: data or models are not what the config says.
@@ -148,7 +150,7 @@ def audit(
     usual = {kind: KINDS[kind].threshold for kind in scores}
     guide = named_guide(config, by.guide)
     files = [names_of_tables(source, f"data.train[{index}]") for index, source in enumerate(config.data.train)]
-    return Audit(config, by.corpus, files, guide, scores, {**usual, **_known(thresholds, usual)}, masking)
+    return Audit(config, by.corpus, files, guide, scores, {**usual, **thresholds}, masking)
 
 
 def read_margins(written: str) -> list[float]:
@@ -169,8 +171,38 @@ def _number(written: str, option: str) -> float:
         raise UserError(Fault(option, f'"{written}"', "a number", "write a number such as 0.05")) from None
 
 
-def _known(thresholds: Mapping[str, float], usual: Mapping[str, float]) -> dict[str, float]:
-    for kind in thresholds:
+def check_asked(
+    config: Config,
+    margins: Sequence[float],
+    thresholds: Mapping[str, float],
+    *,
+    names: tuple[str, str] = ("--margins", "--threshold"),
+) -> None:
+    """What is refused of an audit before any work.
+
+    Args:
+        names: of both, in messages.
+
+    Raises:
+        UserError: a number that is not finite, a kind that there is not or that needs a guide where there is none, or a threshold
+            below those that find anything more.
+    """
+    faults = [Fault(names[0], shown(one), "finite numbers", "write a number such as 0.05") for one in margins if not _finite(one)]
+    usual = {kind: one for kind, one in KINDS.items() if kind not in lacking_kinds(config)}
+    for kind, number in thresholds.items():
+        where, found = f"{names[1]} {kind}", shown(number)
         if kind not in usual:
-            raise UserError(Fault("--threshold", f'"{kind}"', f"a kind among {', '.join(usual)}", "name one of these"))
-    return dict(thresholds)
+            expected = f"a kind among {', '.join(usual)}"
+            needs = ", which needs a guide that this config has not" if kind in KINDS else ""
+            faults.append(Fault(names[1], f'"{kind}"{needs}', expected, "name one of these"))
+        elif not _finite(number):
+            faults.append(Fault(where, found, "a finite number", f"write a number such as {usual[kind].threshold:g}"))
+        elif (least := usual[kind].least) is not None and number < least:
+            expected = f"{least:g} or more: rows that are less alike are not compared"
+            faults.append(Fault(where, found, expected, "raise it, or leave it out"))
+    if faults:
+        raise UserError(*faults)
+
+
+def _finite(number: object) -> bool:
+    return isinstance(number, Real) and math.isfinite(number)

@@ -123,7 +123,10 @@ def audit(
         str, typer.Option(help="Further margins to count masked candidates under, e.g. 0.05,0.1.", metavar="X,X,...")
     ] = "",
     threshold: Annotated[
-        list[str] | None, typer.Option(help="From which on a row is suspect; may be repeated.", metavar="KIND=NUMBER")
+        list[str] | None,
+        typer.Option(
+            help="From which on a row is suspect; duplicate and labels from 0.97 on. May be repeated.", metavar="KIND=NUMBER"
+        ),
     ] = None,
     page: Annotated[
         Path | None,
@@ -160,6 +163,7 @@ def audit(
         check_targets({option: to for option, to in written.items() if to is not None}, loaded.data)
         thresholds = auditing.read_numbers(threshold or [], "--threshold")
         others = auditing.read_margins(margins)
+        auditing.check_asked(loaded, others, thresholds)
         audited = auditing.audit(loaded, this_device(), err, margins=others, thresholds=thresholds)
         if write_suspects is not None:
             err.print(

@@ -63,7 +63,7 @@ class DataConfig(Section):
     hard_negatives: HardNegativesConfig | None = None
     """Negatives that the guide finds for every row among the texts of the corpus; null = none."""
     drop_suspects: Suspects | None = None
-    """By kind, the score from which on a row is left out: what gist-train audit finds; null = none are."""
+    """By kind of gist-train audit, the score from which on a row is left out; null = none is. duplicate, labels: 0.97 or more."""
 
     @field_validator("drop_suspects")
     @classmethod

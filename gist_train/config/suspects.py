@@ -16,8 +16,12 @@ class Kind:
     """What the number is."""
     threshold: float
     """From which on a row is suspect, where nobody says otherwise."""
+    least: float | None = None
+    """The lowest threshold there may be, where texts that are less alike are not compared."""
 
 
+NEAR = 0.97
+"""Cosine from which on two texts are nearly the same: only such ones are compared further."""
 KINDS = {
     "unrelated": Kind(
         "the guide finds the positive hardly more related to the anchor than texts of other rows",
@@ -29,9 +33,12 @@ KINDS = {
     "disagreeing": Kind(
         "another row has nearly the same anchor and quite another positive", "cosine of the anchors less that of positives", 0.5
     ),
-    "labels": Kind("another text is nearly the same and has another label", "cosine of the texts", 0.97),
+    "labels": Kind("another text is nearly the same and has another label", "cosine of the texts", NEAR, NEAR),
     "duplicate": Kind(
-        "earlier rows have the same pairs, or one nearly the same", "1, or the cosine of anchors or positives, the smaller", 0.97
+        "earlier rows have the same pairs, or one nearly the same",
+        "1, or the cosine of anchors or positives, the smaller",
+        NEAR,
+        NEAR,
     ),
     "repeated": Kind(
         "the positive is that of many rows, and by the guide, if there is one, unlike most of their anchors",
@@ -50,6 +57,9 @@ KINDS = {
 def _known(thresholds: dict[str, float]) -> dict[str, float]:
     if unknown := sorted({*thresholds} - {*KINDS}):
         raise ValueError(f"no kind {unknown[0]}: there are {', '.join(KINDS)}")
+    for kind, threshold in thresholds.items():
+        if (least := KINDS[kind].least) is not None and threshold < least:
+            raise ValueError(f"set {kind} to {least:g} or more: rows that are less alike are not compared")
     return thresholds
 
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gist_train.config.suspects import NEAR
 from gist_train.data.corpus import Corpus
 from gist_train.data.drawing import of_rows
 from gist_train.model.masks import similarity_tolerance
@@ -27,8 +28,6 @@ WINDOW = 4096
 """Rows that a row of a task is looked for duplicates among: all, or those next to it along a random direction."""
 NUMBERS_AT_A_TIME = 1 << 25
 """Of the vectors of pairs of rows with nearly the same anchor."""
-NEAR = 0.97
-"""Cosine from which on two texts are nearly the same."""
 USUAL = 0.5
 """Deviations below its task's median down to which a pair's similarity is usual."""
 TO_DEVIATION = 1.4826
