@@ -9,7 +9,7 @@ from contextlib import contextmanager, redirect_stdout
 from threading import Event, Thread
 from typing import Any, Protocol
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,9 +20,11 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from gist_train.config.errors import visible
 from gist_train.config.secrets import hidden
 from gist_train.pulse import PULSE
 
@@ -35,7 +37,8 @@ REDRAWN = 0.2
 
 
 class Terminal(Console):
-    """A console that shows no password and no token, in no cell of a table either, which may be broken over lines.
+    """A console that shows no password and no token, in no cell of a table either, which may be broken over lines; and what a
+    terminal would obey of texts that it shows, it shows.
 
     Names of models, runs, files and tasks may hold brackets and colons: none of them is markup, and none becomes a picture.
     """
@@ -45,7 +48,13 @@ class Terminal(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """What a text looks like."""
-        return super().render_str(hidden(text), **options)
+        return super().render_str(visible(hidden(text)), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """The pieces of what is shown."""
+        for segment in super().render(renderable, options):
+            plain = segment.control or segment.text.isprintable()
+            yield segment if plain else Segment(visible(segment.text), segment.style)
 
 
 def terminal() -> Terminal:

@@ -418,3 +418,14 @@ def test_one_clean_file_holds_rows_of_one_kind(write_config, write_rows, triplet
         assert "--write-clean" in ended.err
         assert "labelled texts" in ended.err
     assert not (tmp_path / "runs").exists()
+
+
+def test_escapes_in_the_data_are_shown(write_config, write_rows, triplets):
+    """The worst rows of a file of the web are printed first."""
+    rows = [*triplets, {"anchor": "\x1b[2Jsame\x07", "positive": "\x1b[2Jsame\x07", "task": "a\x1b[31m"}]
+    path = write_config(data={"train": [{"source": "jsonl", "path": str(write_rows("odd.jsonl", rows))}], "batching": "mixed"})
+    for command in ("audit", "plan"):
+        ended = gist(command, path)
+        assert ended.code == 0, ended.err
+        assert not {*(ended.out + ended.err)} & {"\x1b", "\x07"}
+    assert "\\x1b[2Jsame" in gist("audit", path).out

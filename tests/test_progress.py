@@ -6,9 +6,12 @@ import time
 
 import pytest
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from gist_train import progress
-from gist_train.progress import counting, follow
+from gist_train.config.errors import Fault
+from gist_train.progress import Terminal, counting, follow
 
 
 def console_into(stream):
@@ -153,3 +156,20 @@ def test_a_notebook_that_is_not_to_speak_shows_no_bar(monkeypatch):
     monkeypatch.setattr("IPython.display.display", lambda *_, **__: pytest.fail("a bar"))
     console = Console(file=io.StringIO(), force_jupyter=True, force_terminal=False)
     follow(slowly(2, 0.0), "reading", 2, console, shown=False)
+
+
+def test_a_terminal_obeys_no_text_of_the_data():
+    """A row of the web could set the title of a terminal, clear it, or hide what is said of it."""
+    stream = io.StringIO()
+    shown = Terminal(file=stream, force_terminal=True, width=60, color_system=None)
+    hostile = "a\x1b]0;mine\x07b\x9b2Jc\u202ed"
+    table = Table()
+    table.add_row(hostile, Text(hostile))
+    shown.print(hostile, Text(hostile), table, "naïve 日本\u3000語 \U0001f468\u200d\U0001f469", highlight=False)
+    text = stream.getvalue()
+    assert not {*text} & {"\x1b", "\x07", "\x9b", "\u202e"}
+    assert "a\\x1b]0;mine" in text
+    assert "naïve 日本\u3000語 \U0001f468\u200d\U0001f469" in text
+    fault = str(Fault(f"{hostile}.jsonl", hostile, "a text", "write one"))
+    assert "\\x1b]0;mine\\x07b\\x9b2Jc\\u202ed" in fault
+    assert "\x1b" not in fault

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from gist_train.auditing.audit import Audit
 from gist_train.auditing.masking import Masked
+from gist_train.config.errors import visible
 from gist_train.config.suspects import KINDS
 from gist_train.model.loss import BLOCKS
 
@@ -84,5 +85,5 @@ def _of_task(task: str, by_margin: list[Masked]) -> Iterator[str | Text]:
 
 
 def _cut(text: str) -> str:
-    line = " ".join(text.split())
+    line = visible(" ".join(text.split()))
     return f'"{line}"' if len(line) <= SHOWN_CHARACTERS else f'"{line[: SHOWN_CHARACTERS - 3]}..."'

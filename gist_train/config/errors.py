@@ -1,10 +1,14 @@
 """What a user did wrong, said so that they can fix it: where, found, expected, fix."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from gist_train.config.secrets import hidden
+
+OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but tab and line feed, Unicode's that order text from right to left, halves of surrogate pairs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +25,7 @@ class Fault:
     """What to do about it."""
 
     def __str__(self) -> str:
-        return hidden(f"{self.where}\n  found     {self.found}\n  expected  {self.expected}\n  fix       {self.fix}")
+        return visible(hidden(f"{self.where}\n  found     {self.found}\n  expected  {self.expected}\n  fix       {self.fix}"))
 
 
 class UserError(Exception):
@@ -42,10 +46,15 @@ def listed(names: Iterable[str], most: int = 20) -> str:
     return f"{', '.join(names[:most])}{more}" or "(none)"
 
 
+def visible(text: str) -> str:
+    """The text with what a terminal would obey, and not show, written out: escape sequences, and signs that turn text around."""
+    return OBEYED.sub(lambda sign: ascii(sign[0])[1:-1], text)
+
+
 def shown(value: object, limit: int = 80) -> str:
     """`value` as it may follow "found": quoted, on one line, cut to `limit` characters; a path is whole, its end says most."""
     if isinstance(value, Path):
         return '"' + "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(value)) + '"'
     text = repr(value) if not isinstance(value, str) else f'"{value}"'
-    text = " ".join(text.split())
+    text = visible(" ".join(text.split()))
     return text if len(text) <= limit else text[: limit - 1] + "…"
