@@ -429,3 +429,21 @@ def test_escapes_in_the_data_are_shown(write_config, write_rows, triplets):
         assert ended.code == 0, ended.err
         assert not {*(ended.out + ended.err)} & {"\x1b", "\x07"}
     assert "\\x1b[2Jsame" in gist("audit", path).out
+
+
+def test_what_is_left_behind_is_named(write_config, write_rows, triplets, quickstart_texts, tmp_path):
+    """An id that is lost in cleaning is missed when the clean rows are to go back to where they came from."""
+    rows = [{**row, "id": n, "lang": "en", "url": "x", "score": 1} for n, row in enumerate(triplets)]
+    source = {
+        "source": "jsonl",
+        "path": str(write_rows("r.jsonl", rows)),
+        "where": 'lang == "en"',
+        "prompts": {"anchor": "query: "},
+    }
+    path, clean = write_config(data={"train": [source]}), tmp_path / "clean.jsonl"
+    rows = [{"text": text, "label": f"class {i % 4}", "id": i} for i, text in enumerate(quickstart_texts[:40])]
+    labelled = {"source": "classification", "path": str(write_rows("labelled.jsonl", rows))}
+    of_labelled = write_config("labelled", data={"train": [labelled]})
+    for words in (["audit", path, "--write-clean"], ["mine", path, "--to"]):
+        assert "sources and the YAML: the columns id, url, score, lang, prompts\n" in gist(*words, clean).err
+    assert "sources and the YAML: the columns id\n" in gist("audit", of_labelled, "--write-clean", clean).err

@@ -14,13 +14,14 @@ from gist_train.auditing.writing import write_suspects as save_suspects
 from gist_train.checks import check
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.schema import Config
-from gist_train.data.writing import check_targets, write_rows
+from gist_train.data.corpus import Corpus
+from gist_train.data.writing import check_targets, left_behind, write_rows
 from gist_train.hard_negatives import with_rules
 from gist_train.model.device import this_device
 from gist_train.planning import plan as planning
 from gist_train.planning.findings import Plan
 from gist_train.preparation import mined_corpus
-from gist_train.progress import terminal
+from gist_train.progress import say, terminal
 from gist_train.run_folder import Run as RunFolder
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def audit(
         save_suspects(audited, files["write_suspects"])
     if write_clean is not None:
         save_clean(audited, files["write_clean"])
+        _say_left_behind(audited.corpus, config)
     keep_audit(RunFolder.of(config), audited.record(), None)
     return audited
 
@@ -99,13 +101,20 @@ def mine(config: Config, to: str | Path) -> Path:
     with_negatives = with_rules(_checked(config))
     check_targets({"to": path}, with_negatives.data)
     check(with_negatives, terminal())
-    write_rows(mined_corpus(with_negatives, this_device(), terminal()), path)
+    corpus = mined_corpus(with_negatives, this_device(), terminal())
+    write_rows(corpus, path)
+    _say_left_behind(corpus, config)
     return path
 
 
 def evaluate(config: Config, models: str | Path | Sequence[str | Path] = (), *, dimensions: Sequence[int] = ()) -> "DataFrame":
     """Scores of models on the config's tasks, by default of base, tuned model and guide: `Run(config).evaluate(...)`."""
     return Run(config).evaluate(models, dimensions=dimensions)
+
+
+def _say_left_behind(corpus: Corpus, config: Config) -> None:
+    if lost := left_behind(corpus, config.data):
+        say(terminal(), f"left behind in the sources and the YAML: {lost}")
 
 
 def _checked(config: Config) -> Config:

@@ -94,7 +94,7 @@ def mine(
     if not launched_together():
         begin("mine", load_config(config, set_ or [], selects=False))
     from gist_train.checks import check
-    from gist_train.data.writing import check_targets, write_rows
+    from gist_train.data.writing import check_targets, left_behind, write_rows
     from gist_train.hard_negatives import with_rules
     from gist_train.model.device import this_device
     from gist_train.preparation import mined_corpus
@@ -110,9 +110,9 @@ def mine(
         corpus = mined_corpus(loaded, this_device(), err, Processes(ranks.size, ranks.first_here))
         if ranks.rank == 0:
             write_rows(corpus, to)
-    if len(corpus.prompts) > 1 or corpus.scored:
-        err.print(f"{to} has no prompts and no scores: these stay in the YAML and its files", soft_wrap=True)
     err.print(f"{corpus.row_count:,} rows: {to}", highlight=False, soft_wrap=True)
+    if lost := left_behind(corpus, loaded.data):
+        err.print(f"left behind in the sources and the YAML: {lost}", highlight=False, soft_wrap=True)
 
 
 @data.command()
@@ -151,7 +151,7 @@ def audit(
         from gist_train.auditing import writing
         from gist_train.auditing.html_page import keep_audit
         from gist_train.auditing.page import audit_page
-        from gist_train.data.writing import check_targets
+        from gist_train.data.writing import check_targets, left_behind
         from gist_train.model.device import this_device
         from gist_train.pages.rendering import check_folder
 
@@ -171,7 +171,9 @@ def audit(
             )
         if write_clean is not None:
             rows = writing.write_clean(audited, write_clean)
-            err.print(f"{rows:,} rows, without prompts and scores: {write_clean}", highlight=False, soft_wrap=True)
+            err.print(f"{rows:,} rows: {write_clean}", highlight=False, soft_wrap=True)
+            if lost := left_behind(audited.corpus, loaded.data):
+                err.print(f"left behind in the sources and the YAML: {lost}", highlight=False, soft_wrap=True)
         record = audited.record()
         err.print(f"page: {keep_audit(Run.of(loaded), record, page)}", highlight=False, soft_wrap=True)
         if as_json:

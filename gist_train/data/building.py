@@ -169,7 +169,7 @@ def _read_source(
     source, where, unread = data.train[index], f"data.train[{index}]", dict[str, None]()
     count, faults = SourceCounts(), list[Fault]()
     if isinstance(source, ClassificationSource):
-        rows = _mined_rows(source, where, partial(embeddings, index), count, exclusion)
+        rows = _mined_rows(source, where, partial(embeddings, index), count, exclusion, unread)
     else:
         table_rows = read_rows(source, where, keep_instructions=data.keep_instructions, unread=unread)
         rows = _rest(table_rows, source, count, exclusion)
@@ -237,8 +237,13 @@ def refuse_bad(data: DataConfig, faults: Sequence[Fault], read: int, bad: int, u
         raise UserError(*faults, Fault("data.on_bad_row", f"fail, and {share} can't be used", "fail or skip", fix))
 
 
-def labelled_texts(source: ClassificationSource, where: str, exclusion: Exclusion) -> tuple[list[Labelled], list[Fault], int]:
+def labelled_texts(
+    source: ClassificationSource, where: str, exclusion: Exclusion, unread: dict[str, None] | None = None
+) -> tuple[list[Labelled], list[Fault], int]:
     """All rows of a source of labelled texts, what is wrong with the others, and how many were left out as excluded.
+
+    Args:
+        unread: the names of columns that are not read are added to it.
 
     Raises:
         UserError: a file is broken, or all rows have one label, or each its own.
@@ -246,7 +251,7 @@ def labelled_texts(source: ClassificationSource, where: str, exclusion: Exclusio
     rows: list[Labelled] = []
     faults: list[Fault] = []
     left_out = 0
-    for row in read_labelled(source, where):
+    for row in read_labelled(source, where, unread):
         if isinstance(row, Fault):
             faults.append(row)
         elif exclusion and row.text in exclusion:
@@ -288,9 +293,10 @@ def _mined_rows(
     embeddings: Callable[[Sequence[str]], NDArray[np.float32]],
     count: SourceCounts,
     exclusion: Exclusion,
+    unread: dict[str, None],
 ) -> Iterator[Row | Fault]:
     """The triplets of a source of labelled texts; counts the rows that gave none, as read too."""
-    rows, faults, count.excluded = labelled_texts(source, where, exclusion)
+    rows, faults, count.excluded = labelled_texts(source, where, exclusion, unread)
     yield from faults
     if not rows:
         return

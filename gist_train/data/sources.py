@@ -148,13 +148,15 @@ def read_rows(
             raise TypeError("rows of labelled texts are mined")
 
 
-def read_labelled(source: ClassificationSource, where: str) -> Iterator[Labelled | Fault]:
-    """Labelled texts in order, a bad row as a Fault; UserError where a file is broken."""
+def read_labelled(source: ClassificationSource, where: str, unread: dict[str, None] | None = None) -> Iterator[Labelled | Fault]:
+    """Labelled texts in order, a bad row as a Fault; UserError where a file is broken. `unread` as `read_rows` has it."""
     columns = source.columns
     fields = [Field("text", (columns.text,), True, True), Field("label", (columns.label,), True, True)]
     for table, rows in tables(source, where, fields):
         task = source.task or table.name
         yield from checked(table, (_labelled(table, fields, task, cells) for cells in rows))
+        if unread is not None:
+            unread.update(table.unread)
 
 
 def read_texts(source: TextsSource, where: str) -> Iterator[str | Fault]:

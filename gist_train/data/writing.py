@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.conditions import Condition
+from gist_train.config.errors import Fault, UserError, listed, shown
 from gist_train.config.schema import DataConfig
+from gist_train.config.sources import MediSource, TableSource
 from gist_train.data.corpus import Corpus
 from gist_train.data.files import sync
 from gist_train.data.fingerprints import DOCUMENTS
@@ -55,6 +57,20 @@ def write_rows(corpus: Corpus, path: Path, rows: Iterable[int] | None = None) ->
     with whole_file(path) as beside:
         written = _rows(corpus, range(corpus.row_count) if rows is None else rows)
         _write_jsonl(written, beside) if path.suffix == ".jsonl" else _write_parquet(corpus, written, beside)
+
+
+def left_behind(corpus: Corpus, data: DataConfig) -> str | None:
+    """What of the sources no file of rows has, in words: columns by name, instructions, prompts and scores; None for nothing."""
+    columns: dict[str, None] = {}
+    for source, counts in zip(data.train, corpus.meta["sources"], strict=True):
+        columns.update(dict.fromkeys(counts["unread"]))
+        if isinstance(source, TableSource) and source.where is not None:
+            columns.update(dict.fromkeys(Condition(source.where).columns))
+    parts = [f"the columns {listed(columns)}"] if columns else []
+    if any(isinstance(source, MediSource) for source in data.train) and not data.keep_instructions:
+        parts.append("MEDI's instructions")
+    parts += [name for name, there in (("prompts", len(corpus.prompts) > 1), ("scores", corpus.scored)) if there]
+    return ", ".join(parts) or None
 
 
 @contextmanager
