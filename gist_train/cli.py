@@ -46,7 +46,7 @@ KEPT = {
     "prepare": "What was read and embedded is kept: the same command goes on from there.",
     "plan": "What was read is kept: the same command goes on from there.",
     "mine": "What was read, embedded and compared is kept, and no file was written: the same command goes on from there.",
-    "audit": "What was read and embedded is kept, and no file was begun that is not whole: the same command goes on from there.",
+    "audit": "What was read and embedded is kept, and each file that is there is whole: the same command goes on from there.",
     "evaluate": "Scores of a run's checkpoints that were measured are kept in its folder: the same command goes on from there.",
     "select": "The scores that were measured are kept, and selected.json is whole: the same command goes on from there.",
     "export": "The folder is whole: the new export if its path was printed, else as it was. The same command completes a push.",

@@ -83,3 +83,17 @@ def test_what_is_masked_is_what_training_masks(write_config):
         for block in ("ap", "aa", "pp"):  # whose candidates are as many at every step
             mean = np.mean([line[f"masked_{block}"] for line in steps])
             assert one.masked[block] / one.candidates[block] == pytest.approx(mean, abs=1e-4)
+
+
+def test_it_says_how_many_batches_it_looked_at(write_config, monkeypatch):
+    """Of many tasks some have no line: who reads that nothing of them is masked is wrong."""
+    monkeypatch.setattr("gist_train.auditing.masking.SAMPLED_BATCHES", 2)
+    ended = gist("audit", write_config())
+    assert ended.code == 0, ended.err
+    text = " ".join(ended.out.split())
+    assert "2 of the 12 batches of the first epoch were looked at; a task without a line has no batch" in text
+    page = Run.of(load_config(write_config())).audit_page.read_text(encoding="utf-8")
+    assert "of 2 of the 12 batches" in page
+    assert "A task without a line" in page
+    monkeypatch.undo()
+    assert "a task without a line" not in " ".join(gist("audit", write_config()).out.split())

@@ -113,6 +113,7 @@ class Audit(Paged):
                     "kinds": kinds,
                     "masking": masking,
                     "margins": margins,
+                    "epoch_batches": None if self.masking is None else self.masking.epoch,
                 }
             )
         )

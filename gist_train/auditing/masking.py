@@ -81,8 +81,7 @@ class Masking:
 
     def look(self) -> Iterator[int]:
         """Looks at batches of the first epoch, evenly spaced; yields how many are done."""
-        steps = self._plan.steps_per_epoch
-        asked = np.unique(np.linspace(1, steps, min(steps, SAMPLED_BATCHES)).astype(np.int64))
+        asked = np.unique(np.linspace(1, self.epoch, self.batches).astype(np.int64))
         for done, step in enumerate(asked.tolist(), start=1):
             rows = self._plan.batch(step)
             batch = self._corpus.batch(rows, self._plan.positives(rows, 0))
@@ -95,7 +94,12 @@ class Masking:
     @property
     def batches(self) -> int:
         """That are looked at."""
-        return min(self._plan.steps_per_epoch, SAMPLED_BATCHES)
+        return min(self.epoch, SAMPLED_BATCHES)
+
+    @property
+    def epoch(self) -> int:
+        """Batches of the first epoch."""
+        return self._plan.steps_per_epoch
 
     def _add(self, to: Masked, batch: Batch, margin: float) -> None:
         guides = [

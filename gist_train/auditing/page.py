@@ -59,7 +59,7 @@ def _masking(found: Audit) -> RenderableType:
     first = found.masking.by_task[margins[0]]
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("task", no_wrap=True, max_width=SHOWN_TASK)
-    for column in ("steps", *BLOCKS, *(f"at {margin:g}" for margin in margins), "bare"):
+    for column in ("batches", *BLOCKS, *(f"at {margin:g}" for margin in margins), "none left"):
         table.add_column(column, justify="right", no_wrap=True)
     by_rows = sorted(first, key=lambda task: -first[task].batches)
     for task in by_rows[:SHOWN_TASKS]:
@@ -68,8 +68,12 @@ def _masking(found: Audit) -> RenderableType:
         table.add_row(f"and {len(by_rows) - SHOWN_TASKS:,} tasks more")
     about = (
         "What the guide would mask of a batch's candidates: positives (ap), negatives (an) and anchors (aa) against anchors, "
-        f"positives against positives (pp), at margin {margins[0]:g}; all of them at each margin; rows left with none (bare)."
+        f"positives against positives (pp), at margin {margins[0]:g}; all of them at each margin; "
+        "rows of which every candidate is masked, which teach nothing (none left). "
     )
+    sampled, epoch = found.masking.batches, found.masking.epoch
+    about += f"{sampled:,} of the {epoch:,} batches of the first epoch were looked at"
+    about += "; a task without a line has no batch of its own among them." if sampled < epoch else "."
     return Group(Text(about, "bold"), table)
 
 

@@ -101,6 +101,8 @@ class AuditRecord(_Part):
     """By margin and task; None where no guide's embeddings are stored, or the rows give no batch. loss.margin is the first."""
     margins: list[MaskedShares] | None
     """By margin, all tasks together."""
+    epoch_batches: int | None = None
+    """Batches of the first epoch, of which `masking` has some or all; None where it has none, or in an older file."""
 
     @property
     def by_frequency(self) -> list[str]:

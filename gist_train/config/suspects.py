@@ -24,7 +24,7 @@ NEAR = 0.97
 """Cosine from which on two texts are nearly the same: only such ones are compared further."""
 KINDS = {
     "unrelated": Kind(
-        "the guide finds the positive hardly more related to the anchor than texts of other rows",
+        "the pair is less similar than is usual in its task, and other texts of the task are nearer to the anchor",
         "share of the task's positives that are nearer; 0 where the pair is usual for its task",
         0.02,
     ),
