@@ -1,7 +1,8 @@
 # gist-train in a container: for NVIDIA GPUs, whose container toolkit the host needs then, or for a CPU.
 #
 #   docker build . --tag gist-train
-#   docker build . --tag gist-train --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu      a CPU: no gigabytes of CUDA
+#   docker build . --tag gist-train --build-arg TORCH_INDEX=ADDRESS                                   a CPU: no gigabytes of CUDA;
+#                                      ADDRESS is the index of CPU wheels that PyTorch's page on installing names
 #   docker build . --tag gist-train --build-arg EXTRAS=report,onnx,wandb                              other extras of pyproject.toml
 #
 #   as_me="--rm -it --init --user $(id -u):$(id -g) --volume $PWD:/data"
