@@ -34,7 +34,7 @@ from benchmarks.options import count
 from gist_train.data.files import append_text, json_lines
 
 STEPS, BATCH_SIZE, SEEDS = 450, 32, (1, 2)
-WARM_UP, TIMED = 10, 40
+WARM_UP, TIMED = 5, 30
 """Steps of a round whose time does not count, and those whose does."""
 SETS = ("banking77", "clinc150", "snips")
 PARTS = ("train", "test")
