@@ -245,7 +245,7 @@ def test_an_audit_is_shown_and_where_it_is_from(run, yaml_path):
     assert "gist-train audit" in ended.err
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (1200, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(400, "light"), pytest.param(1200, "dark", marks=pytest.mark.slow)])
 def test_maps_and_examples_in_a_browser(run, width, scheme):
     """Hostile texts in a tooltip of the map, in its list and among bad rows are read, not run."""
     assert gist("report", run.folder).code == 0

@@ -253,7 +253,7 @@ def test_nothing_of_the_data_becomes_markup(write_config, tmp_path, write_rows, 
     body = (folder / "README.md").read_text().split("\n---\n", 1)[1]
     tokens = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(body)
     inline = [child for token in tokens for child in token.children or []]
-    ours = ("<details><summary>config.yaml, as gist-train train takes it</summary>", "</details>")
+    ours = ("<details><summary>config.yaml, paths shortened, without tracking and output folders</summary>", "</details>")
     kinds = {token.type for token in (*tokens, *inline) if token.content.strip() not in ours}
     assert not kinds & {"html_block", "html_inline", "link_open", "image", "em_open", "s_open", "strong_open"}
     (block,) = [token for token in tokens if token.type == "fence" and token.info == "yaml"]

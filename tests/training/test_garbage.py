@@ -7,6 +7,8 @@ from support.running import gist
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 GARBAGE = {"nested": "[" * 100_000, "cut": '{"a": ', "another kind": "[1, 2]", "binary": "\udcff\udcfe\x00", "empty": ""}
+RARE = ("binary", "empty")
+"""Kinds that take the way of a file that is cut."""
 FILES = (
     "run/run.json",
     "run/config.yaml",
@@ -48,7 +50,9 @@ def config(write_config, write_pairs, tmp_path, whole):
     return path
 
 
-@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize(
+    "garbage", ["nested", "cut", "another kind", *(pytest.param(one, marks=pytest.mark.slow) for one in RARE)]
+)
 @pytest.mark.parametrize("file", FILES)
 def test_garbage_is_told_and_never_a_traceback(config, tmp_path, file, garbage):
     """Who copies a run over a network gets such files, and needs to know which one it is."""
