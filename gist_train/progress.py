@@ -62,7 +62,7 @@ def terminal() -> Terminal:
     return Terminal(stderr=True)
 
 
-class Paged:
+class PagedResult:
     """A result that a notebook shows as its command's page, where a cell ends with it, and not as its fields."""
 
     def page(self) -> RenderableType:
@@ -71,7 +71,7 @@ class Paged:
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         """Asked for by IPython, before what a class says of itself."""
-        console = Terminal(file=io.StringIO(), width=PAGE_WIDTH, markup=False, force_jupyter=False)
+        console = Terminal(file=io.StringIO(), width=PAGE_WIDTH, force_jupyter=False)
         with console.capture() as captured:
             console.print(self.page())
         return {"text/plain": captured.get().rstrip()}

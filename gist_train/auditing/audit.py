@@ -22,7 +22,7 @@ from gist_train.config.suspects import KINDS
 from gist_train.data.corpus import Corpus
 from gist_train.data.opening import names_of_tables
 from gist_train.model.pair_scores import Scores
-from gist_train.progress import Paged, follow
+from gist_train.progress import PagedResult, follow
 from gist_train.suspects import lacking_kinds, row_scores
 from gist_train.training.guides import StoredGuide, named_guide
 from gist_train.training.step_context import SourceRules
@@ -33,7 +33,7 @@ EXAMPLES = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Audit(Paged):
+class Audit(PagedResult):
     """What was found."""
 
     config: Config

@@ -112,10 +112,10 @@ class GrowingStore:
             # As they will be read again: in the precision of the store.
             made = embed(missing).astype(self._config.dtype).astype(np.float32)
             self._new.vectors.update({hashes[i].tobytes(): vector for i, vector in zip(missing.tolist(), made, strict=True)})
-        found = self._read(hashes)
+        vectors = self._read(hashes)
         if self._new.due:
             self.write()
-        return found
+        return vectors
 
     def _missing(self, hashes: NDArray[np.uint8]) -> NDArray[np.int64]:
         """(k,) the first of the texts with each hash that is neither in the store nor in memory."""

@@ -6,7 +6,7 @@ from rich.console import RenderableType
 
 from gist_train.evaluation.leakage import Leak
 from gist_train.preparation import SourceRows
-from gist_train.progress import Paged
+from gist_train.progress import PagedResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class ExampleRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan(Paged):
+class Plan(PagedResult):
     """What training will do."""
 
     name: str

@@ -10,7 +10,7 @@ from gist_train.config.errors import Fault, UserError
 from gist_train.config.evaluation import EvaluationConfig
 from gist_train.data.files import read_json, write_json
 from gist_train.evaluation.leakage import Leak
-from gist_train.progress import Paged
+from gist_train.progress import PagedResult
 from gist_train.run_folder import MANIFEST, Run
 
 
@@ -48,7 +48,7 @@ class SelectedCandidate(_Part):
         return len(self.steps) > 1 or self.base_weight > 0
 
 
-class Selected(_Part, Paged):
+class Selected(_Part, PagedResult):
     """What was chosen. In the file, scores are called figures."""
 
     step: int

@@ -56,11 +56,11 @@ def config(write_config, write_pairs, tmp_path, whole):
 @pytest.mark.parametrize("file", FILES)
 def test_garbage_is_told_and_never_a_traceback(config, tmp_path, file, garbage):
     """Who copies a run over a network gets such files, and needs to know which one it is."""
-    found = list((tmp_path / "runs").glob(file)) or [tmp_path / "runs" / file]
-    found[0].write_bytes(GARBAGE[garbage].encode("utf-8", "surrogateescape"))
+    paths = list((tmp_path / "runs").glob(file)) or [tmp_path / "runs" / file]
+    paths[0].write_bytes(GARBAGE[garbage].encode("utf-8", "surrogateescape"))
     for words in (("train", config), ("evaluate", tmp_path / "runs" / "run"), ("select", config), ("export", config)):
         ended = gist(*words)
         assert "Traceback" not in ended.err, (words[0], ended.err[-2000:])
         assert ended.code in (0, 2), (words[0], ended.code, ended.err[-2000:])
         if ended.code == 2:
-            assert found[0].name in ended.err or str(found[0].parent) in ended.err, (words[0], ended.err[-2000:])
+            assert paths[0].name in ended.err or str(paths[0].parent) in ended.err, (words[0], ended.err[-2000:])
