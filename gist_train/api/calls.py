@@ -14,7 +14,6 @@ from gist_train.auditing.writing import write_suspects as save_suspects
 from gist_train.checks import check
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.schema import Config
-from gist_train.data.corpus import Corpus
 from gist_train.data.writing import check_targets, left_behind, write_rows
 from gist_train.hard_negatives import with_rules
 from gist_train.model.device import this_device
@@ -80,8 +79,7 @@ def audit(
     if write_suspects is not None:
         save_suspects(audited, files["write_suspects"])
     if write_clean is not None:
-        save_clean(audited, files["write_clean"])
-        _say_left_behind(audited.corpus, config)
+        _say_left_behind(save_clean(audited, files["write_clean"])[1])
     keep_audit(RunFolder.of(config), audited.record(), None)
     return audited
 
@@ -102,8 +100,8 @@ def mine(config: Config, to: str | Path) -> Path:
     check_targets({"to": path}, with_negatives.data)
     check(with_negatives, terminal())
     corpus = mined_corpus(with_negatives, this_device(), terminal())
-    write_rows(corpus, path)
-    _say_left_behind(corpus, config)
+    write_rows(corpus, with_negatives.data, path)
+    _say_left_behind(left_behind(corpus, with_negatives.data))
     return path
 
 
@@ -112,8 +110,8 @@ def evaluate(config: Config, models: str | Path | Sequence[str | Path] = (), *, 
     return Run(config).evaluate(models, dimensions=dimensions)
 
 
-def _say_left_behind(corpus: Corpus, config: Config) -> None:
-    if lost := left_behind(corpus, config.data):
+def _say_left_behind(lost: str | None) -> None:
+    if lost is not None:
         say(terminal(), f"left behind in the sources and the YAML: {lost}")
 
 

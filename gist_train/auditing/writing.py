@@ -11,9 +11,18 @@ from gist_train.auditing.record import Suspect
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.schema import DataConfig
 from gist_train.config.sources import ClassificationSource, TextsSource
+from gist_train.data.further import cells_at
 from gist_train.data.opening import names_of_tables
 from gist_train.data.sources import Labelled, read_labelled
-from gist_train.data.writing import ROWS_AT_A_TIME, whole_file, write_rows
+from gist_train.data.writing import (
+    ROWS_AT_A_TIME,
+    column_types,
+    left_behind,
+    whole_file,
+    write_jsonl,
+    write_parquet,
+    write_rows,
+)
 from gist_train.suspects import kept_rows
 
 
@@ -61,10 +70,15 @@ def check_clean(data: DataConfig, where: str) -> None:
         raise UserError(Fault(where, what, expected, "audit each with a YAML of its own"))
 
 
-def write_clean(found: Audit, path: Path) -> int:
-    """Writes the rows that are suspect in no way, and returns how many: as `gist-train mine` writes rows, or labelled texts as
-    texts with labels, in columns of the source's names."""
-    source, corpus = found.config.data.train[0], found.corpus
+def write_clean(found: Audit, path: Path) -> tuple[int, str | None]:
+    """Writes the rows that are suspect in no way: as `gist-train mine` writes rows, or labelled texts as texts with labels, in
+    columns of the source's names.
+
+    Returns:
+        How many, and what of the sources the file does not have, in words; None for nothing.
+    """
+    config, corpus = found.config, found.corpus
+    source = config.data.train[0]
     if isinstance(source, ClassificationSource):
         suspect = {(int(corpus.file[row]), int(corpus.number[row])) for row in found.all_suspects()}
         # From the file: a text of which no triplet was mined is in no corpus, and is not lost.
@@ -73,23 +87,24 @@ def write_clean(found: Audit, path: Path) -> int:
             for row in read_labelled(source, "data.train[0]")
             if isinstance(row, Labelled) and (row.file, row.number) not in suspect
         ]
-        with whole_file(path) as beside:
-            _write_labelled(rows, source, beside, as_parquet=path.suffix == ".parquet")
-        return len(rows)
+        _write_labelled(rows, source, corpus.meta["sources"][0]["unread"], path)
+        return len(rows), "prompts" if len(corpus.prompts) > 1 else None
     kept = kept_rows(corpus.row_count, [found.scores[kind] >= found.thresholds[kind] for kind in found.scores])
-    write_rows(corpus, path, kept)
-    return len(kept)
+    write_rows(corpus, config.data, path, kept.tolist())
+    return len(kept), left_behind(corpus, config.data)
 
 
-def _write_labelled(rows: list[Labelled], source: ClassificationSource, path: Path, *, as_parquet: bool) -> None:
-    names = (source.columns.text, source.columns.label)
-    if as_parquet:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+def _write_labelled(rows: list[Labelled], source: ClassificationSource, further: list[str], path: Path) -> None:
+    texts = [source.columns.text, source.columns.label]
 
-        schema = pa.schema([(name, pa.string()) for name in names])
-        pq.write_table(pa.table([[row.text for row in rows], [row.label for row in rows]], schema=schema), path)
-        return
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(dict(zip(names, (row.text, row.label), strict=True)), ensure_ascii=False) + "\n")
+    def cells() -> Iterator[dict[str, object]]:
+        places = [(row.file, row.number) for row in rows]
+        for values in cells_at(places, source, "data.train[0]", further):
+            yield dict(zip(further, values, strict=True))
+
+    lines = (dict(zip(texts, (row.text, row.label), strict=True)) | own for row, own in zip(rows, cells(), strict=True))
+    with whole_file(path) as beside:
+        if path.suffix == ".jsonl":
+            write_jsonl(lines, beside)
+        else:
+            write_parquet(lines, texts, column_types(cells(), further), beside)

@@ -109,7 +109,7 @@ def mine(
         check(loaded, err)
         corpus = mined_corpus(loaded, this_device(), err, Processes(ranks.size, ranks.first_here))
         if ranks.rank == 0:
-            write_rows(corpus, to)
+            write_rows(corpus, loaded.data, to)
     err.print(f"{corpus.row_count:,} rows: {to}", highlight=False, soft_wrap=True)
     if lost := left_behind(corpus, loaded.data):
         err.print(f"left behind in the sources and the YAML: {lost}", highlight=False, soft_wrap=True)
@@ -151,7 +151,7 @@ def audit(
         from gist_train.auditing import writing
         from gist_train.auditing.html_page import keep_audit
         from gist_train.auditing.page import audit_page
-        from gist_train.data.writing import check_targets, left_behind
+        from gist_train.data.writing import check_targets
         from gist_train.model.device import this_device
         from gist_train.pages.rendering import check_folder
 
@@ -170,9 +170,9 @@ def audit(
                 f"{writing.write_suspects(audited, write_suspects):,} lines: {write_suspects}", highlight=False, soft_wrap=True
             )
         if write_clean is not None:
-            rows = writing.write_clean(audited, write_clean)
+            rows, lost = writing.write_clean(audited, write_clean)
             err.print(f"{rows:,} rows: {write_clean}", highlight=False, soft_wrap=True)
-            if lost := left_behind(audited.corpus, loaded.data):
+            if lost is not None:
                 err.print(f"left behind in the sources and the YAML: {lost}", highlight=False, soft_wrap=True)
         record = audited.record()
         err.print(f"page: {keep_audit(Run.of(loaded), record, page)}", highlight=False, soft_wrap=True)

@@ -224,7 +224,8 @@ def _columns(file: TableFile, fields: Sequence[Field], header: list[str]) -> tup
         file.refuse_missing(fields, columns, header)
     file.note_unread(fields, columns, header)
     counts = Counter(header)
-    if twice := next((name for name in flat(columns) if counts[name] > 1), None):
+    read = flat(column for field, column in zip(fields, columns, strict=True) if not field.watched)
+    if twice := next((name for name in read if counts[name] > 1), None):
         raise file.broken(f"two columns {shown(twice)}", "each name once", "rename one of them")
     place = {name: number for number, name in enumerate(header)}
     return columns, [None if c is None else place[c] if isinstance(c, str) else [place[name] for name in c] for c in columns]

@@ -1,19 +1,29 @@
 """Rows of a corpus -> a file that sentence-transformers, FlagEmbedding and gist-train read."""
 
+import base64
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date, time
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from gist_train.config.conditions import Condition
 from gist_train.config.errors import Fault, UserError, listed, shown
 from gist_train.config.schema import DataConfig
 from gist_train.config.sources import MediSource, TableSource
 from gist_train.data.corpus import Corpus
 from gist_train.data.files import sync
 from gist_train.data.fingerprints import DOCUMENTS
+from gist_train.data.further import FurtherColumns
 from gist_train.data.opening import reads
+from gist_train.data.tables import encodable
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # type: ignore[import-untyped]  # slow to import, so only where it is needed
+
+T = TypeVar("T")
 
 ROWS_AT_A_TIME = 4096
 ENDINGS = (".jsonl", ".parquet")
@@ -47,29 +57,53 @@ def check_targets(targets: Mapping[str, Path], data: DataConfig) -> None:
         written[path.resolve()] = where
 
 
-def write_rows(corpus: Corpus, path: Path, rows: Iterable[int] | None = None) -> None:
-    """Writes all rows, or those of `rows`, or nothing.
+def write_rows(corpus: Corpus, data: DataConfig, path: Path, rows: Sequence[int] | None = None) -> None:
+    """Writes all rows, or those of `rows`, which ascend, or nothing.
 
     `.jsonl`: query, the lists pos and neg, and task, which FlagEmbedding and `source: jsonl` read. `.parquet`: anchor, positive,
     negative_1, negative_2, ... and task, a row for each positive, which sentence-transformers and `source: parquet` read; a row
-    that has fewer negatives than others has null in their place.
+    that has fewer negatives than others has null in their place. Behind them, in both, the further columns of the sources.
+
+    Args:
+        data: what the corpus was made of.
+
+    Raises:
+        UserError: a file has other rows than when the corpus was made of it.
     """
+    if rows is None:
+        rows = range(corpus.row_count)
+    further, texts = FurtherColumns(corpus, data), _texts_of(corpus, rows)
     with whole_file(path) as beside:
-        written = _rows(corpus, range(corpus.row_count) if rows is None else rows)
-        _write_jsonl(written, beside) if path.suffix == ".jsonl" else _write_parquet(corpus, written, beside)
+        if path.suffix == ".jsonl":
+            named = ({"query": a, "pos": p, "neg": n, "task": task} for a, p, n, task in texts)
+            write_jsonl(({**row, **cells} for row, cells in zip(named, further.of_rows(rows), strict=True)), beside)
+            return
+        most = int((corpus.negative_offsets[1:] - corpus.negative_offsets[:-1]).max(initial=0))
+        names = ["anchor", "positive", *(f"negative_{number + 1}" for number in range(most)), "task"]
+        lines = (
+            {**dict(zip(names, [anchor, positive, *negatives, *[None] * (most - len(negatives)), task], strict=True)), **cells}
+            for (anchor, positives, negatives, task), cells in zip(texts, further.of_rows(rows), strict=True)
+            for positive in positives
+        )
+        write_parquet(lines, names, column_types(further.of_rows(rows), further.names), beside)
 
 
 def left_behind(corpus: Corpus, data: DataConfig) -> str | None:
-    """What of the sources no file of rows has, in words: columns by name, instructions, prompts and scores; None for nothing."""
-    columns: dict[str, None] = {}
-    for source, counts in zip(data.train, corpus.meta["sources"], strict=True):
-        columns.update(dict.fromkeys(counts["unread"]))
-        if isinstance(source, TableSource) and source.where is not None:
-            columns.update(dict.fromkeys(Condition(source.where).columns))
-    parts = [f"the columns {listed(columns)}"] if columns else []
+    """What of the sources no file of rows has, in words: columns beside single texts, instructions, prompts, scores; None for
+    nothing."""
+    columns = [
+        name
+        for source, counts in zip(data.train, corpus.meta["sources"], strict=True)
+        if not isinstance(source, TableSource)
+        for name in counts["unread"]
+    ]
+    parts = [f"the columns {listed(dict.fromkeys(columns))}"] if columns else []
     if any(isinstance(source, MediSource) for source in data.train) and not data.keep_instructions:
         parts.append("MEDI's instructions")
-    parts += [name for name, there in (("prompts", len(corpus.prompts) > 1), ("scores", corpus.scored)) if there]
+    if len(corpus.prompts) > 1:
+        parts.append("prompts")
+    if any(isinstance(source, TableSource) and source.scores == "texts" for source in data.train):
+        parts.append("scores of texts")
     return ", ".join(parts) or None
 
 
@@ -86,11 +120,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
 
 
-Written = Iterator[tuple[str, list[str], list[str], str]]
-"""Anchor, positives, negatives and task."""
-
-
-def _rows(corpus: Corpus, rows: Iterable[int]) -> Written:
+def _texts_of(corpus: Corpus, rows: Iterable[int]) -> Iterator[tuple[str, list[str], list[str], str]]:
+    """Anchor, positives, negatives and task of each."""
     for row in rows:
         positives = corpus.positive[corpus.positive_offsets[row] : corpus.positive_offsets[row + 1]].tolist()
         negatives = corpus.negative[corpus.negative_offsets[row] : corpus.negative_offsets[row + 1]].tolist()
@@ -98,26 +129,75 @@ def _rows(corpus: Corpus, rows: Iterable[int]) -> Written:
         yield corpus.text(int(corpus.anchor[row])), [*map(corpus.text, positives)], [*map(corpus.text, negatives)], task
 
 
-def _write_jsonl(written: Written, path: Path) -> None:
+def write_jsonl(lines: Iterable[Mapping[str, object]], path: Path) -> None:
+    """A line for each; what JSON has no word for (dates, bytes, nan) as `_plain` has it."""
     with path.open("w", encoding="utf-8") as file:
-        for anchor, positives, negatives, task in written:
-            line = {"query": anchor, "pos": positives, "neg": negatives, "task": task}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        for line in lines:
+            file.write(json.dumps(_plain(line), ensure_ascii=False) + "\n")
 
 
-def _write_parquet(corpus: Corpus, written: Written, path: Path) -> None:
-    import pyarrow as pa  # type: ignore[import-untyped]
+def write_parquet(
+    lines: Iterable[Mapping[str, object]], texts: Sequence[str], further: Mapping[str, "pa.DataType | None"], path: Path
+) -> None:
+    """A row for each.
+
+    Args:
+        texts: names of columns of texts; the first ones.
+        further: the other columns, as `column_types` gives them.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-    most = int((corpus.negative_offsets[1:] - corpus.negative_offsets[:-1]).max(initial=0))
-    names = ["anchor", "positive", *(f"negative_{number + 1}" for number in range(most)), "task"]
-    schema = pa.schema([(name, pa.string()) for name in names])
+    schema = pa.schema([*((name, pa.string()) for name in texts), *((n, kind or pa.string()) for n, kind in further.items())])
+    written = {name for name, kind in further.items() if kind is None}
     with pq.ParquetWriter(path, schema) as writer:
-        rows: list[list[Any]] = []
-        for anchor, positives, negatives, task in written:
-            rows += [[anchor, positive, *negatives, *[None] * (most - len(negatives)), task] for positive in positives]
-            if len(rows) >= ROWS_AT_A_TIME:
-                writer.write_table(pa.table(list(zip(*rows, strict=True)), schema=schema))
-                rows = []
-        if rows:
-            writer.write_table(pa.table(list(zip(*rows, strict=True)), schema=schema))
+        for some in _parts(iter(lines)):
+            columns = [[_as_text(line[name]) if name in written else line[name] for line in some] for name in schema.names]
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def column_types(rows: Iterable[Mapping[str, object]], names: Sequence[str]) -> dict[str, "pa.DataType | None"]:
+    """By column, the one type that all its cells can be of; None where there is none, so that they are written as texts."""
+    import pyarrow as pa
+
+    kinds: dict[str, pa.DataType | None] = dict.fromkeys(names, pa.null())
+    for some in _parts(iter(rows)):
+        for name, kind in kinds.items():
+            if kind is not None:
+                try:
+                    own = pa.schema([("", pa.array([row[name] for row in some]).type)])
+                    kinds[name] = pa.unify_schemas([pa.schema([("", kind)]), own], promote_options="permissive").field(0).type
+                except (pa.ArrowException, OverflowError, UnicodeEncodeError):
+                    kinds[name] = None
+    return {name: None if kind == pa.null() else kind for name, kind in kinds.items()}
+
+
+def _parts(lines: Iterator[T]) -> Iterator[list[T]]:
+    while some := [*islice(lines, ROWS_AT_A_TIME)]:
+        yield some
+
+
+def _as_text(cell: object) -> str | None:
+    """A text as it is, anything else as JSON."""
+    plain = _plain(cell)
+    return plain if plain is None or isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
+
+
+def _plain(cell: object) -> Any:
+    """`cell` of what JSON has: dates in ISO 8601, bytes in base64, no number for nan and infinity."""
+    match cell:
+        case str():
+            return cell if encodable(cell) else cell.encode("utf-8", "replace").decode()
+        case float():
+            return cell if math.isfinite(cell) else None
+        case None | bool() | int():
+            return cell
+        case Mapping():
+            return {_plain(str(key)): _plain(value) for key, value in cell.items()}
+        case list() | tuple():
+            return [_plain(one) for one in cell]
+        case bytes():
+            return base64.b64encode(cell).decode()
+        case date() | time():
+            return cell.isoformat()
+    return str(cell)
