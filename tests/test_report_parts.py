@@ -79,8 +79,9 @@ def test_a_change_has_the_interval_of_its_items(run):
     assert (scored.distance.low, scored.distance.high) == pytest.approx(tuple(expected), abs=1e-12)
     assert scored.distance.behind == pytest.approx(figures.after[KEY] - figures.before[KEY], abs=1e-4)
     low, high = np.quantile(samples[:, 0], [0.025, 0.975])
-    (bars,) = [layer for layer in charts_of([figures])["Scores by step"]["layer"] if "errorbar" in str(layer["mark"])]
-    (bar,) = [value for value in bars["data"]["values"] if value["series"] == KEY]
+    bars = [layer for layer in charts_of([figures])["Scores by step"]["layer"] if "errorbar" in str(layer["mark"])]
+    assert len({layer["mark"]["rule"]["xOffset"] for layer in bars}) == len(bars)  # side by side
+    (bar,) = [value for layer in bars for value in layer["data"]["values"] if value["series"] == KEY]
     assert bar["step"] == figures.selected.step
     assert (bar["low"], bar["high"]) == pytest.approx((100 * low, 100 * high), abs=1e-9)
     text = " ".join(parsed(page_of([figures])).text.split())

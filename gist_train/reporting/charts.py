@@ -39,6 +39,8 @@ CONFIG = {
     },
     "range": {"category": COLOURS},
 }
+BARS_APART = 6
+"""Pixels between the bars of scores that were measured at one step."""
 MOST_STEPS = 200
 """Whose scores are in a chart. Of more, evenly spaced ones are."""
 TOOLTIP_CHARACTERS = 80
@@ -104,8 +106,9 @@ def _scores(runs: Sequence[Figures]) -> Spec | None:
         if key in shown
         for low, high in [interval(samples)]
     ]
-    if within:
-        spec["layer"].append(_intervals(within))
+    for place, one in enumerate(within):
+        offset = BARS_APART * (place - (len(within) - 1) / 2)  # at one step they would hide each other
+        spec["layer"].append(_interval(one, offset, _by_run(within)[1]))
     return spec
 
 
@@ -135,21 +138,25 @@ def _some_steps(run: Figures) -> list[int]:
     return sorted(some | {step for step in steps if step == run.chosen_step})
 
 
-def _intervals(within: list[dict[str, Any]]) -> Spec:
-    """Where 95 % of a score's resamples lie, at a step."""
+def _interval(within: dict[str, Any], offset: float, tooltip: list[Spec]) -> Spec:
+    """Where 95 % of a score's resamples lie, at a step.
+
+    Args:
+        offset: pixels to the right of the step.
+    """
     ends = [
         {"field": name, "type": "quantitative", "title": title, "format": ".1f"}
         for name, title in (("low", "95 % from"), ("high", "to"))
     ]
     return {
-        "data": {"values": within},
-        "mark": {"type": "errorbar", "ticks": {"size": 8}, "thickness": 2},
+        "data": {"values": [within]},
+        "mark": {"type": "errorbar", "rule": {"xOffset": offset}, "ticks": {"size": 8, "xOffset": offset}, "thickness": 2},
         "encoding": {
             "x": {"field": "step", "type": "quantitative"},
             "y": {"field": "low", "type": "quantitative", "title": "score, times 100"},
             "y2": {"field": "high"},
             "color": {"field": "series", "type": "nominal", "sort": None},
-            "tooltip": [{"field": "series", "type": "nominal", "title": "what"}, *_by_run(within)[1], *ends],
+            "tooltip": [{"field": "series", "type": "nominal", "title": "what"}, *tooltip, *ends],
         },
     }
 
