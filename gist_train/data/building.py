@@ -223,14 +223,19 @@ def _absorbed(part: Path, exclusion: Exclusion, skipped: IO[str]) -> _Reading:
     return _Reading(SourceCounts(**reading["counts"]), [Fault(**fault) for fault in reading["faults"]])
 
 
+def none_usable(faults: Sequence[Fault], read: int, excluded: int = 0) -> UserError:
+    """That no row can be trained on, with the first fault of a row."""
+    fix, found = "look at source: and columns: of data.train: are the files what they say?", f"{read:,} rows"
+    if excluded:
+        found += f", {excluded:,} of them left out with the texts that evaluation judges on"
+        fix = "train on other texts than those of evaluation.tasks"
+    return UserError(*faults[:1], Fault("data.train", f"{found}, none of them usable", "at least one usable row", fix))
+
+
 def refuse_bad(data: DataConfig, faults: Sequence[Fault], read: int, bad: int, usable: int, excluded: int) -> None:
     """UserError where no row is usable, or where a bad one is not to be skipped."""
     if not usable:
-        fix, found = "look at source: and columns: of data.train: are the files what they say?", f"{read:,} rows"
-        if excluded:
-            found += f", {excluded:,} of them left out with the texts that evaluation judges on"
-            fix = "train on other texts than those of evaluation.tasks"
-        raise UserError(*faults[:1], Fault("data.train", f"{found}, none of them usable", "at least one usable row", fix))
+        raise none_usable(faults, read, excluded)
     if bad and data.on_bad_row == "fail":
         share = f"{bad:,} of {read:,} rows"
         fix = f"fix them, or set skip: {share} are left out"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.schema import DataConfig
 from gist_train.config.sources import ClassificationSource, Source
+from gist_train.data.building import none_usable
 from gist_train.data.corpus import Int64
 from gist_train.data.files import json_lines, whole_folder
 from gist_train.data.overlap import normalized_hash
@@ -40,7 +41,7 @@ def write_held_out(folder: Path, data: DataConfig, amount: float | int) -> Itera
         amount: share of each source's rows, or number of rows over all sources.
 
     Raises:
-        UserError: a source can't be read, or no row can be held out.
+        UserError: a source can't be read, no row is usable, or none can be held out.
     """
     read = _Texts()
     for index, source in enumerate(data.train):
@@ -48,6 +49,9 @@ def write_held_out(folder: Path, data: DataConfig, amount: float | int) -> Itera
             read.add(index, row)
             if len(read.source) % 4096 == 0:
                 yield len(read.source)
+    if not read.source:
+        unusable = [row for index, source in enumerate(data.train) for row in _all_rows(source, index, data)]
+        raise none_usable([row for row in unusable if isinstance(row, Fault)], len(unusable))
     rows = np.bincount(np.asarray(read.source, np.int64), minlength=len(data.train))
     places, bounds, keys, candidates = read.arrays()
     sources, budgets = np.asarray(read.source, np.int64), _budgets(rows, data.train, amount)
@@ -151,15 +155,14 @@ def _of_places(bounds: Int64, candidates: NDArray[np.bool_]) -> Int64:
 
 def _rows(source: Source, index: int, data: DataConfig) -> Iterator[Row | Labelled]:
     """The good rows of a source; the others are told, or skipped, where the corpus is made."""
+    return (row for row in _all_rows(source, index, data) if isinstance(row, Row | Labelled))
+
+
+def _all_rows(source: Source, index: int, data: DataConfig) -> Iterable[Row | Labelled | Fault | None]:
     where = f"data.train[{index}]"
-    rows: Iterable[Row | Labelled | Fault | None]
     if isinstance(source, ClassificationSource):
-        rows = read_labelled(source, where)
-    else:
-        rows = read_rows(source, where, keep_instructions=data.keep_instructions)
-    for row in rows:
-        if isinstance(row, Row | Labelled):
-            yield row
+        return read_labelled(source, where)
+    return read_rows(source, where, keep_instructions=data.keep_instructions)
 
 
 def _budgets(rows: Int64, sources: Sequence[Source], amount: float | int) -> list[int]:

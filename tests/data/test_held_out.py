@@ -124,6 +124,18 @@ def test_rows_that_all_share_a_text_can_not_be_held_out(write_config, tmp_path):
     assert "50 that share no text" in str(caught.value)
 
 
+def test_no_usable_row_is_told_by_its_cause(write_config, write_rows):
+    """What can be held out of nothing is no question: the cause is in the rows."""
+    numbers = write_rows("numbers.jsonl", [{"anchor": f"question {n}", "positive": n} for n in range(50)])
+    rows = write_rows("rows.jsonl", [{"anchor": f"question {n}", "positive": f"{n}"} for n in range(50)])
+    where = {"source": "jsonl", "path": str(rows), "where": 'positive == "none"'}
+    for source, told in (({"source": "jsonl", "path": str(numbers)}, '"positive" is not a string'), (where, "data.train")):
+        data = {"train": [source], "on_bad_row": "skip"}
+        with pytest.raises(UserError, match="50 rows, none of them usable") as caught:
+            held_out_tasks(load_config(write_config(data=data, evaluation={"held_out": 20})))
+        assert told in caught.value.faults[0].where
+
+
 def test_a_run_keeps_what_it_held_out(write_config, tmp_path):
     """Data that changed since would otherwise judge the model by rows that trained it."""
     source = write(tmp_path / "rows.jsonl", pairs(60))
