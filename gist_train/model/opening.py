@@ -9,12 +9,13 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from torch import nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from gist_train.config.errors import UserError, shown
@@ -61,7 +62,11 @@ def open_model(where: str, config: ModelConfig | StoredModelConfig, *, encodes_o
         raise _a_pickle(where, config.name, str(error)) from None
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise not_loaded(where, config.name, error) from None
-    if missing := _missing_weights(reports):
+    missing, first = _missing_weights(reports), cast(Any, model[0])
+    for name in missing:
+        if not in_embedding(name):  # drawn at random each time, they would make another model of it in each process
+            nn.init.zeros_(first.auto_model.get_parameter(name))
+    if missing := [name for name in missing if in_embedding(name)]:
         found = f"no weights for {', '.join(missing[:5])}{' and others' if len(missing) > 5 else ''}"
         expected = "weights for every layer: random ones would take their place"
         raise unfit(where, config.name, found, expected, "get the whole model")
@@ -216,10 +221,9 @@ def _load_reports() -> Iterator[list[str]]:
 
 
 def _missing_weights(reports: Sequence[str]) -> list[str]:
-    """Names of weights that were not in the files and have a part in embeddings."""
+    """Names of weights that were not in the files."""
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for report in reports for line in report.splitlines()]
-    names = [line.split("|")[0].strip() for line in lines if "|" in line and "MISSING" in line.split("|")[1]]
-    return [name for name in names if in_embedding(name)]
+    return [line.split("|")[0].strip() for line in lines if "|" in line and "MISSING" in line.split("|")[1]]
 
 
 def _longest(transformer: Any) -> int:

@@ -438,6 +438,20 @@ def test_missing_weights_are_refused_and_not_drawn_at_random(make_model, tmp_pat
     load_guide(GuideConfig(name=str(folder)))
 
 
+def test_a_model_without_a_pooler_is_the_same_one_each_time(make_model, tmp_path):
+    """Its random numbers made another model of it in each process: the base was measured anew, and no two runs were alike."""
+    folder = tmp_path / "no-pooler"
+    shutil.copytree(make_model(), folder)
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith("pooler.")}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    first, second = (load_finished(str(folder)) for _ in range(2))
+    assert first.fingerprint() == second.fingerprint()
+    second.save(tmp_path / "saved")
+    assert load_finished(str(tmp_path / "saved")).fingerprint() == first.fingerprint()
+
+
 def test_a_longer_cut_than_the_model_has_positions_is_refused(make_model):
     """The position table ends there: an index error at the first long text, in the middle of a run."""
     model = load_finished(str(make_model()))
