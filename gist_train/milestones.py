@@ -64,7 +64,7 @@ class Milestones:
         try:
             if self.measuring.tasks:
                 ends = self._scored(step)
-        except (Stopped, KeyboardInterrupt):  # noted, and asked for after the next step
+        except (Stopped, KeyboardInterrupt):  # noted, and asked for before the next step
             self.console.print(f"evaluation of step {step:,} left: it is done when the run goes on", highlight=False)
         return self.ranks.first_says("ends" if ends else "") == "ends"
 

@@ -125,7 +125,8 @@ def train_on(
             shortage.safe = _safe(run)
             raise
     if signal_number:
-        say(console, f"Stopped at step {step:,}; checkpoint saved. {again.capitalize()} to resume.")
+        done = f"at step {step:,}; checkpoint saved" if step else "before the first step"
+        say(console, f"Stopped {done}. {again.capitalize()} to resume.")
     end_group_at_exit()
     return 128 + signal_number if signal_number else 0
 
@@ -228,9 +229,11 @@ def _drive(
         # The base model; after an interruption, what it left out.
         if every and step == 0 and measuring.tasks:
             say(console, f"measuring the base model on {listed([task.name for task in measuring.tasks])}")
-        if every and (step % every == 0 or step >= job.stop) and milestones.measure(step):
-            return 0, step
-        for record in _named_steps(config, job, step):
+        if every and (step % every == 0 or step >= job.stop):
+            if milestones.measure(step):
+                return 0, step
+            signal_number = largest_over_ranks(signals.received())  # after a further step this one would not be measured again
+        for record in () if signal_number else _named_steps(config, job, step):
             step, last = record.step, record.step == job.stop
             flops = cost.flops(record.groups) * processes
             display.show(record, log.add(record, flops, rate * processes))
@@ -248,7 +251,8 @@ def _drive(
                 milestones.settle()
             if signal_number or (evaluated and milestones.measure(step)):
                 break
-        signal_number = signal_number or largest_over_ranks(signals.received())  # that came during the last evaluation
+            if evaluated and (signal_number := largest_over_ranks(signals.received())):
+                break
         if writer.count:
             console.print(f"checkpoints: {writer.count:,}, {log.checkpoint_share:.1%} of the time", highlight=False)
         if log.skipped_spikes:

@@ -1,5 +1,6 @@
 """Ctrl-C, SIGTERM and a launcher that has gone, sent to real processes: a checkpoint first, and nothing lost."""
 
+import json
 import os
 import signal
 import subprocess
@@ -142,14 +143,17 @@ sys.argv = ["gist-train", *sys.argv[1:]]
 main()
 """
 SLOW_TASK = """
-import sys, time
+import itertools, sys, time
 from gist_train.evaluation import measuring
-def measure(*_):
+calls, before, whole = itertools.count(), int(sys.argv[1]), measuring.measure
+def measure(*given):
+    if next(calls) < before:
+        return whole(*given)
     print("measuring begins", flush=True)
     time.sleep(600)
 measuring.measure = measure
 from gist_train.cli import main
-sys.argv = ["gist-train", *sys.argv[1:]]
+sys.argv = ["gist-train", *sys.argv[2:]]
 main()
 """
 
@@ -185,22 +189,27 @@ def test_what_the_guide_has_embedded_is_kept(write_config, tmp_path, quickstart_
 
 
 @pytest.mark.slow
-def test_a_signal_ends_an_evaluation_that_takes_long(config_of, tmp_path, write_pairs):
-    """A scheduler grants half a minute between its signal and the kill; the step's checkpoint is whole by then."""
+@pytest.mark.parametrize(("step", "measured"), [(0, 0), (3, 1)])
+def test_a_signal_ends_an_evaluation_that_takes_long(config_of, tmp_path, write_pairs, step, measured):
+    """A scheduler grants half a minute between its signal and the kill; the step's checkpoint is whole by then. The run goes on
+    with that evaluation: after a step more, nothing would have measured it again."""
     evaluation = {**write_pairs(["one", "two"]), "every": 3}
     path, log = config_of("run", 5, evaluation=evaluation), tmp_path / "run.log"
-    process = start("-c", SLOW_TASK, "train", path, log=log)
+    process = start("-c", SLOW_TASK, str(measured), "train", path, log=log)
     try:
-        assert wait_until(lambda: "measuring begins" in log.read_text(), process), log.read_text()  # of the base
+        assert wait_until(lambda: "measuring begins" in log.read_text(), process), log.read_text()
         process.send_signal(signal.SIGUSR1)
         assert process.wait(PATIENCE) == 138, log.read_text()
     finally:
         process.kill()
-    assert Run(tmp_path / "runs" / "run").saved_steps() == [1]
-    assert "evaluation of step 0 left: it is done when the run goes on" in log.read_text()
+    assert Run(tmp_path / "runs" / "run").saved_steps() == ([step] if step else [])
+    assert f"evaluation of step {step} left: it is done when the run goes on" in log.read_text()
+    assert ("Stopped at step 3; checkpoint saved" if step else "Stopped before the first step") in log.read_text()
     ended = gist("train", path)
-    assert (ended.code, "base: " in ended.err) == (0, False)  # a run that goes on measures what is due from there
+    assert ended.code == 0, ended.err
     assert "step 3: " in ended.err
+    rows = map(json.loads, Run(tmp_path / "runs" / "run").evaluations.read_text().splitlines())
+    assert sorted({row["step"] for row in rows}) == [0, 3, 5]
 
 
 @pytest.mark.parametrize("number", SIGNALS)
