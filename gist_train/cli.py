@@ -1,5 +1,6 @@
 """Words in, exit code out: 0 done, 1 the work failed, 2 the user's input is wrong, 128 + n after signal n."""
 
+import errno
 import logging
 import os
 import signal
@@ -105,6 +106,9 @@ def main() -> None:
             safe = "What was whole before is whole now, and what is half written is removed or is left out when it is read."
             fix = "Make room, or set output_dir and cache_dir to another disk, and run the same command again."
             terminal().print(f"{safe} {fix}", highlight=False, soft_wrap=True)
+        elif isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            fix = "This user may not do that there: name another folder, or change its rights, and run the same command again."
+            terminal().print(fix, highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -358,6 +358,39 @@ def test_no_row_is_written_over_what_is_read(write_config, write_rows, triplets,
     assert not (tmp_path / "runs").exists()
 
 
+def test_nothing_is_written_over_what_judges_or_guides(write_config, write_rows, triplets, tmp_path):
+    """What a task is judged on, in a folder or not, and vectors of a guide: gone for good."""
+    rows = [{"anchor": row["anchor"], "positive": row["anchor"]} for row in triplets]
+    judged, vectors = write_rows("judged.jsonl", rows), tmp_path / "vectors.parquet"
+    (tmp_path / "beir").mkdir()
+    (tmp_path / "beir" / "corpus.jsonl").touch()
+    vectors.touch()
+    tasks = [
+        {"type": "retrieval", "name": "own", "path": str(judged)},
+        {"type": "retrieval", "name": "folder", "path": str(tmp_path / "beir")},
+    ]
+    path = write_config(evaluation={"tasks": tasks}, guide={"vectors": str(vectors)})
+    for target, key in (
+        (judged, "evaluation.tasks[0].path"),
+        (tmp_path / "beir" / "corpus.jsonl", "evaluation.tasks[1].path"),
+        (vectors, "guide.vectors"),
+    ):
+        ended = gist("audit", path, "--write-clean", target)
+        assert (ended.code, f"which {key} reads" in ended.err) == (2, True), ended.err
+
+
+@pytest.mark.parametrize("words", [["audit", "--write-suspects"], ["audit", "--page"], ["mine", "--to"]])
+def test_where_nobody_may_write_is_told_first(write_config, tmp_path, monkeypatch, words):
+    """A pass of the guide over a million texts lay before the message, which named a file that the user had never heard of."""
+    command, option = words
+    monkeypatch.setattr("os.access", lambda path, _mode: path != tmp_path / "theirs")
+    (tmp_path / "theirs").mkdir()
+    ended = gist(command, write_config(), option, tmp_path / "theirs" / "out.jsonl")
+    assert ended.code == 2
+    assert f"\n{option}\n  found" in ended.err
+    assert "in a folder that can't be written to" in ended.err
+
+
 @pytest.mark.parametrize("guided", [True, False])
 def test_rows_that_stand_in_two_files_are_duplicates(write_config, write_rows, triplets, tmp_path, guided):
     """A file's name is its task: rows of two files were never held against each other, and without a guide none were."""

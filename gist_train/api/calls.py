@@ -71,7 +71,7 @@ def audit(
     """
     written = {"write_suspects": write_suspects, "write_clean": write_clean}
     files = {name: Path(path) for name, path in written.items() if path is not None}
-    check_targets(files, _checked(config).data)
+    check_targets(files, _checked(config))
     if write_clean is not None:
         check_clean(config.data, "write_clean")
     auditing.check_asked(config, margins, thresholds or {}, names=("margins", "thresholds"))
@@ -97,7 +97,7 @@ def mine(config: Config, to: str | Path) -> Path:
     """
     path = Path(to)
     with_negatives = with_rules(_checked(config))
-    check_targets({"to": path}, with_negatives.data)
+    check_targets({"to": path}, with_negatives)
     check(with_negatives, terminal())
     corpus = mined_corpus(with_negatives, this_device(), terminal())
     write_rows(corpus, with_negatives.data, path)

@@ -104,7 +104,7 @@ def mine(
     keep_kernels()
     with launched(timeout) as ranks:
         loaded = with_rules(load_config(config, set_ or [], selects=False))
-        check_targets({"--to": to}, loaded.data)
+        check_targets({"--to": to}, loaded)
         go_on_alike(ranks, loaded, err)
         check(loaded, err)
         corpus = mined_corpus(loaded, this_device(), err, Processes(ranks.size, ranks.first_here))
@@ -151,16 +151,16 @@ def audit(
         from gist_train.auditing import writing
         from gist_train.auditing.html_page import keep_audit
         from gist_train.auditing.page import audit_page
+        from gist_train.data.files import check_target
         from gist_train.data.writing import check_targets
         from gist_train.model.device import this_device
-        from gist_train.pages.rendering import check_folder
 
         if page is not None:
-            check_folder(page, "--page")
+            check_target("--page", page)
         written = {"--write-suspects": write_suspects, "--write-clean": write_clean}
         if write_clean is not None:
             writing.check_clean(loaded.data, "--write-clean")
-        check_targets({option: to for option, to in written.items() if to is not None}, loaded.data)
+        check_targets({option: to for option, to in written.items() if to is not None}, loaded)
         thresholds = auditing.read_numbers(threshold or [], "--threshold")
         others = auditing.read_margins(margins)
         auditing.check_asked(loaded, others, thresholds)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gist_train.config.errors import Fault, UserError
+from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.secrets import without_secrets
 
 
@@ -52,6 +52,23 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def no_room(error: BaseException) -> bool:
     """Whether something could not be written for want of room; safetensors and tokenizers say so in words alone."""
     return (isinstance(error, OSError) and error.errno in NO_ROOM) or "No space left" in str(error)
+
+
+def check_target(where: str, to: Path) -> None:
+    """What is refused before work whose outcome is to be written to the file `to`, which `where` names.
+
+    Raises:
+        UserError: it is a folder, or in no folder, or in one that this user may not write to.
+    """
+    if to.is_dir():
+        found = "a folder"
+    elif not to.parent.is_dir():
+        found = "in no folder"
+    elif not os.access(to.parent, os.W_OK):
+        found = "in a folder that can't be written to"
+    else:
+        return
+    raise UserError(Fault(where, f"{shown(to)}, {found}", "a file in a folder that is there and can be written to", "name one"))
 
 
 @contextmanager

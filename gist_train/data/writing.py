@@ -6,15 +6,17 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, time
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gist_train.config.errors import Fault, UserError, listed, shown
-from gist_train.config.schema import DataConfig
+from gist_train.config.evaluation import FileTask
+from gist_train.config.models import GuideVectorsConfig, stored_guides
+from gist_train.config.schema import Config, DataConfig
 from gist_train.config.sources import MediSource, TableSource
 from gist_train.data.corpus import Corpus
-from gist_train.data.files import sync
+from gist_train.data.files import check_target, sync
 from gist_train.data.fingerprints import DOCUMENTS
 from gist_train.data.further import FurtherColumns
 from gist_train.data.opening import reads
@@ -29,32 +31,54 @@ ROWS_AT_A_TIME = 4096
 ENDINGS = (".jsonl", ".parquet")
 
 
-def check_targets(targets: Mapping[str, Path], data: DataConfig) -> None:
+def check_targets(targets: Mapping[str, Path], config: Config) -> None:
     """What is refused before rows are worked on that are to be written.
 
     Args:
         targets: by option or argument, where to.
-        data: what rows are read from.
 
     Raises:
-        UserError: no file of rows ends so, its folder is not there, it is one of the files that rows are read from, or would be
-            one next time, or two are the same.
+        UserError: no file of rows ends so, it can't be written, it is one of the files that the YAML reads, or would be one next
+            time, or two are the same.
     """
+    data = config.data
     sources = {f"data.train[{index}]": source for index, source in enumerate(data.train)}
     if data.hard_negatives is not None and (documents := data.hard_negatives.documents) is not None:
         sources[DOCUMENTS] = documents.source
     written: dict[Path, str] = {}
     for where, path in targets.items():
-        if path.suffix not in ENDINGS or not path.parent.is_dir():
-            expected = (
-                "a file in a folder that is there, which ends in .jsonl (FlagEmbedding's) or .parquet (sentence-transformers')"
-            )
-            raise UserError(Fault(where, f'"{path}"', expected, "name one"))
-        if key := next((key for key, source in sources.items() if reads(source, path, key)), None):
-            raise UserError(Fault(where, f"{shown(path)}, which {key} reads", "a file that no row is read from", "name another"))
+        check_target(where, path)
+        if path.suffix not in ENDINGS:
+            expected = "a file that ends in .jsonl (FlagEmbedding's) or .parquet (sentence-transformers')"
+            raise UserError(Fault(where, shown(path), expected, "name one"))
+        reading = (key for key, source in sources.items() if reads(source, path, key))
+        others = (key for key, file in _other_files(config).items() if path.exists() and _is_part(path, file))
+        if key := next(chain(reading, others), None):
+            raise UserError(Fault(where, f"{shown(path)}, which {key} reads", "a file that nothing is read from", "name another"))
         if other := written.get(path.resolve()):
             raise UserError(Fault(where, f"{shown(path)}, as in {other}", "a file of its own", "name another"))
         written[path.resolve()] = where
+
+
+def _other_files(config: Config) -> dict[str, Path]:
+    """By key of the YAML, the files and folders that are read beside those of rows."""
+    read: dict[str, Path] = {}
+    for index, task in enumerate(config.evaluation.tasks):
+        if isinstance(task, FileTask):
+            files = task.model_dump(include={"path", "train", "test"})
+            read |= {f"evaluation.tasks[{index}].{key}": Path(file) for key, file in files.items()}
+    for where, guide in stored_guides(config.guide).items():
+        if isinstance(guide, GuideVectorsConfig):
+            file = Path(guide.vectors)
+            read |= {f"{where}.vectors": file, f"{where}.vectors, texts": file.with_suffix(".jsonl")}
+    return read
+
+
+def _is_part(path: Path, of_file: Path) -> bool:
+    """Whether the file is that one, or in that folder."""
+    if of_file.is_dir():
+        return path.resolve().is_relative_to(of_file.resolve())
+    return of_file.exists() and path.samefile(of_file)
 
 
 def write_rows(corpus: Corpus, data: DataConfig, path: Path, rows: Sequence[int] | None = None) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from gist_train.config.errors import Fault, UserError
-from gist_train.data.files import write_text
+from gist_train.data.files import check_target, write_text
 from gist_train.version import __version__
 
 SHOWN_CHARACTERS = 600
@@ -53,17 +52,11 @@ def moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M %Z")
 
 
-def check_folder(to: Path, option: str) -> None:
-    """Raises UserError where `to` is in no folder, or is one."""
-    if not to.parent.is_dir() or to.is_dir():
-        raise UserError(Fault(option, f'"{to}"', "a file in a folder that is there", "name one"))
-
-
 def write_page(page: str, to: Path, option: str) -> None:
     """Writes the page, or nothing.
 
     Raises:
-        UserError: `to` is in no folder.
+        UserError: `to` is no file that can be written.
     """
-    check_folder(to, option)
+    check_target(option, to)
     write_text(to, page)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from gist_train.config.errors import Fault, UserError
+from gist_train.data.files import check_target
 from gist_train.evaluation.metrics import task_of
 from gist_train.model.loss import BLOCKS
-from gist_train.pages.rendering import check_folder, rendered, script_json, write_page
+from gist_train.pages.rendering import rendered, script_json, write_page
 from gist_train.reporting.charts import charts_of, heat_map, lines_of
 from gist_train.reporting.figures import MOST_ROWS, Figures, figures_of, thinned, told_apart
 from gist_train.reporting.noise import Resampled
@@ -93,15 +94,15 @@ def write_report(runs: Sequence[Run], to: Path | None) -> Path:
         to: the file; None: of one run its own, of several there is none.
 
     Raises:
-        UserError: `to` is in no folder, or is one, or is not given where it must be; a folder is no run's; the chart library is
-            not installed.
+        UserError: `to` is no file that can be written, or is not given where it must be; a folder is no run's; the chart
+            library is not installed.
     """
     if to is None and len(runs) > 1:
         fix = f"--to both.html, say: {runs[0].report} is the first run's own"
         raise UserError(Fault("--to", "no file named for a page of several runs", "the .html file to write", fix))
     to = runs[0].report if to is None else to
     figures = [figures_of(run) for run in runs]
-    check_folder(to, "--to")  # before models are loaded
+    check_target("--to", to)  # before models are loaded
     write_page(page_of(figures, [similarity_map(run) for run in runs]), to, "--to")
     return to
 

@@ -19,7 +19,7 @@ from gist_train.config.evaluation import (
     HELD_OUT_METRICS,
 )
 from gist_train.config.secrets import hidden
-from gist_train.data.files import write_text
+from gist_train.data.files import check_target, write_text
 from gist_train.starter.files import data_files
 from gist_train.starter.guessing import SAMPLED, GuessedFile, judged
 from gist_train.starter.models import COST_OF_LARGE, LARGE, SMALL, length_for, read_by
@@ -151,8 +151,7 @@ def write_starter(to: Path, text: str, *, force: bool = False) -> None:
     if os.path.lexists(to) and not (force and to.is_file()):
         fix = "name another file, or add --force to replace it"
         raise UserError(Fault("--to", f"{shown(to)}, which exists", "a new file", fix))
-    if not to.parent.is_dir():
-        raise UserError(Fault("--to", f"{shown(to)}, in no folder", "a file in a folder that exists", "make the folder"))
+    check_target("--to", to)
     if secret := next((line.strip() for line in text.splitlines() if hidden(line) != line), None):
         fix = "rename the file or folder, or write the YAML by hand with ${NAME} in the place of the secret"
         raise UserError(Fault("the YAML's line", secret, "no password and no token, which a YAML would keep", fix))
