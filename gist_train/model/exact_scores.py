@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gist_train.data.corpus import Corpus, Int64
-from gist_train.model.pair_scores import Scores
+from gist_train.model.pair_scores import Scores, places_in_files
 
 
 def repeated_rows(corpus: Corpus) -> Scores:
@@ -17,7 +17,7 @@ def repeated_rows(corpus: Corpus) -> Scores:
     # A positive that was mined says nothing. Labels are numbered below 0, where no text is.
     other = np.where(labels >= 0, -1 - labels, corpus.positive)
     pair = (corpus.anchor[row].astype(np.int64) << 32) | (other & 0xFFFFFFFF)
-    order = np.argsort(pair, kind="stable")
+    order = np.lexsort((places_in_files(corpus)[row], pair))
     begins = np.concatenate([[True], np.diff(pair[order]) != 0])
     first = np.empty_like(row)
     first[order] = row[order][np.flatnonzero(begins)[np.cumsum(begins) - 1]]

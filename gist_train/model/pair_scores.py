@@ -49,6 +49,7 @@ class PairScores:
     def __init__(self, corpus: Corpus, anchors: Vectors, positives: Vectors, negatives: Vectors):
         self._corpus = corpus
         self._anchors, self._positives, self._negatives = anchors, positives, negatives
+        self._place = places_in_files(corpus)
         self.cosine: Scores = np.zeros(corpus.row_count, np.float32)
         """(R,) of the anchor and that of the row's positives that is least similar."""
         self.unusual = np.zeros(corpus.row_count, bool)
@@ -126,14 +127,16 @@ class PairScores:
         self, row: NDArray[np.int64], other: NDArray[np.int64], anchors: Tensor, positives: Tensor, a: Tensor, b: Tensor
     ) -> None:
         """Takes in pairs of rows with nearly the same anchor; `a` and `b` are their places in the vectors."""
-        by_anchor = (anchors[a] * anchors[b]).sum(dim=1).numpy()
-        by_positive = (positives[a] * positives[b]).sum(dim=1).numpy()
-        labels = np.asarray(self._corpus.label)
+        corpus = self._corpus
+        by_anchor = _similarities(corpus.anchor[row], corpus.anchor[other], anchors, a, b)
+        first, of_other = (corpus.positive[corpus.positive_offsets[rows]] for rows in (row, other))
+        by_positive = _similarities(first, of_other, positives, a, b)
+        labels = np.asarray(corpus.label)
         labelled = labels[row] >= 0
         # A positive that was mined says nothing: of labelled texts the label counts.
         by_positive = np.where(labelled, np.where(labels[row] == labels[other], 1.0, -1.0), by_positive)
         alike, apart = np.minimum(by_anchor, by_positive), by_anchor - by_positive
-        is_other, earlier = row != other, other < row
+        is_other, earlier = row != other, self._place[other] < self._place[row]
         same = earlier & (alike >= NEAR)
         np.maximum.at(self.scores["duplicate"], row[same], alike[same])
         apart_rows = is_other & ~labelled & (apart > 0)
@@ -165,3 +168,20 @@ class PairScores:
 def _cosines(anchors: Tensor, place: NDArray[np.int64], others: Tensor) -> Tensor:
     """(k,) similarity of each of `others` (k, G) and the anchor at its place."""
     return (anchors[torch.from_numpy(place)] * others).sum(dim=1)
+
+
+def _similarities(text: NDArray[np.int32], other: NDArray[np.int32], vectors: Tensor, a: Tensor, b: Tensor) -> Scores:
+    """(k,) cosines of texts, of one text with itself exactly 1: kept in half precision, vectors have not quite the length 1.
+
+    Args:
+        text, other: (k,) ids; `a` and `b` are the places of their vectors.
+    """
+    cosines = (vectors[a] * vectors[b]).sum(dim=1).clamp(max=1).numpy()
+    return np.where(text == other, np.float32(1), cosines)
+
+
+def places_in_files(corpus: Corpus) -> NDArray[np.int64]:
+    """(R,) a row's place in the order of sources, files and rows in them; rows of labelled texts are mined in another one."""
+    places = np.empty(corpus.row_count, np.int64)
+    places[np.lexsort((corpus.number, corpus.file, corpus.source))] = np.arange(corpus.row_count)
+    return places

@@ -96,6 +96,16 @@ def test_many_rows_are_compared_with_their_neighbours(tmp_path, write_rows, monk
     assert np.flatnonzero(found.scores["duplicate"] > 0.999).tolist() == list(range(90, 100))
 
 
+def test_one_text_is_as_like_itself_as_can_be():
+    """With a threshold of 1, copies were missed for the rounding of their vectors; others scored more than 1."""
+    vectors = torch.tensor([[0.9999, 0.0], [0.9999, 0.0], [1.0001, 0.0]])
+    first, second = torch.tensor([0, 0, 2]), torch.tensor([1, 1, 2])
+    cosines = pair_scores._similarities(np.array([5, 5, 8]), np.array([5, 6, 9]), vectors, first, second)
+    assert cosines[0] == 1
+    assert 0.99 < cosines[1] < 1
+    assert cosines[2] == 1
+
+
 def test_labelled_texts_are_judged_by_their_labels(tmp_path, write_rows):
     from gist_train.config.models import GuideConfig
     from gist_train.config.schema import DataConfig
@@ -119,6 +129,5 @@ def test_labelled_texts_are_judged_by_their_labels(tmp_path, write_rows):
     by_text = {corpus.text(int(corpus.anchor[row])): row for row in range(corpus.row_count)}
     labels, duplicate = found.scores["labels"], found.scores["duplicate"]
     assert {text for text, row in by_text.items() if labels[row] > NEAR} == {"t0", "t3"}
-    assert {text for text, row in by_text.items() if duplicate[row] > NEAR} <= {"t1", "t5"}
-    assert (duplicate > NEAR).sum() == 1
+    assert {text for text, row in by_text.items() if duplicate[row] > NEAR} == {"t5"}  # the later one in the file
     assert not found.scores["disagreeing"].any()
