@@ -1,5 +1,6 @@
 """What a person sees of a training: step, loss, learning rate, score and time left, in 80 columns. metrics.jsonl has the rest."""
 
+from collections import deque
 from typing import Self
 
 from rich.console import Console
@@ -8,6 +9,9 @@ from rich.text import Text
 
 from gist_train.progress import bar_on, clock, in_points
 from gist_train.training.loop import StepRecord
+
+STEPS_LOOKED_BACK = 1000
+"""The time left goes by their mean: one step takes several times as long as another, by the lengths of its texts."""
 
 
 class Display:
@@ -25,6 +29,7 @@ class Display:
         self._bar = bar_on(console, *columns)
         self._task: TaskID = self._bar.add_task("training", total=stop, completed=start, loss="-", speed="-")
         self._score: tuple[float, float | None] | None = None
+        self._seconds = deque[float](maxlen=STEPS_LOOKED_BACK)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -39,6 +44,7 @@ class Display:
 
     def show(self, record: StepRecord, row: dict[str, float] | None) -> None:
         """Takes a step in, and the row of metrics that was due after it."""
+        self._seconds.append(record.seconds)
         self._bar.update(self._task, completed=record.step, speed=f"{len(record.rows) / record.seconds:,.1f}")
         if row is not None:
             self._bar.update(self._task, loss=f"{row['loss_mean']:.4f}")
@@ -53,4 +59,4 @@ class Display:
             line.append(f"  score {100 * score:.1f}")
             if base is not None:
                 line.append(" (").append(in_points(score, base)).append(")")
-        return line.append(f"  {clock((self._stop - step) * row['step_seconds'])} left")
+        return line.append(f"  {clock((self._stop - step) * sum(self._seconds) / len(self._seconds))} left")
