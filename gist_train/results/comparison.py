@@ -16,7 +16,7 @@ from gist_train.evaluation.measuring import Measuring, Scores, on_this_device, s
 from gist_train.evaluation.metrics import metric_of, task_of
 from gist_train.model.loading import load_finished, load_guide, load_student, load_trained
 from gist_train.model.whole import TextModel
-from gist_train.progress import in_points
+from gist_train.progress import in_points, say
 from gist_train.results.selected import Selected, read_selected
 from gist_train.run_folder import Run
 from gist_train.training.checkpoint import checkpoint_to_resume, no_checkpoint, no_such_step
@@ -81,12 +81,17 @@ def compare_runs(
     """Evaluates each run's selected or newest checkpoint on its config's tasks and yields ("base", scores), (run, scores), ...
 
     Base and guide of the first run stand for those of all that train the same model with the same guide; the others' own are
-    called by the run's name too. No two have one name. Arguments and errors as `compare` has them.
+    called by the run's name too. No two have one name. A task that asks another thing of a run than of those before it, which
+    is said, is another task: "held_out (2)". Arguments and errors as `compare` has them.
     """
     first = runs[0][0]
     given: set[str] = set()
-    for number, ((config, run), name) in enumerate(zip(runs, run_names([run for _, run in runs]), strict=True)):
-        alike = (config.model, config.guide, config.evaluation) == (first.model, first.guide, first.evaluation)
+    names, told_apart = run_names([run for _, run in runs]), _unlike_tasks([config for config, _ in runs], console)
+    for number, ((config, run), name, unlike) in enumerate(zip(runs, names, told_apart, strict=True)):
+        for task, other in unlike.items():
+            why = f"{name} is judged by other texts, or by texts cut at another length, than {names[0]}"
+            say(console, f"{other}: {why} by {task}; their scores say nothing of each other")
+        alike = not unlike and (config.model, config.guide, config.evaluation) == (first.model, first.guide, first.evaluation)
         compared = compare(
             config,
             run,
@@ -101,7 +106,23 @@ def compare_runs(
         for model, scores in compared:
             label = model if model not in given else f"{model} ({number + 1})"  # a folder may be called "other: base"
             given.add(label)
-            yield label, scores
+            yield label, {"/".join([unlike.get(task_of(key), task_of(key)), metric_of(key)]): one for key, one in scores.items()}
+
+
+def _unlike_tasks(configs: Sequence[Config], console: Console) -> list[dict[str, str]]:
+    """By config, the tasks that ask something else than those of their name before it, each with a name of its own."""
+    known: dict[str, list[object]] = {}
+    unlike = []
+    for config in configs:
+        measuring, others = Measuring.of_some(config, console), dict[str, str]()
+        for task, content in measuring.contents.items():
+            asked, before = (content, measuring.terms, config.model.max_length), known.setdefault(task, [])
+            if asked not in before:
+                before.append(asked)
+            if number := before.index(asked):
+                others[task] = f"{task} ({number + 1})"
+        unlike.append(others)
+    return unlike
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:

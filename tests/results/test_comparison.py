@@ -1,6 +1,9 @@
 """The table of several models: every score of every model is in it, under the name that was given."""
 
+import json
+
 import pytest
+from support.running import gist
 
 from gist_train.progress import Terminal
 from gist_train.results.comparison import SIDE_BY_SIDE, comparison_table
@@ -27,3 +30,26 @@ def test_a_score_that_the_first_model_lacks_is_shown(capsys):
     assert "pearson" in text
     assert "62.5" in text
     assert "75.0" in text
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_tasks_of_one_name_that_ask_something_else_are_two(write_config, write_pairs, tmp_path):
+    """Held-out rows of two files, or texts cut at another length: side by side in one row, one score would look better."""
+    other, configs = write_pairs(["two", "three"]), []
+    other["tasks"][0]["path"] = str((tmp_path / "pairs.tsv").rename(tmp_path / "other.tsv"))
+    same = write_pairs(["one", "two"])
+    for name, evaluation in (("one", same), ("two", other), ("three", {**same, "max_length": 9}), ("four", same)):
+        path = write_config(name, evaluation=evaluation, training={"batch_size": 8, "max_steps": 1})
+        assert gist("train", path).code == 0
+        configs.append(path)
+    ended = gist("evaluate", *configs, "--json")
+    scores = json.loads(ended.out)
+    assert [key for one in ("one", "two", "three", "four") for key in scores[one] if "spearman" in key] == [
+        "pairs/spearman",
+        "pairs (2)/spearman",
+        "pairs (3)/spearman",
+        "pairs/spearman",
+    ]
+    assert "two: base" in scores
+    assert "four: base" not in scores
+    assert "pairs (2): two is judged by other texts" in ended.err
