@@ -151,8 +151,12 @@ def _compose(text: str, where: str, faults: list[Fault]) -> yaml.Node | None:
         line = text.count("\n", 0, error.position) + 1
         faults.append(Fault(f"{where} (line {line})", f"the character #x{error.character:04x}", expected, "remove the character"))
         return None
-    except (ValueError, OverflowError) as error:  # PyYAML's scanner on an escape such as "\UFFFFFFFF"
-        faults.append(Fault(where, str(error), expected, 'correct the escape (a backslash in "...")'))
+    except (
+        ValueError,
+        OverflowError,
+    ):  # PyYAML on an escape such as "\UFFFFFFFF"; Python 3.13 has other words
+        found = "an escape of no character (the last is \\U0010FFFF)"
+        faults.append(Fault(where, found, expected, 'correct the escape (a backslash in "...")'))
         return None
     line_words = "" if mark is None or where.startswith("--set ") else f" (line {mark.line + 1})"
     faults.append(Fault(where + line_words, found, expected, fix))

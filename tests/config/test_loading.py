@@ -161,7 +161,7 @@ def test_something_must_be_learned(load: Any):
         ("a: 'b\n", "c.yaml (line 2)", "unexpected end", "quote"),
         ("name: a: b\n", "c.yaml (line 1)", "not allowed here", "colon"),
         ("name: \x07\n", "c.yaml (line 1)", "#x0007", "remove"),
-        ('name: "\\UFFFFFFFF"\n', "c.yaml", "too large", "escape"),
+        ('name: "\\UFFFFFFFF"\n', "c.yaml", "an escape of no character", "escape"),
         (b"name: caf\xe9\n", "c.yaml", "0xe9 at byte 10", "UTF-8"),
     ],
 )
