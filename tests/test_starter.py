@@ -320,12 +320,19 @@ def test_a_folder_of_documents_and_judgements_judges(tmp_path, qrels, split):
 
 
 @pytest.mark.parametrize(
-    ("rows", "expected"),
-    [(PAIRS[:19], None), (PAIRS, 0.2), (PAIRS * 10, 0.2), (PAIRS * 30, 0.1), (PAIRS * 60, 0.05), (PAIRS * 700, 1000)],
+    ("rows", "expected", "steps_apart"),
+    [
+        (PAIRS[:19], None, 1),
+        (PAIRS, 0.2, 1),
+        (PAIRS * 10, 0.2, 3),
+        (PAIRS * 30, 0.1, 13),
+        (PAIRS * 60, 0.05, 28),
+        (PAIRS * 700, 1000, 200),
+    ],
     ids=["19", "40", "400", "1200", "2400", "many"],
 )
-def test_with_nothing_to_judge_by_rows_are_held_out(tmp_path, rows, expected):
-    """Training for hours and no way to tell what it gained was the first evening of many."""
+def test_with_nothing_to_judge_by_rows_are_held_out(tmp_path, rows, expected, steps_apart):
+    """Training for hours and no way to tell what it gained was the first evening of many; so was one score at the end."""
     path = write(
         tmp_path / "faq.jsonl",
         [{"anchor": f"{row['anchor']} {n}", "positive": f"{row['positive']} {n}"} for n, row in enumerate(rows)],
@@ -333,6 +340,7 @@ def test_with_nothing_to_judge_by_rows_are_held_out(tmp_path, rows, expected):
     started(tmp_path, path)
     config = load_config(tmp_path / "written.yaml")
     assert config.evaluation.held_out == expected
+    assert (config.evaluation.every, config.checkpoint.every) == (steps_apart, steps_apart)
     assert config.selection.metric == (None if expected is None else {"held_out/ndcg@10": 1})
     started(tmp_path, write(tmp_path / "l.jsonl", LABELLED))
     assert load_config(tmp_path / "written.yaml").selection.metric == {"held_out_labels/accuracy": 1}

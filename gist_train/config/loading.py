@@ -151,10 +151,7 @@ def _compose(text: str, where: str, faults: list[Fault]) -> yaml.Node | None:
         line = text.count("\n", 0, error.position) + 1
         faults.append(Fault(f"{where} (line {line})", f"the character #x{error.character:04x}", expected, "remove the character"))
         return None
-    except (
-        ValueError,
-        OverflowError,
-    ):  # PyYAML on an escape such as "\UFFFFFFFF"; Python 3.13 has other words
+    except (ValueError, OverflowError):  # PyYAML on an escape such as "\UFFFFFFFF", in words of each version of Python
         found = "an escape of no character (the last is \\U0010FFFF)"
         faults.append(Fault(where, found, expected, 'correct the escape (a backslash in "...")'))
         return None

@@ -30,6 +30,9 @@ from gist_train.starter.yaml_text import as_written, comment, written
 GUIDE_POOLING = {"WhereIsAI/UAE-Large-V1": "mean"}
 """Of a guide whose folder is not to decide it."""
 BATCH_SIZE = 32
+EPOCHS = 2
+MOST_STEPS_APART, EVALUATIONS = 200, 5
+"""Between two evaluations; and how many a short training has at least, for `select` to choose among."""
 ROLES = (
     ({"anchor", "positive"}, {"negative", "task"}),
     ({"text", "label"}, set[str]()),
@@ -59,6 +62,7 @@ def starter_yaml(
     """
     uses = _guessed_uses(files, guide, columns)
     length, held_out = length_for(uses.train), _rows_held_out(uses)
+    batch_size = _batch_size(uses, held_out)
     environment = Environment(
         loader=PackageLoader("gist_train", "starter"),
         undefined=StrictUndefined,
@@ -85,7 +89,9 @@ def starter_yaml(
         max_length=read_by(model, length),
         guide_max_length=None if guide is None else read_by(guide, length),
         on_bad_row="skip" if any(one.unusable for one in uses.train) else "fail",
-        batch_size=_batch_size(uses, held_out),
+        batch_size=batch_size,
+        epochs=EPOCHS,
+        every=_steps_apart(uses, held_out, batch_size),
     )
 
 
@@ -181,6 +187,13 @@ def _batch_size(uses: Uses, held_out: float | int | None) -> int:
     rows = sum(one.usable for one in uses.train)
     rows -= math.ceil(rows * held_out) if isinstance(held_out, float) else 0  # a number is held out of many rows only
     return min(BATCH_SIZE, 1 << int(math.log2(max(1, rows))))
+
+
+def _steps_apart(uses: Uses, held_out: float | int | None, batch_size: int) -> int:
+    """Steps between two evaluations, and between two checkpoints."""
+    rows = sum(map(_estimated_rows, uses.train))
+    rows -= math.ceil(rows * held_out) if isinstance(held_out, float) else held_out or 0
+    return max(1, min(MOST_STEPS_APART, EPOCHS * rows // batch_size // EVALUATIONS))
 
 
 def _held_out_metric(uses: Uses, held_out: float | int | None) -> str | None:
