@@ -222,6 +222,14 @@ def test_one_task_for_a_training_file(tmp_path):
         assert f"{tmp_path}/b/{name}.jsonl: intents_test.jsonl judges in its place." in text
 
 
+@pytest.mark.parametrize("value", [1900, ["a text", None], {"a": 1}])
+def test_columns_that_hold_no_text_say_so(tmp_path, value):
+    """ "query", "positive", and no telling which are texts: of a file whose columns are called just so, that helps nobody."""
+    rows = [{"query": f"when was number {n} built", "positive": value} for n in range(30)]
+    (fault,) = refused(write(tmp_path / "years.jsonl", rows)).faults
+    assert f'"positive" (30 of 30 rows looked at hold no text, such as {value!r})' in fault.found
+
+
 def test_labels_by_a_name_of_their_own_are_a_guess(tmp_path):
     """Annotators' tools call the column as the user called the control: sentiment, topic, queue."""
     rows = [{"text": row["text"], "queue": row["label"], "annotator": 1, "id": n} for n, row in enumerate(LABELLED)]

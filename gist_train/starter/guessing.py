@@ -4,7 +4,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -247,15 +247,12 @@ def _judged(sample: Sample) -> GuessedFile:
     roles |= dict(zip(missing, others, strict=False)) if len(missing) == len(others) else {}
     if not ("anchor" in roles and "positive" in roles and sample.mostly(roles["anchor"], _is_string)):
         anchors, positives = (", ".join([*ALIASES[role], *NAMES[role].split()]) for role in ("anchor", "positive"))
-        rows, filled = len(sample.rows), {column: len(sample.values(column)) for column in sample.columns[:20]}
-        columns = ", ".join(
-            shown(column) + (f" (filled in {count} of {rows} rows looked at)" if count < MOSTLY * rows else "")
-            for column, count in filled.items()
-        )
+        called = {*anchors.split(", "), *positives.split(", ")}
+        columns = ", ".join(shown(column) + _why_not(sample, column, called) for column in sample.columns[:20])
         raise sample.fault(
             f"the columns {columns or '(none)'}, and no telling which are a pair of texts",
             f"a column of anchors ({anchors}) and one of positives ({positives}), or texts and labels ({', '.join(LABELS)})",
-            "fill them, or say which they are: gist-train init --columns anchor=...,positive=...",
+            "fill them with texts, or say which they are: gist-train init --columns anchor=...,positive=...",
         )
     alike = len(missing) >= 2 or _plain(roles["anchor"]) in LIKE_TEXTS
     score = sample.named(SCORES, _is_number)
@@ -358,6 +355,20 @@ def _plain(name: str) -> str:
 
 def _fills(value: object) -> bool:
     return bool(value.strip()) if isinstance(value, str) else value not in (None, [])
+
+
+def _why_not(sample: Sample, column: str, called: Collection[str]) -> str:
+    """Why a column is not taken for one of texts, in brackets; "" where nothing is said of it.
+
+    Args:
+        called: what columns of texts are called: of others it is no wonder that they hold none.
+    """
+    values, rows = sample.values(column), len(sample.rows)
+    if len(values) < MOSTLY * rows:
+        return f" (filled in {len(values)} of {rows} rows looked at)"
+    if _plain(column) in called and (others := [value for value in values if not _is_texts(value)]):
+        return f" ({len(others)} of {rows} rows looked at hold no text, such as {shown(others[0])})"
+    return ""
 
 
 def _is_string(value: object) -> bool:
