@@ -273,9 +273,13 @@ def clock(seconds: float) -> str:
 
 def in_points(after: float, before: float, decimals: int = 1) -> Text:
     """How far a score (a fraction) rose or fell, in points: green or red on a terminal."""
-    points = round(100 * after, decimals) - round(100 * before, decimals)
-    shown = f"{points:+z.{decimals}f}"
-    return Text(shown, "" if float(shown) == 0 else "green" if points > 0 else "red")
+    points = points_apart(after, before, decimals)
+    return Text(f"{points:+.{decimals}f}", "" if points == 0 else "green" if points > 0 else "red")
+
+
+def points_apart(after: float, before: float, decimals: int) -> float:
+    """Points between two scores (fractions) as they are shown: who subtracts what stands there finds no other number."""
+    return round(round(100 * after, decimals) - round(100 * before, decimals), decimals) + 0.0  # no -0.0
 
 
 def duration(seconds: float) -> str:

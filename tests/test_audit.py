@@ -385,7 +385,7 @@ def test_where_nobody_may_write_is_told_first(write_config, tmp_path, monkeypatc
     command, option = words
     monkeypatch.setattr("os.access", lambda path, _mode: path != tmp_path / "theirs")
     (tmp_path / "theirs").mkdir()
-    ended = gist(command, write_config(), option, tmp_path / "theirs" / "out.jsonl")
+    ended = gist(command, write_config(), option, tmp_path / "theirs" / f"out.{'html' if option == '--page' else 'jsonl'}")
     assert ended.code == 2
     assert f"\n{option}\n  found" in ended.err
     assert "in a folder that can't be written to" in ended.err

@@ -161,8 +161,13 @@ def read_margins(written: str) -> list[float]:
 
 def read_numbers(written: Sequence[str], option: str) -> dict[str, float]:
     """NAME=NUMBER, of an option that may be repeated; UserError where one is none."""
-    pairs = [one.partition("=") for one in written]
-    return {name.strip(): _number(number, option) for name, _, number in pairs}
+    numbers = {}
+    for one in written:
+        name, equals, number = one.partition("=")
+        if not equals:
+            raise UserError(Fault(option, shown(one), "a kind and a number", f"write {option} {next(iter(KINDS))}=0.05, say"))
+        numbers[name.strip()] = _number(number, f"{option} {name.strip()}")
+    return numbers
 
 
 def _number(written: str, option: str) -> float:

@@ -151,12 +151,12 @@ def audit(
         from gist_train.auditing import writing
         from gist_train.auditing.html_page import keep_audit
         from gist_train.auditing.page import audit_page
-        from gist_train.data.files import check_target
         from gist_train.data.writing import check_targets
         from gist_train.model.device import this_device
+        from gist_train.pages.rendering import check_page
 
         if page is not None:
-            check_target("--page", page)
+            check_page("--page", page)
         written = {"--write-suspects": write_suspects, "--write-clean": write_clean}
         if write_clean is not None:
             writing.check_clean(loaded.data, "--write-clean")

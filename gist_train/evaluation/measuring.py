@@ -108,7 +108,10 @@ class Measuring:
         """Raises UserError where a metric is asked for that no task gives: mteb's names are known only once it was asked."""
         known = [name for task in self.tasks for name in self.metrics(task)]
         if unknown := [name for name in metric if name not in known]:
-            raise UserError(Fault("the metric to go by", listed(unknown), listed(known), "name one of these"))
+            expected, fix = listed(known), "name one of these"
+            if not known:
+                expected, fix = "a score of a task, and no task has any", "name a task in evaluation.tasks"
+            raise UserError(Fault("the metric to go by", listed(unknown), expected, fix))
 
     def of_model(self, model: TextModel) -> dict[str, Score]:
         """Scores of a model that is no step of a run; kept nowhere.

@@ -8,6 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from gist_train.config.errors import Fault, UserError, shown
 from gist_train.data.files import check_target, write_text
 from gist_train.version import __version__
 
@@ -52,11 +53,18 @@ def moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M %Z")
 
 
+def check_page(option: str, to: Path) -> None:
+    """Raises UserError where `to` is no .html file, or none that can be written: a browser would show its text."""
+    check_target(option, to)
+    if to.suffix not in (".html", ".htm"):
+        raise UserError(Fault(option, shown(to), "a file that ends in .html", "name one"))
+
+
 def write_page(page: str, to: Path, option: str) -> None:
     """Writes the page, or nothing.
 
     Raises:
         UserError: `to` is no file that can be written.
     """
-    check_target(option, to)
+    check_page(option, to)
     write_text(to, page)

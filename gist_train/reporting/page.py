@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gist_train.config.errors import Fault, UserError
-from gist_train.data.files import check_target
 from gist_train.evaluation.metrics import task_of
 from gist_train.model.loss import BLOCKS
-from gist_train.pages.rendering import rendered, script_json, write_page
+from gist_train.pages.rendering import check_page, rendered, script_json, write_page
 from gist_train.reporting.charts import charts_of, heat_map, lines_of
 from gist_train.reporting.figures import MOST_ROWS, Figures, figures_of, thinned, told_apart
 from gist_train.reporting.noise import Resampled
@@ -101,8 +100,9 @@ def write_report(runs: Sequence[Run], to: Path | None) -> Path:
         fix = f"--to both.html, say: {runs[0].report} is the first run's own"
         raise UserError(Fault("--to", "no file named for a page of several runs", "the .html file to write", fix))
     to = runs[0].report if to is None else to
+    check_library()
     figures = [figures_of(run) for run in runs]
-    check_target("--to", to)  # before models are loaded
+    check_page("--to", to)  # before models are loaded
     write_page(page_of(figures, [similarity_map(run) for run in runs]), to, "--to")
     return to
 

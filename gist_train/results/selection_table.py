@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gist_train.evaluation.leakage import leakage_table
-from gist_train.progress import in_points
+from gist_train.progress import in_points, points_apart
 from gist_train.results.ranking import weighted_score
 from gist_train.results.selected import Selected, SelectedCandidate
 
@@ -28,8 +28,8 @@ class Change:
 
     @property
     def difference(self) -> float | None:
-        """after - before, to the four decimals that tables show, so that what is counted is what is seen."""
-        return None if self.before is None else round(self.after, 4) - round(self.before, 4)
+        """after - before, to the two decimals of a point that tables show, so that what is counted is what is seen."""
+        return None if self.before is None else points_apart(self.after, self.before, 2) / 100
 
 
 @dataclass(frozen=True, slots=True)

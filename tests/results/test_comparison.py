@@ -5,8 +5,9 @@ import json
 import pytest
 from support.running import gist
 
-from gist_train.progress import Terminal
+from gist_train.progress import Terminal, in_points
 from gist_train.results.comparison import SIDE_BY_SIDE, comparison_table
+from gist_train.results.selection_table import Change
 
 
 def printed(models, capsys):
@@ -30,6 +31,13 @@ def test_a_score_that_the_first_model_lacks_is_shown(capsys):
     assert "pearson" in text
     assert "62.5" in text
     assert "75.0" in text
+
+
+@pytest.mark.parametrize(("after", "before"), [(0.80125, 0.8025), (0.80135, 0.8025), (0.5, 0.5), (0.99995, 1.0)])
+def test_tables_and_report_say_one_difference(after, before):
+    """-0.13 in one and -0.12 in the other, for the place where each had rounded: which of the two is one to believe?"""
+    difference = Change("pairs/spearman", before, after).difference
+    assert f"{100 * difference:+.2f}" == in_points(after, before, decimals=2).plain
 
 
 @pytest.mark.usefixtures("on_cpu")
