@@ -6,7 +6,7 @@ long the guide takes.
 """
 
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,7 @@ def prepare(
     *,
     trains_here: bool = False,
     fill_store: bool = True,
+    refuse: Callable[[Corpus], None] | None = None,
 ) -> Prepared:
     """All that a run reads, made where no run has made it yet.
 
@@ -61,6 +62,7 @@ def prepare(
         processes: of this run. All of them call this, each with a device of its own.
         trains_here: whether steps are taken on this device: what it can't do is then refused, and said else.
         fill_store: whether the guide embeds what its store lacks. If not, the guide is None where it lacks something.
+        refuse: raises UserError where a run can't go on with this corpus, before the guide is put to work on it.
 
     Raises:
         UserError: data or models are not what the config says.
@@ -68,6 +70,8 @@ def prepare(
     student, corpus = student_and_corpus(config, device, console, processes, trains_here=trains_here)
     corpus = drop_suspects(config, corpus, student, device, console, processes, look=fill_store)
     corpus = add_hard_negatives(config, corpus, device, console, processes, look=fill_store)
+    if refuse is not None:
+        refuse(corpus)
     check_candidates(config, corpus)
     plan = batch_plan(config, corpus)  # refuses too few rows, before the guide is put to work
     tokens = prepare_tokens(corpus, student, console, processes)

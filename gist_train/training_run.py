@@ -43,7 +43,13 @@ from gist_train.training.embedding import Processes
 from gist_train.training.guides import named_guide
 from gist_train.training.loop import StepRecord, steps
 from gist_train.training.ranks import TIMEOUT, Ranks
-from gist_train.training.resume import checkpoint_of_all, load_on_all, refuse_other_content, refuse_other_mathematics
+from gist_train.training.resume import (
+    checkpoint_of_all,
+    load_on_all,
+    refuse_other_content,
+    refuse_other_corpus,
+    refuse_other_mathematics,
+)
 from gist_train.training.run_description import describe
 from gist_train.training.runlog import RunLog
 from gist_train.training.setup import Job, Prepared, last_step, open_training
@@ -147,14 +153,13 @@ def _train_alone(
     selected_steps(run)  # refuses a selected.json that can't be read, before retention goes by it
     if origin is not None:
         refuse_other_mathematics(origin, config)  # before the guide is put to work
-    prepared = _prepared(config, accelerator, console)
+    prepared = _prepared(config, accelerator, console, origin)
     # Before accelerate is given the model: it would send the first rank's weights to all.
     refuse_unlike_content(ranks, config, prepared, precision_on(config.training.precision, accelerator.device))
     job = open_training(config, accelerator, prepared)
     sums = LogSums(step=0)
     if origin is not None:
-        judged = config.data.exclude_evaluation_texts or "evaluation" in (config.data.drop_suspects or {})
-        refuse_other_content(origin, job.facts, excluding=judged)
+        refuse_other_content(origin, job.facts)
         load_on_all(origin, job)
         sums = checkpoints.sums_of(origin.manifest)
     if accelerator.is_main_process and (warning := _short_of_room(config, job, run)):
@@ -190,9 +195,13 @@ def open_job(config: Config, accelerator: Accelerator, console: Console) -> Job:
     return open_training(config, accelerator, _prepared(config, accelerator, console))
 
 
-def _prepared(config: Config, accelerator: Accelerator, console: Console) -> Prepared:
+def _prepared(
+    config: Config, accelerator: Accelerator, console: Console, origin: checkpoints.Checkpoint | None = None
+) -> Prepared:
     processes = Processes(accelerator.num_processes, accelerator.is_local_main_process)
-    return prepare(config, accelerator.device, console, processes, trains_here=True)
+    judged = config.data.exclude_evaluation_texts or "evaluation" in (config.data.drop_suspects or {})
+    refuse = None if origin is None else partial(refuse_other_corpus, origin, excluding=judged)
+    return prepare(config, accelerator.device, console, processes, trains_here=True, refuse=refuse)
 
 
 def _go_back_to(run: Run, step: int, console: Console) -> None:

@@ -398,3 +398,16 @@ def test_a_resume_over_other_excluded_texts_is_refused(write_config, write_rows,
     ended = gist("train", path, "--set", "training.stop_at_step=4")
     assert ended.code == 2
     assert "evaluation.tasks, whose texts data.exclude_evaluation_texts leaves out" in ended.err
+
+
+def test_a_resume_over_other_rows_is_refused_before_the_guide_works(write_config, write_rows, triplets):
+    """Hours of a large guide lay before the message, which spoke of the YAML, and nothing in the YAML had changed."""
+    source = {"source": "jsonl", "path": str(write_rows("rows.jsonl", triplets))}
+    path = write_config(data={"train": [source]})
+    assert gist("train", path, "--set", "training.stop_at_step=2").code == 0
+    write_rows("rows.jsonl", [*triplets, {"anchor": "nobody has", "positive": "embedded this", "task": "a"}])
+    ended = gist("train", path)
+    assert ended.code == 2
+    assert "a file that it reads has changed" in ended.err
+    assert "bring back the file as it was" in ended.err
+    assert "embedding with the guide" not in ended.err

@@ -8,6 +8,7 @@ from rich.console import Console
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.faults import found_words
 from gist_train.config.schema import Config, mathematics
+from gist_train.data.corpus import Corpus
 from gist_train.data.manifests import verified_manifest
 from gist_train.run_folder import MANIFEST, Run
 from gist_train.training.checkpoint import Checkpoint, Facts, checkpoint_to_resume, load_checkpoint, send_checkpoint
@@ -16,7 +17,6 @@ from gist_train.training.ranks import Ranks
 from gist_train.training.setup import Job
 
 CONTENT = {
-    "corpus": "data.train",
     "guide": "guide",
     "precision": "training.precision",
     "student": "model.name",
@@ -44,6 +44,7 @@ NEWER_FIELDS = {
     "distillation.score_temperature": 1.0,
 }
 """Fields that manifests from before they were there lack, and what runs did then."""
+JUDGED = ", or evaluation.tasks, whose texts data.exclude_evaluation_texts leaves out, or data.drop_suspects"
 FIX_CHANGE = "set it back, or give this training a name of its own"
 LENGTH = ("training.epochs", "training.max_steps")
 FIX_LENGTH = "set it back; to give a run that has ended more epochs: gist-train extend {run}"
@@ -120,20 +121,28 @@ def refuse_other_mathematics(origin: Checkpoint, config: Config) -> None:
         raise UserError(*faults)
 
 
-def refuse_other_content(origin: Checkpoint, facts: Facts, *, excluding: bool) -> None:
-    """Raises UserError where the same config names other data or another guide than the checkpoint was made with.
+def refuse_other_corpus(origin: Checkpoint, corpus: Corpus, *, excluding: bool) -> None:
+    """Raises UserError where the same config names other rows than the checkpoint was made with: asked before the guide is put to
+    work.
 
     Args:
         excluding: whether evaluation texts were left out of the data, so that these may be what changed.
     """
-    judged = ", or evaluation.tasks, whose texts data.exclude_evaluation_texts leaves out, or data.drop_suspects"
-    tasks = {"corpus": judged} if excluding else {}
+    if origin.manifest.get("corpus") != corpus.content:
+        where = f"data.train{JUDGED}" if excluding else "data.train"
+        found = f"another corpus ({corpus.content}), of {corpus.row_count:,} rows: a file that it reads has changed"
+        fix = "bring back the file as it was, or give this training a name of its own"
+        raise UserError(Fault(where, found, _that_of(origin, "corpus"), fix))
+
+
+def refuse_other_content(origin: Checkpoint, facts: Facts) -> None:
+    """Raises UserError where the same config names another model or guide than the checkpoint was made with."""
     now = json.loads(json.dumps(asdict(facts)))  # as the manifest has it
     faults = [
         Fault(
-            name + tasks.get(key, ""),
+            name,
             f"another {key} ({now[key]})",
-            f"that of {origin.folder} ({origin.manifest.get(key)}); its config.yaml: {origin.folder.parent.parent}",
+            _that_of(origin, key),
             FIX_CHANGE,
         )
         for key, name in CONTENT.items()
@@ -141,3 +150,7 @@ def refuse_other_content(origin: Checkpoint, facts: Facts, *, excluding: bool) -
     ]
     if faults:
         raise UserError(*faults)
+
+
+def _that_of(origin: Checkpoint, key: str) -> str:
+    return f"that of {origin.folder} ({origin.manifest.get(key)}); its config.yaml: {origin.folder.parent.parent}"
