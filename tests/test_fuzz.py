@@ -27,7 +27,8 @@ from gist_train.config.schema import Config, DataConfig
 from gist_train.data.batches import BatchPlan
 from gist_train.data.corpus import text_hash
 from gist_train.data.manifests import damage_in, seal, verified_manifest
-from gist_train.data.sources import Row, read_rows
+from gist_train.data.rows import Row
+from gist_train.data.sources import read_rows
 from gist_train.model.filling import CHECKSUMS
 from gist_train.model.guide import GuideStore
 from gist_train.model.loss import guided_contrastive_loss

@@ -13,7 +13,8 @@ from gist_train.config.schema import DataConfig
 from gist_train.config.sources import ClassificationSource, TextsSource
 from gist_train.data.further import cells_at
 from gist_train.data.opening import names_of_tables
-from gist_train.data.sources import Labelled, read_labelled
+from gist_train.data.rows import Labelled
+from gist_train.data.sources import read_labelled
 from gist_train.data.writing import (
     ROWS_AT_A_TIME,
     column_types,

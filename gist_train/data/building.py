@@ -26,8 +26,9 @@ from gist_train.data.manifests import damage_in, seal
 from gist_train.data.mining import mine_triplets
 from gist_train.data.opening import origin_of
 from gist_train.data.overlap import Exclusion
+from gist_train.data.rows import Labelled, Row
 from gist_train.data.sharing import shared_out
-from gist_train.data.sources import Labelled, Row, prompts_of, read_labelled, read_rows, read_texts
+from gist_train.data.sources import prompts_of, read_labelled, read_rows, read_texts
 
 SHOWN_FAULTS = 10
 """Bad rows that an error message names; the others are counted."""

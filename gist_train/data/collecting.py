@@ -17,7 +17,7 @@ from gist_train.config.sources import AnySource
 from gist_train.data.corpus import Corpus, Int64, text_hash, view_key
 from gist_train.data.drawing import copy_texts, drawn_rows, leave_out_unused_tasks, leave_out_unused_texts, of_rows, offsets
 from gist_train.data.files import read_json, write_json, write_text
-from gist_train.data.sources import Row
+from gist_train.data.rows import Row
 
 ORDER = (
     *("anchor", "task", "source", "label", "row_prompts", "positive", "positive_offsets"),

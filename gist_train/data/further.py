@@ -12,8 +12,8 @@ from gist_train.config.schema import DataConfig
 from gist_train.config.sources import Source, TableSource
 from gist_train.data.corpus import Corpus
 from gist_train.data.opening import checked, tables
+from gist_train.data.rows import ALIASES, NUMBERED
 from gist_train.data.scores import COLUMNS
-from gist_train.data.sources import ALIASES, NUMBERED
 from gist_train.data.tables import Field
 
 FurtherCells = dict[str, object]

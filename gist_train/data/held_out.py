@@ -21,7 +21,8 @@ from gist_train.data.building import none_usable
 from gist_train.data.corpus import Int64
 from gist_train.data.files import json_lines, whole_folder
 from gist_train.data.overlap import normalized_hash
-from gist_train.data.sources import Labelled, Row, read_labelled, read_rows
+from gist_train.data.rows import Labelled, Row
+from gist_train.data.sources import read_labelled, read_rows
 
 ROWS, LABELS, FIT = "rows.jsonl", "labels.jsonl", "labels_fit.jsonl"
 """Of pairs and triplets; of labelled texts; and the labelled texts that train, too, which a classifier is fitted on."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gist_train.data.corpus import Corpus, Int64, text_hash
 from gist_train.data.files import whole_folder
 from gist_train.data.leases import locked
-from gist_train.data.sources import Row
+from gist_train.data.rows import Row
 
 NORMALIZATION = 1
 """Version of `normalized`: hashes that were stored under another one are not read."""

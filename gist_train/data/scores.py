@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from gist_train.config.errors import shown
 from gist_train.config.sources import TableSource
+from gist_train.data.rows import Row
 from gist_train.data.tables import BadRow, Field, content_of
-
-if TYPE_CHECKING:
-    from gist_train.data.sources import Row
 
 COLUMNS = {"texts": ("pos_scores", "neg_scores"), "pairs": ("score",)}
 """By what is scored, the keys of the columns, and their usual names."""
@@ -23,7 +20,7 @@ def score_fields(source: TableSource) -> list[Field]:
     return [Field(key, (given.get(key, key),), key != "neg_scores", key in given) for key in keys]
 
 
-def with_scores(row: "Row", names: Sequence[str], values: Sequence[object]) -> "Row | BadRow":
+def with_scores(row: Row, names: Sequence[str], values: Sequence[object]) -> Row | BadRow:
     """The row with the scores in its cells.
 
     Args:

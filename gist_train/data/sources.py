@@ -4,9 +4,7 @@ A bad row comes out as a Fault, for the caller to fail or skip; a file that is n
 Every reader streams: a file is never whole in memory.
 """
 
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from gist_train.config.conditions import Condition, UnlikeError
@@ -28,63 +26,11 @@ from gist_train.data.formats import Cells
 from gist_train.data.judging import WATCHED, Judging
 from gist_train.data.medi import Pairs, medi_pairs, pair
 from gist_train.data.opening import checked, table_files, tables
+from gist_train.data.rows import ALIASES, INSTRUCTIONS, NUMBERED, Labelled, Row
 from gist_train.data.scores import score_fields, with_scores
 from gist_train.data.tables import BadRow, Columns, Field, Table, TableFile, encodable, flat, text, texts
 
-ALIASES = {
-    "anchor": ("anchor", "query"),
-    "positive": ("positive", "pos", "positives", "positive_passages"),
-    "negative": ("negative", "neg", "negatives", "hard_negative", "hard_negatives", "hard_neg", "negative_passages"),
-    "task": ("task", "task_name"),
-}
-INSTRUCTIONS = {
-    "anchor_instruction": ("query_instruct", "anchor_instruct"),
-    "positive_instruction": ("pos_instruct", "positive_instruct"),
-    "negative_instruction": ("neg_instruct", "negative_instruct"),
-}
-"""Columns of the published triplets that hold MEDI's instructions."""
-NUMBERED = re.compile(r"(?:negatives?|neg|hard_negatives?|hard_neg)_?\d+")
-"""Columns that hold one negative each, as mine_hard_negatives of sentence-transformers writes them."""
 NO_PROMPTS = ("", "", "")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A checked row: texts are stripped, not empty and can be written as UTF-8."""
-
-    anchor: str
-    positives: tuple[str, ...]
-    """At least one."""
-    negatives: tuple[str, ...]
-    """May be empty."""
-    task: str
-    prompts: tuple[str, str, str]
-    """Of anchor, positive and negative; "" for none."""
-    label: str | None = None
-    """What anchor and positives are labelled with; None where they are not."""
-    negative_labels: tuple[str, ...] = ()
-    """Of each negative; empty where they have none."""
-    positive_scores: tuple[float, ...] = ()
-    """Of each positive; empty where they have none."""
-    negative_scores: tuple[float, ...] = ()
-    """Of each negative; empty where they have none."""
-    file: int = field(default=0, compare=False)
-    """`Table.place` of its table."""
-    number: int = field(default=0, compare=False)
-    """In its table, as messages have it: of two bare texts, and of a mined triplet, the anchor's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """A checked row of a source of labelled texts."""
-
-    text: str
-    label: str
-    task: str
-    file: int = field(default=0, compare=False)
-    """`Table.place` of its table."""
-    number: int = field(default=0, compare=False)
-    """In its table, as messages have it."""
 
 
 def read_rows(

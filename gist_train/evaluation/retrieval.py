@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from gist_train.config.errors import Fault, UserError, listed, shown
 from gist_train.config.evaluation import RetrievalTask
 from gist_train.config.sources import Columns, CsvSource, JsonlSource, ParquetSource, Source, XlsxSource
-from gist_train.data.sources import Row, read_rows
+from gist_train.data.rows import Row
+from gist_train.data.sources import read_rows
 from gist_train.data.tables import BadRow, TableFile, text
 from gist_train.evaluation.encoding import TextEncoder, encode_lists, side_prompt, unit
 from gist_train.evaluation.metrics import Items

@@ -12,7 +12,7 @@ from typing import TypeAlias, TypeVar
 from gist_train.config.errors import Fault, UserError, listed, shown
 from gist_train.config.evaluation import FileTask, LabelColumns, ReadTask
 from gist_train.data.formats import reader_of
-from gist_train.data.sources import ALIASES
+from gist_train.data.rows import ALIASES
 from gist_train.data.tables import BadRow, Field, TableFile, read_errors, text
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from gist_train.config.sources import LabelColumns
 from gist_train.data.formats import json_records, jsonl_cells, reader_of
 from gist_train.data.judging import WATCHED, Judging
 from gist_train.data.medi import medi_pairs
-from gist_train.data.sources import ALIASES, NUMBERED
+from gist_train.data.rows import ALIASES, NUMBERED
 from gist_train.data.tables import BadRow, Columns, Field, TableFile, content_of, encodable, read_errors, several
 
 SAMPLED = 200

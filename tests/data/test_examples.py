@@ -10,7 +10,8 @@ from support.running import gist
 from gist_train.config.errors import UserError
 from gist_train.config.schema import DataConfig
 from gist_train.data.judging import WATCHED
-from gist_train.data.sources import ALIASES, read_labelled, read_rows
+from gist_train.data.rows import ALIASES
+from gist_train.data.sources import read_labelled, read_rows
 from gist_train.starter.page import starter_yaml
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from gist_train.data.overlap import Exclusion, normalized, normalized_hash
-from gist_train.data.sources import Row
+from gist_train.data.rows import Row
 
 
 def excluding(*texts: str) -> Exclusion:

@@ -13,7 +13,8 @@ from pydantic import TypeAdapter
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.sources import ClassificationSource, Source
-from gist_train.data.sources import Row, read_labelled, read_rows
+from gist_train.data.rows import Row
+from gist_train.data.sources import read_labelled, read_rows
 from gist_train.starter.guessing import SAMPLED, GuessedFile, judged
 
 PAIRS = [{"anchor": f"how do I open door {i}", "positive": f"turn the key of door {i}"} for i in range(40)]

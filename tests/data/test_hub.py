@@ -19,7 +19,8 @@ from gist_train.config.errors import Fault, UserError
 from gist_train.config.schema import DataConfig
 from gist_train.config.sources import ClassificationSource, Columns, HubSource, LabelColumns, Prompts
 from gist_train.data.fingerprints import ContentHashes, corpus_fingerprint
-from gist_train.data.sources import Labelled, Row, read_labelled, read_rows
+from gist_train.data.rows import Labelled, Row
+from gist_train.data.sources import read_labelled, read_rows
 
 PUBLISHED = {
     "query": [" what is a cell ", "who wrote Emma"],

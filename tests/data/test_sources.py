@@ -16,7 +16,8 @@ from gist_train.config.errors import Fault, UserError
 from gist_train.config.sources import Columns, CsvSource, JsonlSource, MediSource, ParquetSource, Prompts
 from gist_train.data.fingerprints import content_hash
 from gist_train.data.opening import files_of
-from gist_train.data.sources import Row, read_rows
+from gist_train.data.rows import Row
+from gist_train.data.sources import read_rows
 
 WHERE = "data.train[2]"
 MEND = "drop the row, or set data.on_bad_row: skip"

@@ -7,7 +7,8 @@ from support.running import gist, metrics
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.sources import TextsSource
-from gist_train.data.sources import Row, read_rows
+from gist_train.data.rows import Row
+from gist_train.data.sources import read_rows
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 

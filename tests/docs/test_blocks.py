@@ -26,7 +26,8 @@ from gist_train.cli import app
 from gist_train.config.errors import UserError
 from gist_train.config.loading import load_config
 from gist_train.config.schema import DataConfig
-from gist_train.data.sources import Labelled, Row, read_labelled, read_rows
+from gist_train.data.rows import Labelled, Row
+from gist_train.data.sources import read_labelled, read_rows
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 COMMANDS = typer.main.get_command(app).commands
