@@ -218,7 +218,8 @@ def test_measure_takes_steps_and_leaves_no_trace(write_config, tmp_path, guide):
     assert measured["total_seconds"] == pytest.approx(12 * measured["step_seconds"] + measured["guide_pass_seconds"])
     assert not (tmp_path / "runs" / "run").exists()
     assert not (tmp_path / "runs" / ".cache" / "guides").exists()
-    assert "in all" in gist("plan", write_config(**sections), "--measure").out
+    if guide == "self":  # the quickest one; the page is the same
+        assert "in all" in gist("plan", write_config(**sections), "--measure").out
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "modernbert", "qwen3", "deberta-v2"])
