@@ -78,7 +78,9 @@ def test_a_whole_copy_is_enough_whatever_the_hub_does(files, tmp_path):
     (_, expected), *rest = found
     assert expected[0] == f"me/model@{COMMIT}"
     assert [model for _, model in rest] == [expected] * len(rest)
-    assert max(seconds for seconds, _ in rest) < 8  # of which some go to loading it twice, on a machine that others use
+    assert (
+        max(seconds for seconds, _ in rest) < 30
+    )  # loading it twice, on a machine that others use; each file asked for thrice would take minutes
     assert asked < 60
     for line, words in zip(said[2:], FAULTS.values(), strict=False):
         assert f"me/model: the hub {words}" in line, line
