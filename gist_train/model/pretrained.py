@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,11 @@ if TYPE_CHECKING:  # they take seconds to import
     from sentence_transformers import SentenceTransformer
     from transformers import PreTrainedTokenizerFast
 
+DECIDING = (
+    *("hidden_act", "hidden_activation", "activation", "layer_norm_eps", "rms_norm_eps", "norm_eps"),
+    *("rope_parameters", "rope_scaling", "rope_theta", "sliding_window", "local_attention"),
+)
+"""What of a transformer's config decides embeddings and is told by no weight."""
 TOKENISED = 4096
 """Texts that are tokenised at a time."""
 
@@ -188,11 +193,8 @@ class Pretrained:
 
     def tokenizer_fingerprint(self) -> str:
         """32 hex digits over all that decides the token ids of a text."""
-        backend = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        # Truncation and padding are settings of the last call, not of the vocabulary.
-        backend.pop("truncation", None)
-        backend.pop("padding", None)
-        content = json.dumps([backend, self.max_length], sort_keys=True)
+        backend, *side = tokens_by(self.tokenizer)
+        content = json.dumps([backend, self.max_length, *side], sort_keys=True)
         return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
     def fingerprint(self) -> str:
@@ -207,6 +209,10 @@ class Pretrained:
             parts += [self.default_prompt, self.normalizes_cut]
         if any(self.prompts.values()):
             parts.append(sorted(self.prompts.items()))
+        config = self.encoder.transformer.config
+        given, usual = config.to_dict(), type(config)().to_dict()
+        if unusual := {name: given[name] for name in DECIDING if name in given and given[name] != usual.get(name)}:
+            parts.append(unusual)
         digest = hashlib.blake2b(json.dumps([*parts, self.tokenizer_fingerprint()]).encode(), digest_size=16)
         for name, weight in self.encoder.transformer.state_dict().items():
             digest.update(name.encode())
@@ -227,6 +233,20 @@ class Pretrained:
             if type(error) is not Exception:
                 raise
             raise OSError(f"{folder}: {error}") from error  # tokenizers has no class of its own for a full disk
+
+
+def tokens_by(tokenizer: Any) -> list[object]:
+    """All that decides the token ids of a text but the length that it is cut to: how a fast tokenizer works, or the vocabulary
+    of another one; and the side that is cut, where it is the unusual one."""
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+    kept: object = sorted(tokenizer.get_vocab().items())
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+        # Truncation and padding are settings of the last call, not of the vocabulary.
+        kept = {name: value for name, value in backend.items() if name not in ("truncation", "padding")}
+    left = isinstance(tokenizer, PreTrainedTokenizerBase) and tokenizer.truncation_side == "left"
+    return [kept, *(["left"] if left else [])]
 
 
 def prompts_of(model: "SentenceTransformer") -> dict[str, str]:

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.model.encoder import Tokens
-from gist_train.model.pretrained import Pretrained, default_prompt_of, prompts_of
+from gist_train.model.pretrained import Pretrained, default_prompt_of, prompts_of, tokens_by
 
 if TYPE_CHECKING:  # it takes seconds to import
     from sentence_transformers import SentenceTransformer
 
+SAYS_NOTHING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+"""What of a transformer's config decides no embedding."""
 BATCH_TEXTS = 32
 """Texts that are encoded together, of like length."""
 
@@ -128,11 +130,18 @@ class WholeModel:
         return replace(self, truncate_dim=truncate_dim)
 
     def fingerprint(self) -> str:
-        """32 hex digits over all that decides the embedding of a text: modules, weights, tokens, prompts, truncation."""
+        """32 hex digits over all that decides the embedding of a text: modules, configs, weights, tokens, prompts, truncation."""
+        from transformers import PreTrainedModel
+
         model = self.sentence_transformer
         parts = [str(model), self.max_length, self.truncate_dim, model.truncate_dim, self.default_prompt]
-        tokenizer: Any = model.tokenizer
-        digest = hashlib.blake2b(json.dumps([*parts, sorted(tokenizer.get_vocab().items())]).encode(), digest_size=16)
+        configs = [
+            {key: value for key, value in module.config.to_dict().items() if key not in SAYS_NOTHING}
+            for module in model.modules()
+            if isinstance(module, PreTrainedModel)
+        ]
+        content = json.dumps([*parts, configs, *tokens_by(model.tokenizer)], sort_keys=True, default=str)
+        digest = hashlib.blake2b(content.encode(), digest_size=16)
         for name, weight in model.state_dict().items():
             digest.update(name.encode())
             digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())

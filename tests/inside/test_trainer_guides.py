@@ -75,6 +75,24 @@ def test_a_guide_is_asked_once_for_a_text(student, folder, tmp_path, seen, cut):
     assert len(seen) == 2 * (3 * ROWS - 1), "the embeddings of another model were taken"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda guide: setattr(guide.tokenizer, "truncation_side", "left"),
+        lambda guide: setattr(guide[0].auto_model.config, "hidden_act", "relu"),
+        lambda guide: setattr(guide.tokenizer.backend_tokenizer, "normalizer", None),
+    ],
+    ids=["side", "activation", "normalizer"],
+)
+def test_a_guide_that_reads_or_computes_otherwise_has_a_store_of_its_own(student, folder, tmp_path, change):
+    """Its weights and vocabulary are those of another, whose embeddings it would be given without a word."""
+    models = [opened(folder, training=False) for _ in range(3)]
+    change(models[1])
+    stores = [GuidedContrastiveLoss(student, model, cache_dir=tmp_path).guide.stores[0].folder for model in models]
+    assert stores[0] == stores[2]
+    assert stores[0] != stores[1]
+
+
 def test_what_is_in_memory_alone_is_bounded(student, folder, tmp_path, monkeypatch):
     """A training over millions of texts must not hold their embeddings; they are on the disk at the end of the process too."""
     monkeypatch.setattr(growing, "MOST_UNWRITTEN", 40)
