@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
+from threading import RLock
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -22,6 +23,8 @@ from gist_train.config.errors import Fault, UserError
 from gist_train.environment import ALLOCATOR, KERNELS, keep_kernels, launched_together, let_segments_expand
 from gist_train.training.interface import SETTING
 
+_ONE_CALL = RLock()
+"""Held while a call has the process to itself; a call within it is part of it."""
 P = ParamSpec("P")
 R = TypeVar("R")
 BACKENDS: Any = torch.backends
@@ -70,7 +73,12 @@ def process_as_it_was(precision: str = "float32") -> Iterator[None]:
     Args:
         precision: that a training computes in.
     """
+    if not _ONE_CALL.acquire(blocking=False):
+        found = "another call of gist_train, in another thread of this process"
+        fix = "wait for it, or make each call in a process of its own: they share random numbers, settings and torch's flags"
+        raise UserError(Fault("gist_train", found, "one call at a time", fix))
     with ExitStack() as stack:
+        stack.callback(_ONE_CALL.release)
         stack.enter_context(_environment(precision))
         for part in (_torch_flags, _random_numbers, _accelerate, _voices, warnings.catch_warnings):
             stack.enter_context(part())

@@ -18,7 +18,7 @@ from sentence_transformers.sentence_transformer.modules import Transformer
 from torch import Tensor, nn
 
 from gist_train.config.errors import Fault, UserError, listed, shown
-from gist_train.model.attention import PackedLengths
+from gist_train.model.attention import PackedLengths, make_known
 from gist_train.model.encoder import Encoder, Pack, packed_family
 from gist_train.model.families import FAMILIES
 
@@ -94,6 +94,12 @@ class PackedForward:
         module.can_flatten_inputs = False  # flash attention's own way without padding: it leaves no mask
         self._encoder = Encoder(module.auto_model, pooling="mean", normalized=False)
         self._output: str = module.module_output_name
+        self._packed: str = module.auto_model.config._attn_implementation
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy, which may be in another process."""
+        make_known()
+        vars(self).update(state)
 
     def undo(self, module: Any) -> None:
         """Gives the module back what it had."""
@@ -107,6 +113,11 @@ class PackedForward:
         Raises:
             UserError: the features are not those of single texts, lie on another device, or the states of all layers are wanted.
         """
+        if (attention := self._encoder.transformer.config._attn_implementation) != self._packed:
+            found = f"another attention ({attention}), set after the model was packed: it does not see where a text ends"
+            raise UserError(
+                Fault(_WHERE, found, "the attention that pack sets", "call gist_train.unpack(model), then pack(model)")
+            )
         _refuse_features(features, self._encoder)
         laid = lay_out(features["input_ids"], features["attention_mask"])
         hidden = self._encoder.packed_hidden(laid.texts)

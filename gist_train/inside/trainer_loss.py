@@ -43,6 +43,10 @@ from gist_train.model.loss import guided_contrastive_loss
 logger = logging.getLogger(__name__)
 
 
+LAYERS = "all_layer_embeddings"
+"""What sentence-transformers' layers leave in the features of a column, by that key, for a loss over each of them."""
+
+
 class GuidedContrastiveLoss(CachedLossMixin, nn.Module):
     """The guided contrastive loss of GISTEmbed (Solatorio 2024, arXiv 2402.16829) for `SentenceTransformerTrainer`.
 
@@ -154,7 +158,7 @@ class GuidedContrastiveLoss(CachedLossMixin, nn.Module):
             found = "mini-batches, and a model whose input is a StaticEmbedding"
             raise UserError(Fault(f"{LOSS}: mini_batch_size", found, "features with a row for each text", fix))
 
-    def collator(self, args: SentenceTransformerTrainingArguments | None = None) -> SentenceTransformerDataCollator:
+    def collator(self, args: SentenceTransformerTrainingArguments) -> SentenceTransformerDataCollator:
         """A `data_collator` for the trainer whose batches hold their texts: the guide then reads what the user wrote.
 
         Without it, it reads what the student's tokens decode to: in lower case, cut and after the student's prompts, where the
@@ -163,8 +167,6 @@ class GuidedContrastiveLoss(CachedLossMixin, nn.Module):
         Args:
             args: the trainer's, whose prompts and routes the student's texts are tokenized with.
         """
-        if args is None:
-            return collator(self._student.preprocess)
         return collator(self._student.preprocess, args.prompts, args.router_mapping)
 
     def embed(self, data: TrainingData) -> int:
@@ -197,7 +199,8 @@ class GuidedContrastiveLoss(CachedLossMixin, nn.Module):
         Raises:
             UserError: there are no positives, or texts that the guide knows nothing of.
         """
-        features = [dict(column) for column in sentence_features]
+        given = list(sentence_features)
+        features = [dict(column) for column in given]
         if len(features) < 2:
             fix = "select the columns anchor and positive, in this order; columns of negatives may follow"
             raise UserError(Fault(f"{LOSS}: a batch", f"{len(features)} columns of texts", "two or more", fix))
@@ -206,7 +209,11 @@ class GuidedContrastiveLoss(CachedLossMixin, nn.Module):
             column.pop(TEXTS, None)  # no model's business
         if self.uses_gradient_cache:
             return self.forward_cached(features, known)  # type: ignore[arg-type]
-        return self._loss(embed_columns(self.model, features, separate_first=not runs_packed(self.model)), known)
+        embeddings = embed_columns(self.model, features, separate_first=not runs_packed(self.model))
+        for column, own in zip(given, features, strict=True):
+            if LAYERS in own:  # AdaptiveLayerLoss, which asks for the loss of each layer, looks for them there
+                column[LAYERS] = own[LAYERS]
+        return self._loss(embeddings, known)
 
     def calculate_loss(self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False) -> Tensor:
         """As `CachedLossMixin` asks for it.

@@ -78,10 +78,15 @@ def spans_of(cumulative: Tensor, tokens: int, layers: int) -> Spans:
 
 def run_packed(transformer: Any) -> None:
     """Has the layers of a model of transformers attend through `packed_attention`."""
+    make_known()
+    transformer.set_attn_implementation(PACKED)
+
+
+def make_known() -> None:
+    """Has transformers know `packed_attention` by its name, in this process."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED, packed_attention)
-    transformer.set_attn_implementation(PACKED)
 
 
 def packed_attention(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor, nn
 
-from gist_train.config.errors import Fault, UserError, shown
+from gist_train.config.errors import Fault, UserError, listed, shown
 from gist_train.config.evaluation import StsTask
 from gist_train.config.models import ModelConfig
 from gist_train.config.schema import Config
@@ -153,6 +153,8 @@ def plan_onnx(config: Config, format_: Format, *, quantize: bool) -> OnnxPlan | 
     Raises:
         UserError: the packages are not installed, an sts task's file is at fault, or `quantize` of what is not ONNX.
     """
+    if format_ not in get_args(Format):
+        raise UserError(Fault("--format", shown(format_), f"one of {listed(get_args(Format))}", "name one of these"))
     if format_ != "onnx":
         if quantize:
             raise UserError(Fault("--quantize", f"--format {format_}", "--format onnx", "add --format onnx, or take it out"))

@@ -205,3 +205,27 @@ def test_the_command_line_says_what_it_said(write_config, monkeypatch, tmp_path)
     assert ended.code == 130
     assert "Stopped at step 5; checkpoint saved. Run the same command to resume." in ended.err
     assert RunFolder(tmp_path / "runs" / "run").saved_steps() == [4, 5]
+
+
+@pytest.mark.usefixtures("process")
+def test_a_call_beside_another_one_is_refused(write_config):
+    """They would share torch's random numbers and flags: neither would be what it is alone, and the process not as it was."""
+    config = load_config(write_config())
+    told: list[str] = []
+
+    def beside():
+        try:
+            gist_train.plan(config)
+        except UserError as error:
+            told.append(str(error))
+
+    with process_as_it_was():
+        thread = threading.Thread(target=beside)
+        thread.start()
+        thread.join()
+        gist_train.plan(config)  # of the same thread
+    assert "another thread of this process" in told[0]
+    thread = threading.Thread(target=beside)
+    thread.start()
+    thread.join()
+    assert len(told) == 1

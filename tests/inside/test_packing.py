@@ -1,8 +1,13 @@
 """A packed SentenceTransformer against itself, padded: the same embeddings and gradients from fewer tokens, and a way back."""
 
 import copy
+import json
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
@@ -13,6 +18,7 @@ from support.trainers import assert_same, columns_of, loss_and_gradients, opened
 
 from gist_train import UserError, pack, unpack
 from gist_train.inside.packing import lay_out, runs_packed
+from gist_train.model.attention import PACKED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TEXTS = [text for column in columns_of(6, 3) for text in column]
@@ -178,3 +184,25 @@ def test_what_cannot_run_packed_is_told(make_model):
     other[0].backend = "onnx"
     with pytest.raises(UserError, match="onnx"):
         pack(other)
+
+
+def test_it_runs_in_another_process(make_model, tmp_path):
+    """encode(pool=...) sends the model to processes that have never packed one."""
+    model = pack(SentenceTransformer(str(make_model()), device="cpu"))
+    (tmp_path / "model.pickle").write_bytes(pickle.dumps(model))
+    code = "import pickle, sys; m = pickle.load(open(sys.argv[1], 'rb')); print(m.encode(['a short text', 'b']).tolist())"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "model.pickle")], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert ran.returncode == 0, ran.stderr
+    np.testing.assert_allclose(json.loads(ran.stdout.splitlines()[-1]), model.encode(["a short text", "b"]), atol=1e-6)
+
+
+def test_another_attention_after_packing_is_refused(make_model):
+    """No other one sees where a text ends: tokens of all texts would attend to each other, and nothing would say so."""
+    model = pack(SentenceTransformer(str(make_model()), device="cpu"))
+    model[0].auto_model.set_attn_implementation("eager")
+    with pytest.raises(UserError, match="another attention"):
+        model.encode(["a text", "another, longer text"])
+    model[0].auto_model.set_attn_implementation(PACKED)
+    model.encode(["a text"])

@@ -3,7 +3,12 @@
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.losses import CachedGISTEmbedLoss, GISTEmbedLoss, MatryoshkaLoss
+from sentence_transformers.sentence_transformer.losses import (
+    AdaptiveLayerLoss,
+    CachedGISTEmbedLoss,
+    GISTEmbedLoss,
+    MatryoshkaLoss,
+)
 from sentence_transformers.sentence_transformer.modules import Router, StaticEmbedding
 from support.trainers import assert_same, columns_of, loss_and_gradients, opened
 
@@ -73,6 +78,13 @@ def test_it_equals_theirs_inside_matryoshka(student, guide, ours, cut):
     assert_same(loss_and_gradients(around, student, texts), expected, 2e-5)
     inside = ours(guide, mini_batch_size=cut, dimensions=dims, dimension_weights=[1, 0.5, 0.25])
     assert_same(loss_and_gradients(inside, student, texts), expected, 2e-5)
+
+
+def test_it_equals_theirs_inside_adaptive_layers(student, guide, ours):
+    """AdaptiveLayerLoss asks for the loss once a layer, and hands the layers on in the features of the batch."""
+    texts = columns_of(ROWS, 3)
+    expected = loss_and_gradients(AdaptiveLayerLoss(student, GISTEmbedLoss(student, guide), n_layers_per_step=-1), student, texts)
+    assert_same(loss_and_gradients(AdaptiveLayerLoss(student, ours(guide), n_layers_per_step=-1), student, texts), expected, 2e-5)
 
 
 def test_the_model_itself_is_its_guide(student, ours):
