@@ -131,8 +131,8 @@ def train_on(
             shortage.safe = _safe(run)
             raise
     if signal_number:
-        done = f"at step {step:,}; checkpoint saved" if step else "before the first step"
-        say(console, f"Stopped {done}. {again.capitalize()} to resume.")
+        done = f"Stopped at step {step:,}; checkpoint saved." if step else "Stopped before the first step."
+        say(console, f"{done} {again.capitalize()} to resume.")
     end_group_at_exit()
     return 128 + signal_number if signal_number else 0
 
