@@ -76,6 +76,10 @@ def load_config(
         source: the file's path, or what would be in it, as nested dicts and lists.
         selects: whether `selection` counts; where it does not, its faults are told in a warning, and it is as if left out.
     """
+    given: object = source
+    if not isinstance(given, str | Path | Mapping):
+        fix = "name a YAML, or give what would be in it"
+        raise UserError(Fault("load_config", shown(given), "the path of a YAML, or nested dicts", fix))
     faults = list[Fault]()
     if isinstance(source, Mapping):
         origins: Origins = {(): ("config", None)}

@@ -21,7 +21,7 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from torch import Tensor, nn
 
 from gist_train.citations import bibtex
-from gist_train.config.errors import Fault, UserError, listed
+from gist_train.config.errors import Fault, UserError, listed, shown
 from gist_train.config.losses import DistillationConfig, LossConfig
 from gist_train.inside.ahead import TrainingData, embed_ahead
 from gist_train.inside.gathering import Gathered, Known, gather
@@ -114,11 +114,13 @@ class GuidedContrastiveLoss(CachedLossMixin, nn.Module):
                 "negatives": negatives,
                 "mask_duplicates": mask_duplicates,
                 "block_size": block_size,
-                "dimensions": None if dimensions is None else list(dimensions),
-                "dimension_weights": None if dimension_weights is None else list(dimension_weights),
+                "dimensions": list(dimensions) if isinstance(dimensions, Iterable) else dimensions,
+                "dimension_weights": list(dimension_weights) if isinstance(dimension_weights, Iterable) else dimension_weights,
             },
             "loss",
         )
+        _refuse_unlike("distillation", distillation, Mapping | None, "a dict of its keys, or None")
+        _refuse_unlike("gather_across_devices", gather_across_devices, bool, "True or False")
         self.distillation = checked_section(DistillationConfig, distillation or {}, "distillation")
         self.model = model
         self.guide = guide_of("self" if guide is model else guide, guide_prompts, Path(cache_dir or default_cache()))
@@ -141,9 +143,14 @@ class GuidedContrastiveLoss(CachedLossMixin, nn.Module):
 
     def _refuse_what_cannot_be(self) -> None:
         for name, value in (("mini_batch_size", self.mini_batch_size), ("mini_batch_num_tokens", self.mini_batch_num_tokens)):
+            _refuse_unlike(name, value, int | None, "a whole number of 1 or more, or None")
             if value is not None and value < 1:
                 fix = "raise it, or leave it out: the batch is then encoded at once"
-                raise UserError(Fault(f"{LOSS}: {name}", str(value), "1 or more, or None", fix))
+                raise UserError(Fault(f"{LOSS}: {name}", str(value), "a whole number of 1 or more, or None", fix))
+        width = self._student.get_embedding_dimension()
+        if width is not None and (wide := [size for size in self.options.dimensions or () if size > width]):
+            found, fix = f"{wide[0]:,}, and a model of {width:,} dimensions", "leave it out"
+            raise UserError(Fault(f"{LOSS}: dimensions", found, "no more than the model has", fix))
         if self.distillation.scores:
             fix = "leave it out, or train with gist-train train, whose rows may have scores"
             raise UserError(Fault(f"{LOSS}: distillation.scores", f"{self.distillation.scores:g}", "0: no scores are read", fix))
@@ -311,3 +318,9 @@ class GuidedContrastiveLoss(CachedLossMixin, nn.Module):
     def citation(self) -> str:
         """For the model card."""
         return bibtex("gistembed")
+
+
+def _refuse_unlike(name: str, value: object, kind: Any, expected: str) -> None:
+    """Raises UserError where an argument is of another kind than the one that is expected, in words."""
+    if not isinstance(value, kind):
+        raise UserError(Fault(f"{LOSS}: {name}", shown(value), expected, "give one of these"))

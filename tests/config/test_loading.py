@@ -325,3 +325,9 @@ def test_exclusion_without_tasks_is_told_at_its_key(tmp_path):
     task = "evaluation.tasks=[{type: sts, name: s, path: p}]"
     assert load_config(path, ["training.batch_size=2", task]).data.exclude_evaluation_texts
     assert not load_config(path, ["training.batch_size=2", "data.exclude_evaluation_texts=false"]).evaluation.tasks
+
+
+def test_what_is_neither_a_path_nor_keys_is_told():
+    """From a notebook, where a variable is not what it was thought to be."""
+    with pytest.raises(UserError, match="the path of a YAML, or nested dicts"):
+        load_config(None)
