@@ -400,7 +400,7 @@ def test_a_resume_over_other_excluded_texts_is_refused(write_config, write_rows,
     assert "evaluation.tasks, whose texts data.exclude_evaluation_texts leaves out" in ended.err
 
 
-def test_a_resume_over_other_rows_is_refused_before_the_guide_works(write_config, write_rows, triplets):
+def test_other_rows_are_refused_before_the_guide_works(write_config, write_rows, triplets):
     """Hours of a large guide lay before the message, which spoke of the YAML, and nothing in the YAML had changed."""
     source = {"source": "jsonl", "path": str(write_rows("rows.jsonl", triplets))}
     path = write_config(data={"train": [source]})

@@ -84,7 +84,7 @@ def test_a_guide_is_asked_once_for_a_text(student, folder, tmp_path, seen, cut):
     ],
     ids=["side", "activation", "normalizer"],
 )
-def test_a_guide_that_reads_or_computes_otherwise_has_a_store_of_its_own(student, folder, tmp_path, change):
+def test_a_guide_that_reads_otherwise_has_its_own_store(student, folder, tmp_path, change):
     """Its weights and vocabulary are those of another, whose embeddings it would be given without a word."""
     models = [opened(folder, training=False) for _ in range(3)]
     change(models[1])
