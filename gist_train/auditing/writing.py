@@ -1,6 +1,5 @@
 """Suspect rows as a file, and the others as files that can be trained on."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
@@ -31,16 +30,7 @@ def write_suspects(found: Audit, path: Path) -> int:
     """Writes a line for every row and kind in which it is suspect, the worst of each kind first; returns how many."""
     lines = found.lines()
     with whole_file(path) as beside:
-        return _write_jsonl(lines, beside) if path.suffix == ".jsonl" else _write_parquet(lines, beside)
-
-
-def _write_jsonl(lines: Iterator[Suspect], path: Path) -> int:
-    count = 0
-    with path.open("w", encoding="utf-8") as file:
-        for one in lines:
-            file.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
-            count += 1
-    return count
+        return write_jsonl(map(asdict, lines), beside) if path.suffix == ".jsonl" else _write_parquet(lines, beside)
 
 
 def _write_parquet(lines: Iterator[Suspect], path: Path) -> int:

@@ -153,11 +153,14 @@ def _texts_of(corpus: Corpus, rows: Iterable[int]) -> Iterator[tuple[str, list[s
         yield corpus.text(int(corpus.anchor[row])), [*map(corpus.text, positives)], [*map(corpus.text, negatives)], task
 
 
-def write_jsonl(lines: Iterable[Mapping[str, object]], path: Path) -> None:
-    """A line for each; what JSON has no word for (dates, bytes, nan) as `_plain` has it."""
+def write_jsonl(lines: Iterable[Mapping[str, object]], path: Path) -> int:
+    """A line for each, and returns how many; what JSON has no word for (dates, bytes, nan) as `_plain` has it."""
+    count = 0
     with path.open("w", encoding="utf-8") as file:
         for line in lines:
             file.write(json.dumps(_plain(line), ensure_ascii=False) + "\n")
+            count += 1
+    return count
 
 
 def write_parquet(
