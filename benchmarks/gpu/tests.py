@@ -11,13 +11,15 @@ from benchmarks.gpu.report import Report, Setup
 from benchmarks.machine import ROOT
 
 COUNTS = ("passed", "failed", "skipped", "errors", "deselected", "warnings")
+PLACES = ("tests/inside", "tests/model", "tests/training")
+"""Where tests of a GPU are."""
 NOTHING_RAN = 5
 """Exit code of pytest where no test was chosen."""
 
 
 def run(setup: Setup, report: Report) -> None:
     """Runs pytest, shows what it prints, and notes counts and failures."""
-    places = ["tests/model/test_loss_cuda.py"] if setup.tiny else ["tests/model", "tests/training"]
+    places = ["tests/model/test_loss_cuda.py"] if setup.tiny else PLACES
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "--override-ini=addopts=", "-q", "--durations=20"]
     command += ["-p", "no:cacheprovider", *places]
     if find_spec("xdist") and not setup.tiny:

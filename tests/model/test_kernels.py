@@ -11,7 +11,7 @@ import torch
 from support.families import assert_same_gradients, gradients, texts_of, transformer_of
 from torch import Tensor
 
-from gist_train.model.attention import PACKED
+from gist_train.model.attention import run_packed
 from gist_train.model.encoder import Encoder, pack
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -141,7 +141,8 @@ def test_layers_of_kernels_are_transformers_own(family, checkpointed):
     from gist_train.model.bert import bert_hidden
 
     texts = pack(texts_of((3, 7, 1, 7, 12, 3, 3, 9))).to(DEVICE)
-    ours, twin = (transformer_of(family, PACKED, hidden_size=64).to(DEVICE).train() for _ in range(2))
+    ours, twin = (transformer_of(family, hidden_size=64).to(DEVICE).train() for _ in range(2))
+    run_packed(twin)
     for layer in ours.encoder.layer:
         layer.gradient_checkpointing = checkpointed
     positions = Encoder(ours, pooling="cls", normalized=True).position_ids(texts)

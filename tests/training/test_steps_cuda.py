@@ -85,12 +85,12 @@ def test_a_run_on_cuda_is_the_cpus(config_of, family, block_size, limit):
     found = trained(path, limit)
     with on_the_cpu():
         expected = trained(path, limit)
-    assert (found["device"], expected["device"]) == (DEVICE.type, "cpu")
     for key in ("loss", "grad_norm"):
         assert found[key] == pytest.approx(expected[key], rel=1e-3), key
     assert np.abs(np.subtract(found["masked"], expected["masked"])).max() < 0.02
     for name, weight in expected["weights"].items():
         assert (found["weights"][name] - weight).abs().max() < 1e-4, name
+    assert (found["device"], expected["device"]) == (DEVICE.type, "cpu")
 
 
 @pytest.mark.parametrize("limit", [None, LIMIT])
@@ -234,7 +234,7 @@ def test_the_guides_pass_is_the_cpus(config_of, tmp_path):
         config = load_config(config_of("float32"), [f"cache_dir={tmp_path / name}"])
         device = this_device()
         corpus = prepare_corpus(config, device, QUIET)
-        return prepare_guide(config, corpus, device, QUIET).of(np.arange(corpus.text_count, dtype=np.int32))
+        return prepare_guide(config, corpus, device, QUIET).anchor.embeddings(np.arange(corpus.text_count, dtype=np.int32))
 
     found = embeddings("there")
     with on_the_cpu():
