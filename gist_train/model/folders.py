@@ -85,10 +85,10 @@ def not_loaded(where: str, name: str, error: Exception) -> UserError:
         found = f"{pointer.name} of {pointer.stat().st_size} bytes: a pointer of git-lfs, and not the weights"
         return unfit(where, name, found, "the file itself", f"run git lfs pull in {name}, or download the model again")
     fix = "check the spelling, the network and, for a private model, your login"
-    if name.startswith((".", "/", "~")):
-        reason, fix = "no such folder", f"correct the path of the folder: it starts from {Path.cwd()}"
     if Path(name).is_dir():
-        fix = "name a folder that holds a model: config.json, weights and tokenizer"
+        fix = "name a folder that holds a whole model: config.json, weights and tokenizer; or fetch this one again"
+    elif name.startswith((".", "/", "~")):
+        reason, fix = "no such folder", f"correct the path of the folder: it starts from {Path.cwd()}"
     return UserError(
         Fault(
             f"{where}.name" if not where.startswith("--") else where,

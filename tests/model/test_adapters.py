@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from support.families import PACKED_FAMILIES
+from support.families import PACKED_FAMILIES, transformer_of
 from support.running import gist
 from torch import nn
 
 from gist_train.config.errors import UserError
 from gist_train.config.loading import load_config
 from gist_train.config.models import LoraConfig, ModelConfig
-from gist_train.model.adapters import adapted, adapter_weights, merge_adapters
+from gist_train.model.adapters import adapted, adapter_weights, add_adapters, merge_adapters
 from gist_train.model.encoder import pack
 from gist_train.model.loading import load_student
 from gist_train.run_folder import Run
@@ -154,10 +154,10 @@ def test_adapters_and_graphs_are_not_mixed(make_model, write_config):
             load_config(path, [f"training.{key}=true"])
 
 
-def test_without_peft_it_is_said_what_to_install(make_model, monkeypatch):
+def test_without_peft_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(UserError, match=r"gist-train\[lora\]"):
-        student_of(make_model())
+        add_adapters(transformer_of("bert"), LoraConfig(rank=3, alpha=6))
 
 
 def test_a_frozen_weight_is_not_copied(make_model):

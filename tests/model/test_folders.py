@@ -279,7 +279,7 @@ def test_weights_that_are_cut_short_are_an_error_of_the_user(make_model, tmp_pat
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     for load in LOADS:
-        with pytest.raises(UserError, match="could not be loaded"):
+        with pytest.raises(UserError, match=r"could not be loaded: .*(incomplete|covered)"):  # it is there, whatever its path
             load(str(folder))
 
 
