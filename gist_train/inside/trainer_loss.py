@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import sentence_transformers
 import torch
 import torch.distributed as dist
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
@@ -19,6 +20,7 @@ from sentence_transformers.base.losses.gradcache import CachedLossMixin, has_sta
 from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from gist_train.citations import bibtex
 from gist_train.config.errors import Fault, UserError, listed, shown
@@ -43,6 +45,8 @@ from gist_train.model.loss import guided_contrastive_loss
 logger = logging.getLogger(__name__)
 
 
+WAITS_ONCE = tuple(map(int, sentence_transformers.__version__.split(".")[:2])) >= (6, 2)
+"""Whether processes wait for each other at a step's last mini-batch alone, and not at each of them."""
 LAYERS = "all_layer_embeddings"
 """What sentence-transformers' layers leave in the features of a column, by that key, for a loss over each of them."""
 
@@ -204,7 +208,8 @@ class GuidedContrastiveLoss(CachedLossMixin, nn.Module):
             labels: not read.
 
         Raises:
-            UserError: there are no positives, or texts that the guide knows nothing of.
+            UserError: there are no positives, or texts that the guide knows nothing of; or mini-batches are wanted of several
+                processes, and sentence-transformers is older than 6.2.
         """
         given = list(sentence_features)
         features = [dict(column) for column in given]
@@ -215,12 +220,21 @@ class GuidedContrastiveLoss(CachedLossMixin, nn.Module):
         for column in features:
             column.pop(TEXTS, None)  # no model's business
         if self.uses_gradient_cache:
+            self._refuse_unlike_waits()
             return self.forward_cached(features, known)  # type: ignore[arg-type]
         embeddings = embed_columns(self.model, features, separate_first=not runs_packed(self.model))
         for column, own in zip(given, features, strict=True):
             if LAYERS in own:  # AdaptiveLayerLoss, which asks for the loss of each layer, looks for them there
                 column[LAYERS] = own[LAYERS]
         return self._loss(embeddings, known)
+
+    def _refuse_unlike_waits(self) -> None:
+        """A process that has more mini-batches than another would wait for it for ever, and tokens make their number unlike."""
+        if isinstance(self.model, DistributedDataParallel) and not WAITS_ONCE:
+            found = f"mini-batches in several processes, and sentence-transformers {sentence_transformers.__version__}"
+            expected = "6.2 or newer, where processes wait for each other once a step"
+            fix = 'pip install -U "sentence-transformers>=6.2", or leave mini_batch_size and mini_batch_num_tokens out'
+            raise UserError(Fault(f"{LOSS}: mini_batch_size", found, expected, fix))
 
     def calculate_loss(self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False) -> Tensor:
         """As `CachedLossMixin` asks for it.

@@ -5,12 +5,11 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import (
     AdaptiveLayerLoss,
-    CachedGISTEmbedLoss,
     GISTEmbedLoss,
     MatryoshkaLoss,
 )
 from sentence_transformers.sentence_transformer.modules import Router, StaticEmbedding
-from support.trainers import assert_same, columns_of, loss_and_gradients, opened
+from support.trainers import assert_same, columns_of, loss_and_gradients, opened, their_cached_loss
 
 from gist_train import GuidedContrastiveLoss, UserError, guided_contrastive_loss
 from gist_train.inside import trainer_loss as loss_module
@@ -64,7 +63,7 @@ def test_it_equals_gist_embed_loss(student, guide, ours, columns, options):
 def test_it_equals_the_cached_loss(student, guide, ours, columns, cut):
     """Any number of negatives, and mini-batches by count or by tokens, which change memory alone."""
     texts = columns_of(ROWS, columns)
-    expected = loss_and_gradients(CachedGISTEmbedLoss(student, guide, mini_batch_size=4), student, texts)
+    expected = loss_and_gradients(their_cached_loss(student, guide, 4), student, texts)
     assert_same(loss_and_gradients(ours(guide, **cut), student, texts), expected)
 
 
@@ -72,7 +71,7 @@ def test_it_equals_the_cached_loss(student, guide, ours, columns, cut):
 def test_it_equals_theirs_inside_matryoshka(student, guide, ours, cut):
     """MatryoshkaLoss shortens the student's embeddings and not the guide's, whichever way it reaches into the loss."""
     texts, dims = columns_of(ROWS, 3), [32, 16, 8]
-    theirs = GISTEmbedLoss(student, guide) if cut is None else CachedGISTEmbedLoss(student, guide, mini_batch_size=cut)
+    theirs = GISTEmbedLoss(student, guide) if cut is None else their_cached_loss(student, guide, cut)
     expected = loss_and_gradients(MatryoshkaLoss(student, theirs, dims, [1, 0.5, 0.25]), student, texts)
     around = MatryoshkaLoss(student, ours(guide, mini_batch_size=cut), dims, [1, 0.5, 0.25])
     assert_same(loss_and_gradients(around, student, texts), expected, 2e-5)

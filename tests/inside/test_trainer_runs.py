@@ -1,17 +1,20 @@
 """SentenceTransformerTrainer with our loss and packed models: what it trains, resumes, and shares among processes."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
 from datasets import DatasetDict
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.base.sampler import MultiDatasetBatchSamplers
-from sentence_transformers.sentence_transformer.losses import CachedGISTEmbedLoss, GISTEmbedLoss, MatryoshkaLoss
+from sentence_transformers.sentence_transformer.losses import GISTEmbedLoss, MatryoshkaLoss
 from support.running import in_processes
-from support.trainers import arguments, columns_of, dataset_of, loss_and_gradients, opened, trained
+from support.trainers import arguments, columns_of, dataset_of, loss_and_gradients, opened, their_cached_loss, trained
 
-from gist_train import GuidedContrastiveLoss, guided_contrastive_loss, pack
+from gist_train import GuidedContrastiveLoss, UserError, guided_contrastive_loss, pack
 from gist_train.data.corpus import text_hashes
+from gist_train.inside import trainer_loss
 from gist_train.model.whole import WholeModel
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -39,7 +42,7 @@ def test_it_trains_as_theirs(folders, tmp_path, columns):
     data, guide = dataset_of(columns_of(ROWS, columns)), opened(guide, training=False)
     before = opened(student).state_dict()
     model = opened(student)
-    theirs = GISTEmbedLoss(model, guide) if columns == 2 else CachedGISTEmbedLoss(model, guide)
+    theirs = GISTEmbedLoss(model, guide) if columns == 2 else their_cached_loss(model, guide)
     expected = trained(model, theirs, data, arguments(tmp_path))
     for cut, packed in (({}, False), ({"mini_batch_num_tokens": 50}, False), ({"mini_batch_size": 3}, True), ({}, True)):
         model = opened(student)
@@ -106,6 +109,8 @@ def test_their_checkpoint_resumes(folders, tmp_path):
 
 UNEQUAL = ((5, 2), (3, 1))
 """Of each process (rows, columns of negatives)."""
+CUTS = (None, 2) if trainer_loss.WAITS_ONCE else (None,)
+"""Rows of a mini-batch; processes that wait for each other at each of them have to have as many."""
 
 
 def shared_step(folders, cache, work):
@@ -120,10 +125,14 @@ def shared_step(folders, cache, work):
     rows, negatives = UNEQUAL[rank]
     mine = [column[5 * rank : 5 * rank + rows] for column in columns_of(8, 2 + negatives)]
     found = {}
-    for cut in (None, 2):
+    for cut in CUTS:
         options = {"mini_batch_size": cut, "gather_across_devices": True, "cache_dir": cache, "temperature": 0.05}
         loss = GuidedContrastiveLoss(model, frozen, distillation={"weight": 0.5}, **options)
-        loss.model = DistributedDataParallel(model, find_unused_parameters=True)
+        # As their trainer has it.
+        loss.model = DistributedDataParallel(model, find_unused_parameters=True, broadcast_buffers=False)
+        if cut:
+            with mock.patch.object(trainer_loss, "WAITS_ONCE", False), pytest.raises(UserError, match=r"6\.2 or newer"):
+                loss_and_gradients(loss, model, mine)
         value, gradients = loss_and_gradients(loss, model, mine)
         found[cut] = value, {name: gradient.numpy() for name, gradient in gradients.items()}
     model = opened(student)
@@ -154,7 +163,7 @@ def test_two_processes_are_one_batch(folders, tmp_path):
     whole = guided_contrastive_loss(**given, temperature=0.05).loss + 0.5 * distillation_loss(**given).loss
     whole.backward()
     expected = {name: weight.grad.numpy() for name, weight in model.named_parameters() if weight.grad is not None}
-    for cut in (None, 2):
+    for cut in CUTS:
         assert sum(batches[cut][0] for batches, _ in found) / 2 == pytest.approx(whole.item(), abs=1e-5)
         for batches, _ in found:
             assert batches[cut][1].keys() == expected.keys()
