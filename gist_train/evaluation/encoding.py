@@ -71,5 +71,5 @@ def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def cosines(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
     """(N,) cosine similarities of row i of both (N, D)."""
-    products: NDArray[np.float64] = np.einsum("nd,nd->n", unit(first), unit(second), dtype=np.float64)
+    products: NDArray[np.float64] = np.einsum("nd,nd->n", unit(first.copy()), unit(second.copy()), dtype=np.float64)
     return products

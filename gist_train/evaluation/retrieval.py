@@ -78,6 +78,7 @@ class LoadedRetrieval:
             both = encode_lists(encoder, self.name, self.queries, prompt=query_prompt)
             both += encode_lists(encoder, self.name, self.documents, prompt=document_prompt)
         queries, documents = [unit(vectors) for vectors in both]
+        first_alike = _first_alike(documents)
         at_a_time = max(1, RANKED // len(documents))
         evaluator = InformationRetrievalEvaluator(
             {"query": ""},
@@ -92,13 +93,18 @@ class LoadedRetrieval:
         items = np.zeros((3, len(queries)))
         for start in range(0, len(queries), at_a_time):
             similarities = queries[start : start + at_a_time] @ documents.T
+            if first_alike is not None:
+                similarities = similarities[:, first_alike]
             for row, judged in enumerate(self.judgements[start : start + at_a_time]):
-                if self.itself and self.itself[start + row] >= 0:
-                    similarities[row, self.itself[start + row]] = NEVER_FOUND
-                near = _near(similarities[row], [document for document in judged if document < len(documents)])
+                itself = self.itself[start + row] if self.itself else -1
+                if itself >= 0:
+                    similarities[row, itself] = NEVER_FOUND
+                there = [document for document in judged if document < len(documents) and document != itself]
+                near = _near(similarities[row], there)
+                near = near[near != itself]
                 gains_near = [judged.get(document, 0.0) for document in near.tolist()]
-                # What is not there comes after ten others, and so counts in the ideal alone.
-                gone = [gain for document, gain in judged.items() if document >= len(documents)]
+                # What is never found comes after ten others, and so counts in the ideal alone.
+                gone = [gain for document, gain in judged.items() if document >= len(documents) or document == itself]
                 gains = np.array(gains_near + [0.0] * 10 + gone if gone else gains_near)
                 ranked = np.append(similarities[row, near], np.linspace(-1.5, NEVER_FOUND, len(gains) - len(near)))
                 items[0, start + row] = ndcg_score(gains[None], ranked[None], k=10)
@@ -109,6 +115,15 @@ class LoadedRetrieval:
                 metrics = evaluator.compute_metrics([hits])
                 items[1:, start + row] = metrics["recall@k"][RECALL_AT], metrics["mrr@k"][MRR_AT]
         return {"ndcg@10": items[0], "recall@100": items[1], "mrr@10": items[2]}
+
+
+def _first_alike(vectors: NDArray[np.float32]) -> NDArray[np.int64] | None:
+    """(N,) for each of the vectors (N, D) the first that is the same to the bit; None where no two are.
+
+    A product of matrices may give one vector similarities that differ in the last bit, by the column that it is in."""
+    first: dict[bytes, int] = {}
+    numbers = np.array([first.setdefault(vector.tobytes(), number) for number, vector in enumerate(vectors)], np.int64)
+    return None if len(first) == len(vectors) else numbers
 
 
 def _near(similarities: NDArray[np.float32], judged: Collection[int]) -> NDArray[np.int64]:
@@ -137,7 +152,7 @@ def read_retrieval(task: RetrievalTask, where: str, faults: list[Fault]) -> Load
     queries = _part(task, (f"queries.{task.split}.jsonl", "queries.jsonl"), where, faults)
     qrels = _part(task, (f"qrels.{task.split}.tsv", f"qrels/{task.split}.tsv"), where, faults)
     documents: dict[str, str | None] = {}
-    bodies: list[str] = []
+    bodies: dict[str, str] = {}
     asked: dict[str, str | None] = {}
 
     def document(row: Record) -> None:
@@ -147,7 +162,7 @@ def read_retrieval(task: RetrievalTask, where: str, faults: list[Fault]) -> Load
         filled = [column for column in ("title", "text") if str(row[column] or "").strip()]
         documents[document_id] = " ".join(text(row[column], column) for column in filled) or None
         if len(filled) == 2:
-            bodies.append(text(row["text"], "text"))
+            bodies[document_id] = text(row["text"], "text")
 
     def query(row: Record) -> None:
         query_id = _new_id(row, asked)
@@ -176,27 +191,32 @@ def read_retrieval(task: RetrievalTask, where: str, faults: list[Fault]) -> Load
             index.setdefault(document_id, len(index))
     judgements = tuple({index[document_id]: score for document_id, score in scores.items()} for scores in judged.values())
     asked_texts = tuple(asked[query_id] or "" for query_id in judged)
-    # In ArguAna and Quora queries are documents too: BEIR and mteb take no query for a hit of itself.
-    itself = tuple(index[query_id] if texts.get(query_id) == asked[query_id] else -1 for query_id in judged)
+    # In ArguAna and Quora queries are documents too, with titles in ArguAna: BEIR and mteb take no query for a hit of itself.
+    same = [asked[query_id] in (texts.get(query_id), bodies.get(query_id)) and query_id in texts for query_id in judged]
+    itself = tuple(index[query_id] if is_document else -1 for query_id, is_document in zip(judged, same, strict=True))
     return LoadedRetrieval(
         task.name,
         asked_texts,
         tuple(texts.values()),
         judgements,
-        bodies=tuple(bodies),
+        bodies=tuple(bodies.values()),
         itself=itself if max(itself) >= 0 else (),
         prompts=(task.prompts.query, task.prompts.document),
     )
 
 
 def retrieval_of_rows(name: str, rows: Iterable[Row], prompts: tuple[str | None, str | None] = (None, None)) -> LoadedRetrieval:
-    """Each anchor asks for its positives among the positives and negatives of all rows; a text counts once on a side."""
+    """Each anchor asks for its positives among the positives and negatives of all rows; a text counts once on a side.
+
+    An anchor that is its own positive asks for the other ones, and not at all where it has no other.
+    """
     judgements: dict[str, dict[int, float]] = {}
     index: dict[str, int] = {}
     for row in rows:
-        judgements.setdefault(row.anchor, {}).update((index.setdefault(positive, len(index)), 1.0) for positive in row.positives)
-        for negative in row.negatives:
-            index.setdefault(negative, len(index))
+        for document in (*row.positives, *row.negatives):
+            index.setdefault(document, len(index))
+        if asked := {index[positive]: 1.0 for positive in row.positives if positive != row.anchor}:
+            judgements.setdefault(row.anchor, {}).update(asked)
     itself = tuple(index.get(query, -1) for query in judgements)
     own = itself if max(itself, default=-1) >= 0 else ()
     return LoadedRetrieval(name, tuple(judgements), tuple(index), tuple(judgements.values()), itself=own, prompts=prompts)
@@ -237,6 +257,13 @@ def _read_rows(task: RetrievalTask, source: Source, where: str, faults: list[Fau
     if bad:
         logger.warning("%s: %s of %s rows left out, as %s", where, f"{len(bad):,}", f"{len(rows) + len(bad):,}", bad[0].where)
     loaded = retrieval_of_rows(task.name, rows, (task.prompts.query, task.prompts.document))
+    if unasked := len({row.anchor for row in rows}) - len(loaded.queries):
+        found = f"{unasked:,} of {unasked + len(loaded.queries):,} anchors that are their only positive"
+        if not loaded.queries:
+            fix = "name rows whose positive is another text: no text is a hit of itself"
+            faults.append(Fault(where, found, "an anchor with a positive that is another text", fix))
+            return None
+        logger.warning("%s: left out: %s", where, found)
     if len(loaded.documents) < 2:
         found = f"{len(loaded.documents)} different positives and negatives in {len(rows):,} rows"
         faults.append(Fault(where, found, "two or more", "a ranking needs documents to rank: add rows"))

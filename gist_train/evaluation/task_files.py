@@ -139,8 +139,11 @@ def identifier(value: object, column: str) -> str:
 
 def number(value: object, column: str) -> float:
     """A finite number, written as one or as text. BadRow on anything else."""
+    # float() takes digits of all scripts, and underscores between them: a name of a row more likely than a number.
+    written = isinstance(value, int | float) and not isinstance(value, bool)
+    written |= isinstance(value, str) and value.isascii() and "_" not in value
     try:
-        read = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+        read = float(value) if written else math.nan  # type: ignore[arg-type]
     except (ValueError, OverflowError):
         read = math.nan
     if not math.isfinite(read):

@@ -611,6 +611,10 @@ def test_a_query_is_no_hit_of_itself(tmp_path):
     assert loaded.itself == (2, 3)
     encoder = Table({"doc 1": angle(10), "doc 2": angle(80), "query 1": angle(0), "query 2": angle(90)})
     assert values_of(encoder, loaded)["r/mrr@10"] == 1.0
+    lines(tmp_path / "corpus.jsonl", *documents, *({**one, "title": "A title"} for one in same))  # as ArguAna has them
+    (titled,) = load_tasks([task])
+    assert isinstance(titled, LoadedRetrieval)
+    assert titled.itself == (2, 3)
     lines(tmp_path / "corpus.jsonl", *documents, *({**one, "text": f"other {one['_id']}"} for one in same))
     (other,) = load_tasks([task])
     assert isinstance(other, LoadedRetrieval)
@@ -702,3 +706,48 @@ def test_real_files_are_read_whole():
     assert (len(classification.train_texts), len(classification.test_texts)) == (10003, 3080)
     assert set(classification.test_labels.tolist()) == set(range(77))
     assert len(drawn_rows(classification.train_labels, 16)) == 77 * 16
+
+
+def test_a_judged_document_that_is_the_query_is_never_found(tmp_path):
+    """It is no hit, so it counts in the ideal alone, in all three metrics and however few documents there are."""
+    task = beir(tmp_path, qrels="q1\td1\t1\nq1\tq1\t1\n")
+    documents = [{"_id": "d1", "title": "", "text": "doc 1"}, {"_id": "q1", "title": "", "text": "query 1"}]
+    lines(tmp_path / "corpus.jsonl", *documents)
+    (loaded,) = load_tasks([task])
+    scores = values_of(Table({"doc 1": angle(10), "query 1": angle(0)}), loaded)
+    assert scores == pytest.approx({"r/ndcg@10": 1 / (1 + 1 / math.log2(3)), "r/recall@100": 0.5, "r/mrr@10": 1.0})
+
+
+def test_an_anchor_that_is_its_own_positive_is_not_asked(tmp_path, caplog):
+    """Rows for dropout alone, as SimCSE has them: whatever the model, its scores would be the same."""
+    path = tmp_path / "rows.jsonl"
+    own = [{"anchor": f"t{n}", "positive": f"t{n}"} for n in range(4)]
+    lines(path, *own)
+    (fault,) = refused(RetrievalTask(name="r", path=str(path)))
+    assert fault.found == "4 of 4 anchors that are their only positive"
+    lines(path, *own, {"anchor": "q", "positive": "t1"}, {"anchor": "t2", "positive": "t3"})
+    (loaded,) = load_tasks([RetrievalTask(name="r", path=str(path))])
+    assert isinstance(loaded, LoadedRetrieval)
+    assert loaded.queries == ("q", "t2")
+    assert "3 of 5 anchors that are their only positive" in caplog.text
+
+
+def test_one_text_on_both_sides_of_a_triplet_is_a_tie():
+    """Brought to length 1 once and twice, one vector has two cosines, and rounding decides."""
+    random = np.random.default_rng(0)
+    names = [f"{side}{n}" for side in "ap" for n in range(500)]
+    encoder = Table(dict(zip(names, random.standard_normal((1000, 384)).tolist(), strict=True)))
+    task = LoadedTriplets("t", tuple(names[:500]), tuple(names[500:]), tuple(names[500:]), prompt=None)
+    assert values_of(encoder, task) == {"t/accuracy": 0.0}
+
+
+@pytest.mark.parametrize("count", [21, 37, 45])
+def test_documents_of_one_vector_share_their_places(count):
+    """A product of matrices rounds its last columns otherwise: the last of equal documents was the first hit."""
+    vector = np.random.default_rng(count).standard_normal(384).tolist()
+    documents = [f"d{n}" for n in range(count)]
+    encoder = Table({"q": np.random.default_rng(0).standard_normal(384).tolist(), **dict.fromkeys(documents, vector)})
+    queries = tuple("q" for _ in documents)
+    task = LoadedRetrieval("r", queries, tuple(documents), tuple({n: 1.0} for n in range(count)))
+    gains = measure(encoder, [task])["r/ndcg@10"].items
+    assert gains == pytest.approx([sum(1 / math.log2(place + 2) for place in range(10)) / count] * count)
