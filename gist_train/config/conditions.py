@@ -142,8 +142,11 @@ def _compared(op: ast.cmpop, left: tuple[str, Any], right: tuple[str, Any]) -> b
     """Whether `left op right` holds, each a column's name, or "", and its value. CSV has numbers and truths as text."""
     (name, a), (other, b) = left, right
     if isinstance(op, ast.In | ast.NotIn):
-        inside = isinstance(b, list) and any(_compared(ast.Eq(), left, ("", one)) for one in b)
-        return inside == isinstance(op, ast.In) if isinstance(b, list) else _COMPARISONS[type(op)](str(a), str(b))
+        if isinstance(b, list):
+            inside = any(_compared(ast.Eq(), left, ("", one)) for one in b)
+        else:
+            inside = a is not None and b is not None and str(a) in str(b)
+        return inside == isinstance(op, ast.In)
     a, b = _like(name, a, b), _like(other, b, a)
     if not isinstance(op, ast.Eq | ast.NotEq) and (a is None or b is None):
         return False
