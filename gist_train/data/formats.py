@@ -112,10 +112,14 @@ def _annotated(task: dict[Any, Any]) -> dict[Any, Any]:
     chosen: dict[str, object] = {}
     results = next((one["result"] for one in done), None)
     for result in results if isinstance(results, list) else []:
-        kind = result.get("type") if isinstance(result, dict) else None
-        value = result.get("value", {}).get("text" if kind == "textarea" else kind) if kind else None
+        if not isinstance(result, dict):
+            continue
+        name, kind, said = result.get("from_name"), result.get("type"), result.get("value")
+        if not isinstance(name, str) or not isinstance(kind, str) or not isinstance(said, dict):
+            continue
+        value = said.get("text" if kind == "textarea" else kind)
         if value is not None:
-            chosen[result.get("from_name")] = value[0] if isinstance(value, list) and len(value) == 1 else value
+            chosen[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
     return {**data, **chosen}
 
 
@@ -125,13 +129,44 @@ def array_elements(file: TableFile, expected: str) -> Iterator[dict[Any, Any]]:
         head = stream.peek()
         stream.read(len(head) - len(head.lstrip(BEFORE_JSON)))
         try:
-            for record in ijson.items(stream, "item", buf_size=READ_BYTES, use_float=True):
+            for record in ijson.items(_Watched(stream, file, expected), "item", buf_size=READ_BYTES, use_float=True):
                 if not isinstance(record, dict):
                     raise file.broken(f"{shown(record)} in the array", expected, "write it as an array of objects")
                 file.row += 1
                 yield record
         except ijson.JSONError as error:
-            raise file.broken(f"broken JSON: {shown(str(error))}", expected, "fetch or write it again, in UTF-8") from error
+            fix = "fetch or write it again, in UTF-8; as JSON Lines (.jsonl) it may hold nan and numbers of any size"
+            raise file.broken(f"broken JSON: {shown(str(error))}", expected, fix) from error
+
+
+HALVES = re.compile(rb"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F])")
+"""Escapes of JSON: of a backslash, of both halves of a surrogate pair, and, as a group, of a half."""
+LONGEST_PAIR = 12
+"""Bytes of two escapes."""
+
+
+class _Watched:
+    """A stream of JSON in which no escape is half of a surrogate pair: the parser would make a question mark of it."""
+
+    def __init__(self, stream: Any, file: TableFile, expected: str):
+        self._stream, self._file, self._expected = stream, file, expected
+        self._rest = b""
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes, as the stream has them."""
+        content: bytes = self._stream.read(size)
+        seen = self._rest + content
+        end = len(seen) - LONGEST_PAIR if content else len(seen)  # an escape that begins behind it may go on in what is next
+        self._rest = seen[max(0, end) :]
+        for escape in HALVES.finditer(seen):
+            if escape.start() >= end:
+                break
+            if escape[1]:
+                found = f"{escape[1].decode()}.., half of a surrogate pair, some lines after row {self._file.row:,}"
+                raise self._file.broken(found, self._expected, "write whole characters, in UTF-8")
+            if escape.end() > end:
+                self._rest = seen[escape.end() :]
+        return content
 
 
 def _linked_pairs(file: TableFile, content: bytes) -> Iterator[dict[str, object] | BadRow]:
@@ -150,7 +185,10 @@ def _linked_pairs(file: TableFile, content: bytes) -> Iterator[dict[str, object]
         ) from error
     for name, query, documents in pairs:
         file.row += 1
-        lost = next((document for document in documents if document not in known), None)
+        if not isinstance(documents, list):
+            yield BadRow(f"relevant_docs of query {shown(name)}", shown(documents), "a list of ids of corpus")
+            continue
+        lost = next((one for one in documents if not isinstance(one, str) or one not in known), None)
         if lost is not None:
             yield BadRow(f"query {shown(name)} has a document that is not there", shown(lost), "an id of corpus")
         else:

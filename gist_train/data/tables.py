@@ -137,6 +137,9 @@ def read_errors(table: Table) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise table.broken(f"the byte {error.object[error.start]:#x}, which is not UTF-8", "UTF-8", "save it as UTF-8") from error
     except (OSError, EOFError, zlib.error, csv.Error) as error:
+        if isinstance(error, csv.Error) and "new-line character" in str(error):
+            found, fix = "lines that end in a carriage return alone", "save it with the line ends of Unix or Windows"
+            raise table.broken(found, r"lines that end in \n or \r\n", fix) from error
         raise table.broken(f"it cannot be read to its end: {error}", "a whole file", "fetch or write it again") from error
 
 

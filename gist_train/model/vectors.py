@@ -26,6 +26,8 @@ from gist_train.model.filling import CHECKSUMS, FORMAT
 from gist_train.model.guide import GuideStore
 
 SHOWN_TEXTS = 3
+ROUNDING = 0.01
+"""That numbers of two vectors of one text, of length 1, may differ by."""
 Part = tuple[list[str], NDArray[Any]]
 """n texts, and their vectors (n, G) as they are in the file."""
 
@@ -178,7 +180,25 @@ def _write(folder: Path, config: GuideVectorsConfig, parts: Iterator[Part], wher
             hashes.write(text_hashes(texts).tobytes())
     if not width:
         raise _fault(where, "no vectors", "one for every text", "fill the file")
+    if two := _unlike(folder, width, config):
+        found = f"two vectors for one text that differ, number {two[0] + 1:,} and number {two[1] + 1:,}"
+        raise _fault(where, found, "one vector for a text", "drop one of them")
     write_json(folder / "meta.json", {"format": FORMAT, **config.model_dump(), "width": width})
+
+
+def _unlike(folder: Path, width: int, config: GuideVectorsConfig) -> tuple[int, int] | None:
+    """Places of two vectors that one text has and that differ by more than rounding; None where no text has such."""
+    hashes = np.fromfile(folder / "hashes.bin", "<u8").reshape(-1, 2)
+    _, first, which = np.unique(hashes, axis=0, return_index=True, return_inverse=True)
+    again = np.flatnonzero(first[which.ravel()] != np.arange(len(hashes)))
+    if not len(again):
+        return None
+    vectors = np.memmap(folder / "embeddings.bin", config.dtype, "r").reshape(-1, width)
+    for place in again.tolist():
+        before = int(first[which.ravel()[place]])
+        if np.abs(vectors[place].astype(np.float64) - vectors[before]).max() > ROUNDING:
+            return before, place
+    return None
 
 
 def _fault(where: str, found: str, expected: str, fix: str) -> UserError:

@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from unittest import mock
 
 import datasets
 import numpy as np
@@ -14,6 +15,7 @@ from support.running import gist
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.schema import DataConfig
+from gist_train.data import formats
 from gist_train.data.formats import json_records
 from gist_train.data.sources import read_rows
 from gist_train.data.tables import TableFile
@@ -271,3 +273,51 @@ def test_what_label_studio_got_of_pairs_trains(tmp_path):
     (tmp_path / "export.json").write_text(json.dumps([task]))
     (row,) = read(tmp_path / "export.json", source="jsonl")
     assert (row.anchor, row.positives) == ("a question", ("an answer",))
+
+
+def test_half_of_a_character_in_an_array_is_refused(tmp_path):
+    """The parser makes a question mark of it, and nobody asked for one. Whole pairs, and backslashes before a u, are texts."""
+    path = tmp_path / "rows.json"
+    whole = [{"anchor": "\U0001f600" * 40 + "\\ud800" + "한" * n, "positive": f"p{n}"} for n in range(60)]
+    path.write_text(json.dumps(whole))
+    with mock.patch.object(formats, "READ_BYTES", 64):
+        assert [row.anchor for row in read(path, source="jsonl")] == [row["anchor"] for row in whole]
+        for half in ("\ud800", "\udc00", "\udc00\ud800"):
+            path.write_text(json.dumps([*whole, {"anchor": f"x{half}", "positive": "p"}]))
+            with pytest.raises(UserError, match="half of a surrogate pair"):
+                read(path, source="jsonl")
+
+
+@pytest.mark.parametrize(
+    "change", [{"value": None}, {"value": "a"}, {"type": ["choices"]}, {"from_name": ["a"]}, {"from_name": None}]
+)
+def test_an_odd_answer_of_label_studio_is_left_out(tmp_path, change):
+    """Plug-ins write what they like; a traceback would be for one answer of thousands."""
+    odd = annotation("x")
+    odd["result"][0] |= change
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps([{"data": {"text": "a"}, "annotations": [odd]}]))
+    assert list(json_records(TableFile(path, "it"))) == [{"text": "a"}]
+
+
+@pytest.mark.parametrize("documents", [None, 5, [["d"]], "d"])
+def test_odd_documents_of_llama_index_are_a_bad_row(tmp_path, documents):
+    """One query of a file that was written by hand."""
+    path = tmp_path / "pairs.json"
+    parts = {"queries": {"q": "a", "r": "b"}, "corpus": {"d": "c"}, "relevant_docs": {"q": documents, "r": ["d"]}}
+    path.write_text(json.dumps(parts))
+    first, second = read(path, source="jsonl")
+    assert isinstance(first, Fault)
+    assert (second.anchor, second.positives) == ("b", ("c",))
+
+
+def test_what_an_array_or_a_table_may_not_hold_is_told(tmp_path):
+    """Python's json writes NaN; a Mac of old ends lines by a carriage return."""
+    path = tmp_path / "rows.json"
+    path.write_text('[{"anchor": "a", "positive": "p", "x": NaN}]')
+    with pytest.raises(UserError, match=r"JSON Lines \(\.jsonl\) it may hold nan"):
+        read(path, source="jsonl")
+    table = tmp_path / "rows.csv"
+    table.write_bytes(b"anchor,positive\ra,b\rc,d\r")
+    with pytest.raises(UserError, match="end in a carriage return alone"):
+        read(table)

@@ -118,6 +118,8 @@ def broken(tmp_path, kind):
         case "no array":
             beside(path, ["a", "b"], good)
             path.write_bytes(b"not numpy")
+        case "two for one":
+            beside(path, ["a", "b", "a"], np.concatenate([good, good[1:]]))
         case "empty text":
             beside(path, ["a", " "], good)
         case "unlike":
@@ -146,6 +148,7 @@ def broken(tmp_path, kind):
         ("nan", 'a vector of length nan for "b"'),
         ("shape", "shape (4,)"),
         ("no array", "v.npy cannot be read"),
+        ("two for one", "two vectors for one text that differ, number 1 and number 3"),
         ("empty text", "row 2"),
         ("unlike", "vectors of 3 and of 4 numbers"),
         ("column", "guide.columns.vector"),
