@@ -112,7 +112,7 @@ class Corpus:
         self.positive, self.positive_offsets = self.array("positive"), self.array("positive_offsets")
         self.negative, self.negative_offsets = self.array("negative"), self.array("negative_offsets")
         self.source, self.label = self.array("source"), self.array("label")
-        self._negative_label = self.array("negative_label")
+        self.negative_label = self.array("negative_label")
         self.row_prompts = self.array("row_prompts")
         """(R, 3) prompt ids of anchor, positives and negatives."""
         self.scored = "positive_score" in self.meta["sizes"]
@@ -137,6 +137,13 @@ class Corpus:
         of_texts = [source["source"] in ("classification", "texts") for source in self.meta["data"]["train"]]
         drawn: NDArray[np.bool_] = np.array(of_texts)[self.source]
         return drawn
+
+    @property
+    def graded(self) -> NDArray[np.bool_]:
+        """(R,) which rows are pairs with a score that says how related they are, if at all."""
+        of_pairs = [source.get("scores") == "pairs" for source in self.meta["data"]["train"]]
+        graded: NDArray[np.bool_] = np.array(of_pairs)[self.source]
+        return graded
 
     @cached_property
     def file(self) -> Int32:
@@ -186,12 +193,12 @@ class Corpus:
             positives,
             negative,
             offsets,
-            self._view(prompts[:, 0], self.anchor[rows]),
-            self._view(prompts[:, 1], positives),
-            self._view(np.repeat(prompts[:, 2], count), negative),
+            self.views(prompts[:, 0], self.anchor[rows]),
+            self.views(prompts[:, 1], positives),
+            self.views(np.repeat(prompts[:, 2], count), negative),
             self.source[rows],
             self.label[rows],
-            self._negative_label[places],
+            self.negative_label[places],
         )
 
     def scores(self, rows: Int64, positives: Int32) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -207,7 +214,8 @@ class Corpus:
             return np.full(len(rows), np.nan, np.float32), np.full(len(negatives), np.nan, np.float32)
         return self.array("positive_score")[places[chosen]], self.array("negative_score")[negatives]
 
-    def _view(self, prompts: Int32, texts: Int32) -> Int64:
+    def views(self, prompts: Int32, texts: Int32) -> Int64:
+        """(n,) the view of each of `texts` (n,) after its prompt (n,)."""
         # No prompt but "", and no document that no row has: every text is one view, under its own number.
         if len(self.prompts) == 1 and len(self._views) == self.text_count:
             return texts.astype(np.int64)

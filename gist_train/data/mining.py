@@ -101,7 +101,8 @@ def mine_triplets(
             negative[here] = by_class[drawn]
 
     mined = order[positive[order] >= 0]
-    distinct = (text_ids[mined] != text_ids[positive[mined]]) & (text_ids[mined] != text_ids[negative[mined]])
+    texts = text_ids[mined], text_ids[positive[mined]], text_ids[negative[mined]]
+    distinct = (texts[0] != texts[1]) & (texts[0] != texts[2]) & (texts[1] != texts[2])
     kept = mined[distinct]
     return Mined(kept, positive[kept], negative[kept], alone=count - len(mined), same_text=len(mined) - len(kept))
 

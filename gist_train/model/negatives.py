@@ -91,10 +91,12 @@ def parts_of(corpus: Corpus, *, same_task: bool, at_a_time: int = ROWS_AT_A_TIME
 
 
 def labels_of_texts(corpus: Corpus) -> NDArray[np.int32]:
-    """(N,) the label that rows give a text, -1 for none; where they differ, one of them."""
+    """(N,) the label that rows give a text, -1 where none gives it one; where their labels differ, one of them."""
     labels = np.full(corpus.text_count, NONE, np.int32)
-    labels[corpus.anchor] = corpus.label
-    labels[corpus.positive] = np.repeat(corpus.label, np.diff(corpus.positive_offsets))
+    of_positives = np.repeat(corpus.label, np.diff(corpus.positive_offsets))
+    given = ((corpus.negative, corpus.negative_label), (corpus.positive, of_positives), (corpus.anchor, corpus.label))
+    for texts, known in given:
+        labels[texts[known >= 0]] = known[known >= 0]
     return labels
 
 

@@ -6,6 +6,7 @@ Legend: R rows, N texts, P negatives that a row is to get.
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -183,3 +184,15 @@ def test_a_piece_takes_two_gigabytes_whatever_the_corpus():
     few, many = (int(one.stdout) for one in ended)
     assert many < 2e9
     assert many < 1.2 * few
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_label_stays_where_another_row_has_none(order):
+    """The label of a text that a pair has too was gone where the pair came later: its own class became negatives. A text that is
+    nobody's anchor and nobody's positive has a label too."""
+    anchor, label, positive = (np.array(values)[list(order)] for values in ([0, 5], [4, -1], [1, 1]))
+    negative = {"negative": np.array([2, 3]), "negative_label": np.array([7, -1])}
+    corpus = SimpleNamespace(
+        text_count=6, anchor=anchor, label=label, positive=positive, positive_offsets=np.array([0, 1, 2]), **negative
+    )
+    assert labels_of_texts(corpus).tolist() == [4, 4, 7, -1, -1, -1]
