@@ -28,7 +28,7 @@ from gist_train.model.text_scores import AT_A_TIME, TextScores, largest_of_rows,
 from gist_train.progress import follow, say
 from gist_train.training.guides import Guide, GuidePart, StoredGuide
 
-VERSION = 2
+VERSION = 3
 """Of the scores: under another one other rows are dropped."""
 REPORT = "dropped.json"
 EXACT = ("duplicate", "repeated")

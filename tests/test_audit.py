@@ -491,3 +491,32 @@ def test_ids_stay_and_what_is_left_behind_is_named(write_config, write_rows, tri
     for line in clean.read_text(encoding="utf-8").splitlines():
         assert json.loads(line) == rows[json.loads(line)["id"]]
     assert "sources and the YAML: the columns id\n" in gist("mine", of_labelled, "--to", clean).err
+
+
+def test_what_a_prompt_pushes_out_is_cut(write_config, write_rows, make_model, tmp_path):
+    """The student reads the source's prompt and then the text: a prompt that fills half of what it reads cuts the other half."""
+    rows = [{"anchor": "why is my card " * 3, "positive": f"p {number}"} for number in range(12)]
+    prompts = {"anchor": "represent this sentence for the search of what belongs to it: "}
+    source = {"source": "jsonl", "path": str(write_rows("rows.jsonl", rows)), "prompts": prompts}
+    suspects = tmp_path / "suspects.jsonl"
+    config = write_config(data={"train": [source]}, model={"name": str(make_model()), "max_length": 16})
+    ended = gist("audit", config, "--threshold", "cut=0.01", "--write-suspects", suspects)
+    assert ended.code == 0, ended.err
+    tokenizer = AutoTokenizer.from_pretrained(str(make_model()))
+    share = 1 - 16 / len(tokenizer(prompts["anchor"] + rows[0]["anchor"])["input_ids"])
+    assert share > 0.5
+    found = [json.loads(line) for line in suspects.read_text(encoding="utf-8").splitlines()]
+    scores = {line["row"]: line["score"] for line in found if line["kind"] == "cut"}
+    assert scores == pytest.approx(dict.fromkeys(range(1, 13), share))
+
+
+def test_graded_pairs_are_blamed_for_no_relation(write_config, write_rows, tmp_path):
+    """A pair of score 0 is right as it stands: a clean file without such rows would have lost what they teach."""
+    rows = [{"anchor": f"a {n}", "positive": f"b {n * 7 % 30}", "score": float(n % 2)} for n in range(30)]
+    data = {"train": [{"source": "jsonl", "path": str(write_rows("graded.jsonl", rows)), "scores": "pairs"}]}
+    suspects = tmp_path / "suspects.jsonl"
+    blamed = [f"--threshold={kind}=0.01" for kind in ("unrelated", "outranked", "disagreeing")]
+    ended = gist("audit", write_config(data=data, distillation={"scores": 1.0}), *blamed, "--write-suspects", suspects)
+    assert ended.code == 0, ended.err
+    kinds = {json.loads(line)["kind"] for line in suspects.read_text(encoding="utf-8").splitlines()}
+    assert not kinds & {"unrelated", "outranked", "negative_nearer", "disagreeing"}

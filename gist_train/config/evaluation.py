@@ -233,7 +233,7 @@ class EvaluationConfig(Section):
     """Evaluations without a rise of selection.metric after which the run ends; null = it trains to its end."""
     held_out: HeldOut | None = None
     """Rows of data.train that judge and do not train, as tasks held_out and held_out_labels: a share (0.05) or a number (500); of
-    no source more than half."""
+    no source more than half, and of graded pairs (scores: pairs) none."""
 
     @field_validator("stop_after")
     @classmethod

@@ -31,7 +31,15 @@ from gist_train.config.hard_negatives import HardNegativesConfig
 from gist_train.config.losses import DistillationConfig, LossConfig
 from gist_train.config.models import GuideConfig, GuideVectorsConfig, ModelConfig, OneGuide, first_model, stored_guides
 from gist_train.config.secrets import without_secrets
-from gist_train.config.sources import OUTSIDE_CORPUS, ClassificationSource, MediSource, Source, TableSource, TextsSource
+from gist_train.config.sources import (
+    OUTSIDE_CORPUS,
+    ClassificationSource,
+    MediSource,
+    Source,
+    TableSource,
+    TextsSource,
+    is_graded,
+)
 from gist_train.config.suspects import Suspects
 from gist_train.config.tracking import TrackingConfig
 from gist_train.config.training import TrainingConfig
@@ -43,10 +51,6 @@ logger = logging.getLogger(__name__)
 def _warn(line: str) -> None:
     """Says it once, however often a config is read."""
     logger.warning("%s", line)
-
-
-def _graded(sources: list[Source]) -> bool:
-    return any(isinstance(source, TableSource) and source.scores == "pairs" for source in sources)
 
 
 class DataConfig(Section):
@@ -69,7 +73,7 @@ class DataConfig(Section):
     @classmethod
     def _graded_pairs_may_be_unrelated(cls, kinds: dict[str, float] | None, info: ValidationInfo) -> dict[str, float] | None:
         by_pair = sorted({*(kinds or {})} & {"unrelated", "outranked", "disagreeing"})
-        if by_pair and _graded(info.data.get("train", [])):
+        if by_pair and any(map(is_graded, info.data.get("train", []))):
             raise ValueError(f"leave {', '.join(by_pair)} out where rows are graded pairs (scores: pairs), related or not")
         return kinds
 
@@ -83,7 +87,7 @@ class DataConfig(Section):
     def _negatives_of_pairs(cls, negatives: HardNegativesConfig | None, info: ValidationInfo) -> HardNegativesConfig | None:
         if negatives is not None and any(isinstance(source, TextsSource) for source in info.data.get("train", [])):
             raise ValueError("leave it out where rows are bare texts (source: texts): they have no positive to go by")
-        if negatives is not None and _graded(info.data.get("train", [])):
+        if negatives is not None and any(map(is_graded, info.data.get("train", []))):
             raise ValueError("leave it out where rows are graded pairs (scores: pairs): they would contrast with negatives")
         return negatives
 

@@ -251,3 +251,8 @@ Source = Annotated[
     Field(discriminator="source"),
     "a mapping with a key source: hub, jsonl, csv, xlsx, parquet, medi, classification or texts",
 ]
+
+
+def is_graded(source: Source) -> bool:
+    """Whether its rows are pairs with a score that says how related they are, if at all."""
+    return isinstance(source, TableSource) and source.scores == "pairs"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gist_train.config.errors import Fault, UserError
 from gist_train.config.schema import DataConfig
-from gist_train.config.sources import ClassificationSource, Source
+from gist_train.config.sources import ClassificationSource, Source, is_graded
 from gist_train.data.building import none_usable
 from gist_train.data.corpus import Int64
 from gist_train.data.files import json_lines, whole_folder
@@ -57,6 +57,9 @@ def write_held_out(folder: Path, data: DataConfig, amount: float | int) -> Itera
     places, bounds, keys, candidates = read.arrays()
     sources, budgets = np.asarray(read.source, np.int64), _budgets(rows, data.train, amount)
     held = drawn(places[candidates], _of_places(bounds, candidates), keys, sources, budgets)
+    if not held.any() and all(map(is_graded, data.train)):
+        fix = "leave it out, and name a file of graded pairs of its own in evaluation.tasks, with type: sts"
+        raise UserError(Fault("evaluation.held_out", f"{amount}, and graded pairs alone", "rows with a positive to find", fix))
     if not held.any():
         found = f"{amount}, and no rows of {int(rows.sum()):,} that share no text with the others"
         fix = "hold out more, or name a task of its own in evaluation.tasks"
@@ -167,8 +170,9 @@ def _all_rows(source: Source, index: int, data: DataConfig) -> Iterable[Row | La
 
 
 def _budgets(rows: Int64, sources: Sequence[Source], amount: float | int) -> list[int]:
-    """By source, the rows to hold out: at most half of them."""
-    of_source = [min(count, source.max_rows or count) for count, source in zip(rows.tolist(), sources, strict=True)]
+    """By source, the rows to hold out: at most half of them, and none of graded pairs, which may be unrelated."""
+    usable = [0 if is_graded(source) else count for count, source in zip(rows.tolist(), sources, strict=True)]
+    of_source = [min(count, source.max_rows or count) for count, source in zip(usable, sources, strict=True)]
     share = amount if isinstance(amount, float) else amount / max(1, sum(of_source))
     return [min(math.ceil(share * count), count // 2) for count in of_source]
 

@@ -44,7 +44,8 @@ class PairScores:
     KINDS = ("unrelated", "outranked", "negative_nearer", "disagreeing", "labels", "duplicate")
 
     BY_PAIR = ("unrelated", "outranked", "negative_nearer", "disagreeing")
-    """Kinds that blame a row for its pair: a positive or negative that was drawn for it is nobody's slip."""
+    """Kinds that blame a row for its pair: a positive or negative that was drawn for it is nobody's slip, and
+    a graded pair may be unrelated."""
 
     def __init__(self, corpus: Corpus, anchors: Vectors, positives: Vectors, negatives: Vectors):
         self._corpus = corpus
@@ -68,9 +69,10 @@ class PairScores:
                 done += more
                 yield done // 2
             self._compare_with_usual(rows)
-        self.unusual &= ~self._corpus.drawn
+        blameless = self._corpus.drawn | self._corpus.graded
+        self.unusual &= ~blameless
         for kind in self.BY_PAIR:
-            self.scores[kind][self._corpus.drawn] = 0
+            self.scores[kind][blameless] = 0
 
     def _own(self, rows: NDArray[np.int64], column: str) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """(k,) places in `rows` and (k,) text ids of all that these rows have in a column."""

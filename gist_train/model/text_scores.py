@@ -25,21 +25,28 @@ def share_cut(model: TextModel, texts: Sequence[str]) -> Scores:
     return share.astype(np.float32)
 
 
-def largest_of_rows(corpus: Corpus, of_text: Scores, roles: Collection[int] = ROLES, *, in_files: bool = False) -> Scores:
+def largest_of_rows(
+    corpus: Corpus, scores: Scores, roles: Collection[int] = ROLES, *, of_views: bool = False, in_files: bool = False
+) -> Scores:
     """(R,) the largest of what a row's texts in these roles have.
 
     Args:
-        of_text: (N,)
+        scores: (N,) of texts, or (V,) of views.
+        of_views: which of these.
         in_files: whether a labelled text counts alone, as it stands in its file, and not what was mined for it.
     """
     alone = np.asarray(corpus.label) >= 0 if in_files else np.zeros(corpus.row_count, bool)
-    scores = of_text[corpus.anchor] if 0 in roles else np.zeros(corpus.row_count, np.float32)
-    columns = {1: (corpus.positive, corpus.positive_offsets), 2: (corpus.negative, corpus.negative_offsets)}
-    for role, (flat, bounds) in columns.items():
-        if role in roles:
-            row = np.repeat(np.arange(corpus.row_count), np.diff(bounds))
-            np.maximum.at(scores, row, np.where(alone[row], np.float32(0), of_text[flat]))
-    return scores
+    rows, largest = np.arange(corpus.row_count), np.zeros(corpus.row_count, np.float32)
+    columns = {
+        0: (rows, corpus.anchor),
+        1: (np.repeat(rows, np.diff(corpus.positive_offsets)), corpus.positive),
+        2: (np.repeat(rows, np.diff(corpus.negative_offsets)), corpus.negative),
+    }
+    for role in roles:
+        row, texts = columns[role]
+        own = scores[corpus.views(corpus.row_prompts[row, role], texts) if of_views else texts]
+        np.maximum.at(largest, row, np.where(alone[row], np.float32(0), own) if role else own)
+    return largest
 
 
 class TextScores:
@@ -61,28 +68,32 @@ class TextScores:
 
     def look(self) -> Iterator[int]:
         """Looks at all texts; yields how many are done."""
-        corpus, full = self._corpus, self._cut_texts()
-        empty, cut = np.zeros(corpus.text_count, np.float32), np.zeros(corpus.text_count, np.float32)
+        corpus, full = self._corpus, self._full_views()
+        long = len(np.unique(corpus.texts_of_views(full)))  # they are done when they are counted, which takes longer
+        empty, cut = np.zeros(corpus.text_count, np.float32), np.zeros(corpus.view_count, np.float32)
         for number, text in enumerate(corpus.texts()):
             empty[number] = not any(character.isalnum() for character in text)
             if number % AT_A_TIME == 0:
-                yield number - int(np.searchsorted(full, number))  # long ones are done when they are counted, which takes longer
+                yield number * (corpus.text_count - long) // corpus.text_count
         for begin in range(0, len(full), AT_A_TIME):
-            yield corpus.text_count - len(full) + begin
+            yield corpus.text_count - long + long * begin // len(full)
             some = full[begin : begin + AT_A_TIME]
-            cut[some] = share_cut(self._student, [corpus.text(int(i)) for i in some])
+            cut[some] = share_cut(self._student, [text for view in some.tolist() for text in corpus.view_texts(view, view + 1)])
         hashes = [row.tobytes() for row in normalized_hashes(corpus)] if self._judged else []
         judged = np.array([one in self._judged for one in hashes], np.float32) if hashes else np.zeros_like(empty)
-        of_texts = {"empty": empty, "cut": cut, "evaluation": judged}
-        self.scores = {name: largest_of_rows(corpus, values, in_files=self._in_files) for name, values in of_texts.items()}
+        self.scores = {
+            "empty": largest_of_rows(corpus, empty, in_files=self._in_files),
+            "cut": largest_of_rows(corpus, cut, of_views=True, in_files=self._in_files),
+            "evaluation": largest_of_rows(corpus, judged, in_files=self._in_files),
+        }
         self.scores["same_text"] = self._same_text()
         yield corpus.text_count
 
-    def _cut_texts(self) -> NDArray[np.int64]:
-        """Ids of the texts of which some view is as long as the student reads."""
+    def _full_views(self) -> NDArray[np.int64]:
+        """The views that are as long as the student reads, ascending."""
         views = np.arange(self._corpus.view_count)
-        long = views[self._tokens.lengths(views) >= self._student.max_length]
-        return np.unique(self._corpus.texts_of_views(long))
+        full: NDArray[np.int64] = views[self._tokens.lengths(views) >= self._student.max_length]
+        return full
 
     def _same_text(self) -> Scores:
         corpus = self._corpus

@@ -179,3 +179,18 @@ def test_its_names_are_known_and_taken(write_config, tmp_path):
     task = {"type": "sts", "name": "held_out", "path": str(tmp_path / "none.tsv")}
     with pytest.raises(UserError, match="another name"):
         load_config(write_config(evaluation={"held_out": 0.1, "tasks": [task]}))
+
+
+def test_graded_pairs_are_not_held_out(write_config, write_rows):
+    """A pair of score 0 would judge a model by how well it finds what does not belong together."""
+    graded = write_rows("graded.jsonl", [{"anchor": f"a{n}", "positive": f"b{n}", "score": float(n % 2)} for n in range(40)])
+    sources = [{"source": "jsonl", "path": str(graded), "scores": "pairs"}]
+    sections = {"evaluation": {"held_out": 0.5}, "distillation": {"scores": 1.0}, "guide": None}
+    ended = gist("prepare", write_config(data={"train": sources}, **sections))
+    assert (ended.code, "graded pairs alone" in ended.err) == (2, True), ended.err
+    sources.append({"source": "jsonl", "path": str(write_rows("pairs.jsonl", pairs(40)))})
+    config = write_config(data={"train": sources}, **sections)
+    assert gist("prepare", config).code == 0
+    anchors = [row["anchor"] for _, row in json_lines(held_out_folder(load_config(config), 0.5) / held_out.ROWS)]
+    assert len(anchors) == 20
+    assert {*anchors} <= {row["anchor"] for row in pairs(40)}
