@@ -96,4 +96,5 @@ def _names(source: Source, unread: Sequence[str]) -> list[str]:
     asked = [] if source.where is None else Condition(source.where).columns
     scores = [given.get(name, name) for name in (COLUMNS["pairs"] if source.scores == "pairs" else ())]
     texts = {name for key, names in ALIASES.items() for name in ([given[key]] if key in given else names)}
-    return list(dict.fromkeys([*unread, *scores, *(name for name in asked if name not in texts)]))
+    own = [name for name in unread if name not in COLUMNS["texts"]]  # to negatives that are added they would say nothing
+    return list(dict.fromkeys([*own, *scores, *(name for name in asked if name not in texts)]))

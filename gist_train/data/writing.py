@@ -20,6 +20,7 @@ from gist_train.data.files import check_target, sync
 from gist_train.data.fingerprints import DOCUMENTS
 from gist_train.data.further import FurtherColumns
 from gist_train.data.opening import reads
+from gist_train.data.scores import COLUMNS
 from gist_train.data.tables import encodable
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ T = TypeVar("T")
 
 ROWS_AT_A_TIME = 4096
 ENDINGS = (".jsonl", ".parquet")
+LARGEST_IN_FLOAT = 1 << 53
+"""Up to which every whole number is a float64 too."""
 
 
 def check_targets(targets: Mapping[str, Path], config: Config) -> None:
@@ -126,7 +129,12 @@ def left_behind(corpus: Corpus, data: DataConfig) -> str | None:
         parts.append("MEDI's instructions")
     if len(corpus.prompts) > 1:
         parts.append("prompts")
-    if any(isinstance(source, TableSource) and source.scores == "texts" for source in data.train):
+    tables = [
+        (source.scores, counts["unread"])
+        for source, counts in zip(data.train, corpus.meta["sources"], strict=True)
+        if isinstance(source, TableSource)
+    ]
+    if any(scores == "texts" or {*COLUMNS["texts"]} & {*unread} for scores, unread in tables):
         parts.append("scores of texts")
     return ", ".join(parts) or None
 
@@ -175,7 +183,8 @@ def write_parquet(
     import pyarrow as pa
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-    schema = pa.schema([*((name, pa.string()) for name in texts), *((n, kind or pa.string()) for n, kind in further.items())])
+    of_further = [(name, pa.string() if kind is None else kind) for name, kind in further.items()]
+    schema = pa.schema([*((name, pa.string()) for name in texts), *of_further])
     written = {name for name, kind in further.items() if kind is None}
     with pq.ParquetWriter(path, schema) as writer:
         for some in _parts(iter(lines)):
@@ -184,19 +193,41 @@ def write_parquet(
 
 
 def column_types(rows: Iterable[Mapping[str, object]], names: Sequence[str]) -> dict[str, "pa.DataType | None"]:
-    """By column, the one type that all its cells can be of; None where there is none, so that they are written as texts."""
+    """By column, the one type that all its cells can be of; None where Parquet has none, so that they are written as texts."""
     import pyarrow as pa
+    import pyarrow.compute as pc  # type: ignore[import-untyped]
 
     kinds: dict[str, pa.DataType | None] = dict.fromkeys(names, pa.null())
+    exact = set[str]()
     for some in _parts(iter(rows)):
         for name, kind in kinds.items():
             if kind is not None:
                 try:
-                    own = pa.schema([("", pa.array([row[name] for row in some]).type)])
+                    cells = pa.array([row[name] for row in some])
+                    if pa.types.is_integer(cells.type):
+                        least, most = pc.min_max(cells).as_py().values()
+                        if max(most, -least) > LARGEST_IN_FLOAT:
+                            exact.add(name)
+                    own = pa.schema([("", cells.type)])
                     kinds[name] = pa.unify_schemas([pa.schema([("", kind)]), own], promote_options="permissive").field(0).type
                 except (pa.ArrowException, OverflowError, UnicodeEncodeError):
                     kinds[name] = None
-    return {name: None if kind == pa.null() else kind for name, kind in kinds.items()}
+    for name, kind in kinds.items():
+        if kind is not None and (kind == pa.null() or (pa.types.is_floating(kind) and name in exact) or not _is_written(kind)):
+            kinds[name] = None
+    return kinds
+
+
+def _is_written(kind: "pa.DataType") -> bool:
+    """Whether Parquet has the type: an object without keys it has not."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        pq.write_table(pa.schema([("", kind)]).empty_table(), pa.BufferOutputStream())
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def _parts(lines: Iterator[T]) -> Iterator[list[T]]:

@@ -94,6 +94,9 @@ CELLS = [
     ("no cell", [None, None, None], [None, None, None], [None, None, None]),
     ("a number that no column holds", [1 << 70, 2, None], [1 << 70, 2, None], [str(1 << 70), "2", None]),
     ("nested", [{"x": [1]}, {"x": []}, None], [{"x": [1]}, {"x": []}, None], [{"x": [1]}, {"x": []}, None]),
+    ("objects without keys", [{}, {}, None], [{}, {}, None], ["{}", "{}", None]),
+    ("lists of them", [[{}], [], None], [[{}], [], None], ["[{}]", "[]", None]),
+    ("a large number, then a part", [(1 << 60) + 1, 0.5, None], [(1 << 60) + 1, 0.5, None], [str((1 << 60) + 1), "0.5", None]),
     ("half of a surrogate pair", ["\ud83d", "b", None], ["?", "b", None], ["?", "b", None]),
     ("nan", [float("nan"), 1.0, None], [None, 1.0, None], [float("nan"), 1.0, None]),
 ]
@@ -135,3 +138,13 @@ def test_files_that_change_meanwhile_leave_nothing(tmp_path, write_rows):
     with pytest.raises(UserError, match="other rows than when they were first read"):
         writing.write_rows(corpus, data, tmp_path / "out.jsonl")
     assert {one.name for one in tmp_path.iterdir()} == {"rows.jsonl", "corpus"}
+
+
+def test_scores_of_texts_are_left_behind(tmp_path, write_rows):
+    """To negatives that are added they say nothing, and a file that has fewer scores than texts is refused."""
+    rows = [{"query": f"q{n}", "pos": [f"p{n}"], "neg": [f"n{n}"], "pos_scores": [0.9], "neg_scores": [0.1]} for n in range(3)]
+    data = data_of(write_rows("rows.jsonl", rows))
+    corpus = built(tmp_path / "corpus", data)
+    writing.write_rows(corpus, data, tmp_path / "out.jsonl")
+    assert {name for row in read_again(tmp_path / "out.jsonl") for name in row} == {"query", "pos", "neg", "task"}
+    assert writing.left_behind(corpus, data) == "scores of texts"
