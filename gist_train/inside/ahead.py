@@ -41,6 +41,10 @@ class _Texts:
         for number, (dataset, column) in enumerate(columns):
             for first in range(0, len(dataset), ROWS_AT_A_TIME):
                 texts = dataset[first : first + ROWS_AT_A_TIME][column]
+                if None in texts:
+                    where = f"{LOSS}: column {shown(column)}, row {first + texts.index(None):,}"
+                    fix = "leave such rows out, or put those without a negative into a data set of their own"
+                    raise UserError(Fault(where, "no text", "a text in each column of each row", fix))
                 hashes.append(text_hashes(texts))
                 lengths.append(np.array([len(text) for text in texts], np.int64))
                 places.append(np.stack([np.full(len(texts), number), np.arange(first, first + len(texts))], axis=1))
@@ -68,7 +72,7 @@ def embed_ahead(guide: ModelGuide, data: TrainingData, device: torch.device, pro
         first: whether this is the first of them, which shows how far all are.
 
     Raises:
-        UserError: the data are no data sets, or have no columns of texts.
+        UserError: the data are no data sets, or have no columns of texts, or rows without one; or nothing can be written.
     """
     sets = list(data.values()) if isinstance(data, Mapping) else [data]
     for one in sets:
@@ -100,6 +104,11 @@ def embed_ahead(guide: ModelGuide, data: TrainingData, device: torch.device, pro
         except KeyboardInterrupt:
             say(console, "Stopped. What was embedded is kept: call embed again, or train: the rest is embedded as it is met.")
             raise
+        except OSError as error:
+            fix = "free space, or name another folder in cache_dir; or train without: texts are then embedded as they are met"
+            raise UserError(
+                Fault(f"{LOSS}: cache_dir", f"{store.folder}: {error}", "a folder that can be written", fix)
+            ) from None
         store.write()
     return count
 

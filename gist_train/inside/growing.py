@@ -63,7 +63,10 @@ class _Unwritten:
                 filling.append(np.arange(len(hashes)), np.stack(list(self.vectors.values())))
         except OSError as error:
             if not self._failed:
-                logger.warning("the guide's embeddings can't be kept, and later runs compute them again: %s", error)
+                logger.warning(
+                    "the guide's embeddings can't be kept: a text is embedded again each time it is met, in this run too: %s",
+                    error,
+                )
             self._failed = True
         self.vectors.clear()
         self._written = time.monotonic()

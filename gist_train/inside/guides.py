@@ -69,7 +69,10 @@ class ModelGuide:
         return self._load()
 
     def tokenizes_like(self, student: SentenceTransformer) -> bool:
-        """Whether the student's token ids are the guide's, and no longer than it reads: GISTEmbedLoss then hands them on."""
+        """Whether the guide would read the student's token ids: GISTEmbedLoss then hands them on. It wants the text where it has
+        other tokens, reads less, or puts a prompt before the text."""
+        if any(prompted(self.model, config, [""]) != [""] for config in self.configs):
+            return False
         own, theirs = self.model.sentence_transformer.tokenizer, student.tokenizer
         if not (isinstance(own, PreTrainedTokenizerBase) and isinstance(theirs, PreTrainedTokenizerBase)):
             return False

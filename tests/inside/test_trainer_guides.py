@@ -335,3 +335,31 @@ def test_an_embedding_that_is_not_finite_is_told(student, folder, tmp_path):
     loss = GuidedContrastiveLoss(student, guide, cache_dir=tmp_path)
     with pytest.raises(FloatingPointError, match="no finite embedding"):
         given(student, loss, columns_of(ROWS, 2))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_prompt_is_read_without_texts_too(make_model, tmp_path, own):
+    """Where both tokenize alike the guide is given the student's tokens, before which nobody had put its prompt."""
+    student, columns = opened(make_model(dropout=0.0)), columns_of(ROWS, 2)
+    prompt, guide = "represent this: ", opened(make_model(seed=1), training=False)
+    options = {} if own else {"guide_prompts": prompt}
+    if own:
+        guide.prompts, guide.default_prompt_name = {"query": prompt}, "query"
+    loss = GuidedContrastiveLoss(student, guide, cache_dir=tmp_path, **options)
+    known = loss._known([student.preprocess(column) for column in columns])
+    for vectors, column in zip(known.guides, columns, strict=True):
+        texts = [text.lower() for text in column]  # as the student's tokens have them
+        expected = guide.encode(texts, prompt=prompt, normalize_embeddings=True, convert_to_tensor=True)
+        torch.testing.assert_close(vectors, expected, rtol=0, atol=2e-3)
+
+
+def test_what_can_not_be_embedded_ahead_is_told(student, folder, tmp_path):
+    """A row without a text, and a cache that may not be written to: in a training the second ends nothing."""
+    guide, columns = opened(folder, training=False), columns_of(ROWS, 2)
+    loss = GuidedContrastiveLoss(student, guide, cache_dir=tmp_path)
+    with pytest.raises(UserError, match=r'column "positive", row 2\n  found     no text'):
+        loss.embed(Dataset.from_dict({"anchor": ["a", "b", "c"], "positive": ["x", "y", None]}))
+    (tmp_path / "file").write_text("")
+    loss = GuidedContrastiveLoss(student, guide, cache_dir=tmp_path / "file")
+    with pytest.raises(UserError, match="cache_dir"):
+        loss.embed(dataset_of(columns))
