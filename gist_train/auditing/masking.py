@@ -22,6 +22,8 @@ from gist_train.training.step_context import SourceRules, labels_of, own_negativ
 SAMPLED_BATCHES = 200
 BLOCK = 2048
 """Rows and columns of similarities that are in memory at a time, where the loss says nothing of it."""
+OPTIONS = {"margin_strategy", "contrast_anchors", "contrast_positives", "mask", "softness", "votes"}
+"""Of the loss, that decide what is masked."""
 SEVERAL = "(several tasks)"
 """Of batches whose rows are of more than one."""
 
@@ -107,7 +109,7 @@ class Masking:
             for texts, ids in zip(self._guide.columns, (batch.anchor, batch.positive, batch.negative), strict=True)
         ]
         # The guide stands in for the student, whose similarities decide nothing of what is counted.
-        options = self._loss.model_dump(include={"margin_strategy", "contrast_anchors", "contrast_positives", "votes"})
+        options = self._loss.model_dump(include=OPTIONS)
         if self._loss.votes is not None:
             options["guide_widths"] = self._guide.anchor.widths
         ids = [

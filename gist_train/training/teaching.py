@@ -37,8 +37,10 @@ class Teaching:
             pass  # the guide teaches, or scores do, and nothing is masked
         elif masked >= candidates:
             self._empty += 1
-            nothing = f"step {step:,}: no candidate is left in the batch, and the step teaches nothing"
-            self._say("empty", f"{nothing}: {self._cause(candidates)}")
+            nothing = "no candidate is left in the batch, and the step teaches nothing"
+            if candidates and self._config.loss.mask == "soft":
+                nothing = "no candidate of the batch has half of its weight left, and the step teaches little"
+            self._say("empty", f"step {step:,}: {nothing}: {self._cause(candidates)}")
         elif masked > NEARLY_ALL * candidates:
             self._nearly += 1
             share = f"{masked / candidates:.1%} of {candidates:,.0f} candidates are masked"
@@ -54,7 +56,8 @@ class Teaching:
 
     def summary(self) -> str | None:
         """What the steps of this process came to; None where all of them had something to teach."""
-        kinds = {"no candidate was left": self._empty, f"over {NEARLY_ALL:.0%} of the candidates were masked": self._nearly}
+        left = "no candidate had half of its weight left" if self._config.loss.mask == "soft" else "no candidate was left"
+        kinds = {left: self._empty, f"over {NEARLY_ALL:.0%} of the candidates were masked": self._nearly}
         parts = [f"in {count:,} of {self._steps:,} steps {what}" for what, count in kinds.items() if count]
         return f"these taught little or nothing: {'; '.join(parts)}" if parts else None
 

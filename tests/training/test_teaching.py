@@ -106,3 +106,10 @@ def test_a_student_that_is_not_finite_is_refused_by_tensor(write_config, tmp_pat
     ended = gist(command, path, "--set", f"model.name={weights}")
     assert ended.code == 2
     assert "attention.self.query.weight with 3 of" in ended.err
+
+
+def test_a_soft_mask_leaves_something(write_config):
+    """Weights below a half count as masked, but teach: that no candidate is left would be untrue."""
+    ended = gist("train", write_config(training=SHORT, loss={"mask": "soft", "margin": 1.2, "softness": 0.5}))
+    assert not said(ended, "no candidate is left") + said(ended, "no candidate was left")
+    assert said(ended, "half of its weight left")
