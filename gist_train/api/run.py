@@ -194,7 +194,7 @@ class Run:
         weights = {metric: 1.0} if isinstance(metric, str) else metric or {}
         criteria = criteria_of(
             config,
-            metrics=[f"{name}={weight:g}" for name, weight in weights.items()],
+            metrics=[f"{name}={weight!r}" for name, weight in weights.items()],
             rule=rule,
             around=around,
             window=window,

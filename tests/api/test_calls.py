@@ -205,3 +205,12 @@ def test_an_audit_is_in_the_report(path):
     gist_train.audit(config)
     run = gist_train.train(config)
     assert "Not looked for" not in run.report().read_text(encoding="utf-8")
+
+
+def test_weights_of_metrics_are_kept_to_the_last_digit(path, monkeypatch):
+    """Of two steps whose scores nearly agree a rounded weight would choose the other."""
+    asked = []
+    monkeypatch.setattr("gist_train.api.run.criteria_of", lambda *_, metrics, **__: asked.extend(metrics) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        gist_train.Run(path).select({"a/b": 0.123456789, "c/d": 2})
+    assert asked == ["a/b=0.123456789", "c/d=2"]
