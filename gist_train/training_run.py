@@ -320,6 +320,8 @@ def _plan_lines(config: Config, job: Job, done: int) -> str:
     shared = f"; {counts.shared_text:,} share a batch with a row of the same text" if counts.shared_text else ""
     resuming = f", resuming from step {done:,}" if done else ""
     ends = f", stopping at {job.stop:,}" if job.stop < total else ""
+    if job.stop < done:
+        ends = f"; training.stop_at_step {job.stop:,} is behind: no step is left to take"
     left_out = f"; this epoch leaves out {counts.left_out:,}" if counts.left_out else ""
     return (
         f"{counts.rows:,} rows{left_out}{shared}; guide: {guide}\n"

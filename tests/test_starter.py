@@ -725,3 +725,16 @@ def test_an_existing_yaml_is_replaced_only_by_force(tmp_path):
     assert (again.code, "--force" in again.err, to.read_text()) == (2, True, "mine")
     assert gist("init", path, "--to", to, "--force").code == 0
     assert to.read_text() != "mine"
+
+
+def test_rows_of_objects_are_read_as_they_are_guessed(tmp_path):
+    """An anchor that is an object with a text looked usable to init, and was no string to whoever read the rows."""
+    asked = [{"query": {"text": f"why {n}", "lang": "en"}, "passage": {"title": "t", "text": f"since {n}"}} for n in range(40)]
+    rows = rows_of(loaded(tmp_path, starter(write(tmp_path / "nested.jsonl", asked))))
+    assert [(row.anchor, row.positives) for row in rows] == [(f"why {n}", (f"t since {n}",)) for n in range(40)]
+
+
+def test_an_empty_negative_is_no_text(tmp_path):
+    """init counted fewer bad rows than plan."""
+    rows = [{"anchor": f"a {n}", "positive": f"b {n}", "negative": ["" if n == 3 else "c", "d"]} for n in range(40)]
+    assert "1 of them not to be used" in starter(write(tmp_path / "rows.jsonl", rows))

@@ -28,7 +28,7 @@ from gist_train.data.medi import Pairs, medi_pairs, pair
 from gist_train.data.opening import checked, table_files, tables
 from gist_train.data.rows import ALIASES, INSTRUCTIONS, NUMBERED, Labelled, Row
 from gist_train.data.scores import score_fields, with_scores
-from gist_train.data.tables import BadRow, Columns, Field, Table, TableFile, encodable, flat, text, texts
+from gist_train.data.tables import BadRow, Columns, Field, Table, TableFile, document_text, encodable, flat, text, texts
 
 NO_PROMPTS = ("", "", "")
 
@@ -188,7 +188,7 @@ def _row(
                 pairs.append(pair(negative, names[2]))
             return _row_of_pairs(table, pairs, named, None if instructions else prompts)
         return Row(
-            text(anchor, names[0]),
+            text(document_text(anchor), names[0]),
             texts(positive, names[1]),
             () if negative is None or negative == [] else texts(negative, names[2]),
             named,

@@ -215,10 +215,11 @@ def content_of(value: object) -> object:
     if isinstance(value, str):
         written = _written_list(value) if value.lstrip().startswith("[") else None
         return value if written is None else written
-    return [_document(item) for item in value] if isinstance(value, list) else _document(value)
+    return [document_text(item) for item in value] if isinstance(value, list) else document_text(value)
 
 
-def _document(value: object) -> object:
+def document_text(value: object) -> object:
+    """The text of a document, after its title where it has one; anything else as it is."""
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         return value
     title = value.get("title")

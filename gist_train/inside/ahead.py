@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 
 from gist_train.config.errors import Fault, UserError, shown
@@ -19,13 +19,14 @@ from gist_train.config.models import StoredModelConfig
 from gist_train.data.corpus import text_hashes
 from gist_train.inside.growing import GrowingStore
 from gist_train.inside.guides import ROLES, ModelGuide
-from gist_train.inside.texts import LOSS
+from gist_train.inside.texts import LOSS, refused_list
 from gist_train.progress import follow, say, terminal
 
 TrainingData: TypeAlias = Dataset | Mapping[str, Dataset]
 ROWS_AT_A_TIME = 4096
 LABELS = ("label", "labels", "score", "scores")
 """Columns that their collator takes for labels."""
+TEXT_TYPES = ("string", "large_string")
 
 
 class _Texts:
@@ -82,6 +83,9 @@ def embed_ahead(guide: ModelGuide, data: TrainingData, device: torch.device, pro
     # By store, for the columns of one prompt have one.
     columns: dict[GrowingStore, tuple[StoredModelConfig, list[tuple[Dataset, str]]]] = {}
     for dataset in sets:
+        for name, kind in dataset.features.items():
+            if name not in LABELS and isinstance(kind, List) and getattr(kind.feature, "dtype", None) in TEXT_TYPES:
+                raise refused_list(f"{LOSS}: column {shown(name)}", "lists of texts")
         for number, name in enumerate(text_columns(dataset.features)):
             role = min(number, ROLES - 1)
             columns.setdefault(guide.stores[role], (guide.configs[role], []))[1].append((dataset, name))
@@ -115,5 +119,6 @@ def embed_ahead(guide: ModelGuide, data: TrainingData, device: torch.device, pro
 
 def text_columns(features: Features) -> list[str]:
     """The columns of a data set that are texts, in their order; a label is none."""
-    texts = {"string", "large_string"}
-    return [name for name, kind in features.items() if name not in LABELS and isinstance(kind, Value) and kind.dtype in texts]
+    return [
+        name for name, kind in features.items() if name not in LABELS and isinstance(kind, Value) and kind.dtype in TEXT_TYPES
+    ]

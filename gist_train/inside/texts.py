@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor
 
-from gist_train.config.errors import Fault, UserError, listed
+from gist_train.config.errors import Fault, UserError, listed, shown
 from gist_train.data.corpus import text_hashes
 from gist_train.model.encoder import Tokens
 
@@ -61,11 +61,23 @@ class KeepsTexts:
         self._preprocess = preprocess
 
     def __call__(self, inputs: Sequence[Any], **options: Any) -> Any:
-        """What `preprocess` gives, with one feature more where all inputs are texts."""
+        """What `preprocess` gives, with one feature more where all inputs are texts.
+
+        Raises:
+            UserError: an input is a list of texts, which sentence-transformers would join to one.
+        """
+        if lists := next((one for one in inputs if isinstance(one, list) and one and isinstance(one[0], str)), None):
+            raise refused_list(f"{LOSS}: a batch", shown(lists))
         features = self._preprocess(inputs, **options)
         if all(isinstance(one, str) for one in inputs):
             features[TEXTS] = to_bytes(inputs)
         return features
+
+
+def refused_list(where: str, found: str) -> UserError:
+    """Of a column that holds lists of texts."""
+    fix = "give each text of the list a column of its own: negative_1, negative_2, ..."
+    return UserError(Fault(where, found, "a text in each column of each row", fix))
 
 
 def collator(preprocess: Callable[..., Any], prompts: Any = None, router_mapping: Any = None) -> SentenceTransformerDataCollator:

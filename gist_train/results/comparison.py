@@ -63,9 +63,10 @@ def compare(
     measuring = measuring.only([task.name for task in measuring.tasks][number::processes])
     if dimensions:
         load_student(config.model).with_truncation(max(dimensions))  # refuses what it can't give before anything is measured
-    subjects = (
-        _named(config, run, models, steps) if models or steps is not None else _side_by_side(config, run, console, tuned, beside)
-    )
+    if models or steps is not None:
+        subjects = _named(config, run, models, steps, console)
+    else:
+        subjects = _side_by_side(config, run, console, tuned, beside)
     for model, scores_on in subjects:
         for dimension in (None, *dimensions):
             name = model if dimension is None else f"{model}, {dimension} dimensions"
@@ -155,13 +156,17 @@ def _interleaved(parts: Sequence[Scores]) -> Scores:
     return dict(chain.from_iterable(in_order))
 
 
-def _named(config: Config, run: Run, models: Sequence[str], steps: str | None) -> Iterator[Subject]:
+def _named(config: Config, run: Run, models: Sequence[str], steps: str | None, console: Console) -> Iterator[Subject]:
     chosen = read_selected(run) if steps == "selected" else None
     if steps == "selected" and chosen is None:
         raise UserError(Fault("--steps", "selected, and nothing was", "a run with a selected.json", f"gist-train select {run}"))
     numbers = [] if steps is None or chosen is not None else _numbers(run, steps)
     for name in models:
-        yield name, partial(_of_model, on_this_device(load_finished(name, trust_remote_code=config.model.trust_remote_code)))
+        model = on_this_device(load_finished(name, trust_remote_code=config.model.trust_remote_code))
+        if config.evaluation.max_length is None and config.model.max_length not in (None, model.max_length):
+            both = f"{name} reads {model.max_length:,} tokens of a text, and this run's model {config.model.max_length:,}"
+            say(console, f"{both}: with evaluation.max_length all are measured at one length")
+        yield name, partial(_of_model, model)
     for step in numbers:
         yield f"step {step}", partial(_of_checkpoint, run, step)
     if chosen is not None:

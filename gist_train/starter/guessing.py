@@ -376,7 +376,7 @@ def _is_string(value: object) -> bool:
 
 
 def _is_texts(value: object) -> bool:
-    return all(map(_is_string, value)) if isinstance(value, list) else _is_string(value)
+    return all(_is_string(one) and _fills(one) for one in value) if isinstance(value, list) else _is_string(value)
 
 
 def _is_label(value: object) -> bool:

@@ -37,10 +37,10 @@ class Teaching:
             pass  # the guide teaches, or scores do, and nothing is masked
         elif masked >= candidates:
             self._empty += 1
-            nothing = "no candidate is left in the batch, and the step teaches nothing"
+            nothing = f"step {step:,}: no candidate is left in the batch, and the step teaches nothing"
             if candidates and self._config.loss.mask == "soft":
-                nothing = "no candidate of the batch has half of its weight left, and the step teaches little"
-            self._say("empty", f"step {step:,}: {nothing}: {self._cause(candidates)}")
+                nothing = f"step {step:,}: no candidate of the batch has half of its weight left, and the step teaches little"
+            self._say("empty", f"{nothing}: {self._cause(candidates)}")
         elif masked > NEARLY_ALL * candidates:
             self._nearly += 1
             share = f"{masked / candidates:.1%} of {candidates:,.0f} candidates are masked"

@@ -359,6 +359,10 @@ def test_what_can_not_be_embedded_ahead_is_told(student, folder, tmp_path):
     loss = GuidedContrastiveLoss(student, guide, cache_dir=tmp_path)
     with pytest.raises(UserError, match=r'column "positive", row 2\n  found     no text'):
         loss.embed(Dataset.from_dict({"anchor": ["a", "b", "c"], "positive": ["x", "y", None]}))
+    with pytest.raises(UserError, match=r'column "negative"\n  found     lists of texts'):
+        loss.embed(Dataset.from_dict({"anchor": ["a"], "positive": ["x"], "negative": [["y", "z"]]}))
+    with pytest.raises(UserError, match="negative_1, negative_2"):
+        KeepsTexts(student.preprocess)([["y", "z"]])
     (tmp_path / "file").write_text("")
     loss = GuidedContrastiveLoss(student, guide, cache_dir=tmp_path / "file")
     with pytest.raises(UserError, match="cache_dir"):

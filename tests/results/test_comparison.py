@@ -61,3 +61,14 @@ def test_tasks_of_one_name_that_ask_something_else_are_two(write_config, write_p
     assert "two: base" in scores
     assert "four: base" not in scores
     assert "pairs (2): two is judged by other texts" in ended.err
+
+
+@pytest.mark.parametrize(("length", "said"), [(24, True), (64, False), (None, False)])
+def test_models_that_read_unlike_lengths_are_told(write_config, make_model, tmp_path, length, said):
+    """A model alone by its folder's length, against a run's at its own: the difference is taken for one of the models."""
+    tasks = [{"type": "sts", "name": "s", "path": str(tmp_path / "s.tsv")}]
+    (tmp_path / "s.tsv").write_text("text1\ttext2\tscore\na\tb\t1\na\tc\t0\nb\tc\t0.5\n")
+    model = {"name": str(make_model()), **({"max_length": length} if length else {})}
+    ended = gist("evaluate", write_config(model=model, evaluation={"tasks": tasks}), "--model", model["name"])
+    assert ended.code == 0, ended.err
+    assert ("reads 64 tokens of a text, and this run's model 24" in ended.err) is said
