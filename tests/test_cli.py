@@ -268,7 +268,10 @@ def test_the_module_is_the_command(measured, tmp_path):
     assert not (tmp_path / "runs" / "run").exists()
 
 
-@pytest.mark.parametrize("command", ["plan", "train", "evaluate", "select", "export", "report"])
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("evaluate", "select", "export", "report")]
+
+
+@pytest.mark.parametrize("command", ["plan", "train", *OTHERS])
 def test_something_is_said_before_anything_slow(write_config, command):
     """Seconds of nothing after a command look like a hang: torch alone takes two to import."""
     path = write_config(model={"name": "no-such-model"})  # it ends where the work would begin

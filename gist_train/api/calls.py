@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gist_train.api.arguments import arguments_checked
 from gist_train.api.process import by_one_process
 from gist_train.api.run import Run
 from gist_train.auditing import audit as auditing
@@ -32,6 +33,7 @@ def train(config: Config, *, resume: str | int = "auto", timeout: float | None =
     return Run(config).train(resume=resume, timeout=timeout)
 
 
+@arguments_checked
 @by_one_process
 def plan(config: Config, *, measure: bool = False) -> Plan:
     """What training will do. Builds the corpus and the student's tokens where no run has built them yet.
@@ -45,6 +47,7 @@ def plan(config: Config, *, measure: bool = False) -> Plan:
     return planning.plan(_checked(config), measure=measure)
 
 
+@arguments_checked
 @by_one_process
 def audit(
     config: Config,
@@ -84,6 +87,7 @@ def audit(
     return audited
 
 
+@arguments_checked
 @by_one_process
 def mine(config: Config, to: str | Path) -> Path:
     """Writes the training rows with the negatives that the guide finds for them, by data.hard_negatives, and returns where.

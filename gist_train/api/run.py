@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from gist_train.api.arguments import arguments_checked
 from gist_train.api.process import by_one_process, process_as_it_was, refuse_several
 from gist_train.config.errors import Fault, UserError, shown
 from gist_train.config.fields import expanded
@@ -90,6 +91,7 @@ class Run:
         scores = read_scores(self._files, Terms.of(self.config.evaluation)) if there else {}
         return DataFrame.from_dict(scores, orient="index").sort_index().rename_axis("step")
 
+    @arguments_checked
     def train(self, *, resume: str | int = "auto", timeout: float | None = None) -> "Run":
         """Trains from where the run is to its end, and returns the run.
 
@@ -118,6 +120,7 @@ class Run:
                 raise
         return self
 
+    @arguments_checked
     def extend(self, epochs: int, *, name: str | None = None, step: int | None = None, overrides: Sequence[str] = ()) -> "Run":
         """Gives the run's model more epochs, in a run of its own beside this one, which it returns. To call this again resumes.
 
@@ -137,6 +140,7 @@ class Run:
             )
         return Run(more).train()
 
+    @arguments_checked
     @by_one_process
     def evaluate(
         self,
@@ -164,6 +168,7 @@ class Run:
         compared = compare(self.config, self._files, models=of_models, steps=named, dimensions=dimensions, console=terminal())
         return DataFrame.from_dict(dict(compared), orient="index").rename_axis("model")
 
+    @arguments_checked
     @by_one_process
     def select(
         self,
@@ -204,6 +209,7 @@ class Run:
         )
         return select_and_log(config, self._files, criteria, terminal()).located(self._files)
 
+    @arguments_checked
     @by_one_process
     def export(
         self,
@@ -244,6 +250,7 @@ class Run:
             say(console, f"pushed: {push_folder(folder, push_to_hub, private=private, console=console)}")
         return folder
 
+    @arguments_checked
     @by_one_process
     def report(self, to: str | Path | None = None, *, beside: Sequence["Run"] = ()) -> Path:
         """Writes one HTML file that opens anywhere, and returns where (extra report).

@@ -80,6 +80,10 @@ def load_config(
     if not isinstance(given, str | Path | Mapping):
         fix = "name a YAML, or give what would be in it"
         raise UserError(Fault("load_config", shown(given), "the path of a YAML, or nested dicts", fix))
+    changes: object = overrides
+    if not isinstance(changes, str | Sequence):
+        fix = 'write a list such as ["training.epochs=2"]'
+        raise UserError(Fault("load_config: overrides", shown(changes), "key=value, or a list of such", fix))
     faults = list[Fault]()
     if isinstance(source, Mapping):
         origins: Origins = {(): ("config", None)}

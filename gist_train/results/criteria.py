@@ -73,6 +73,8 @@ def criteria_of(
         average_of or "best",
         merge_base,
     )
+    if window is not None and window < 0:
+        faults.append(Fault("--window", shown(window), "0 steps or more", "leave it out for selection.window"))
     if window is not None and criteria.around is None:
         faults.append(Fault("--window", shown(window), "a step to choose around", "add --around, or leave it out"))
     if average_of is not None and average is None:

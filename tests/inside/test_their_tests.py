@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 TEST = """
@@ -24,6 +25,7 @@ def test_the_loss_is_ours(simulate_rank1_world2):
 """
 
 
+@pytest.mark.slow
 def test_ours_stand_in_the_place_of_theirs(tmp_path):
     """Its fixture, what it makes and what it reaches for in our modules: a name that has gone would show here first."""
     folder = tmp_path / "tests" / "sentence_transformer" / "losses"

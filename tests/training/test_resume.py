@@ -160,6 +160,8 @@ def test_stop_at_step_leaves_the_schedule_alone(begun, write_config, tmp_path):
     assert ended.code == 0
     assert "12 steps of 8 rows, resuming from step 8" in ended.err
     assert_same_run(run, whole, 12)
+    ended = gist("train", again(), "--set", "training.stop_at_step=9")
+    assert "resuming from step 12; training.stop_at_step 9 is behind: no step is left to take" in ended.err
 
 
 def test_a_run_that_is_done_does_nothing(begun):
