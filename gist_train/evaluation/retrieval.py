@@ -1,5 +1,6 @@
 """Retrieval over a folder in BEIR's layout or the flat one, or over a file of rows. Config: `RetrievalTask`."""
 
+import hashlib
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -120,9 +121,11 @@ class LoadedRetrieval:
 def _first_alike(vectors: NDArray[np.float32]) -> NDArray[np.int64] | None:
     """(N,) for each of the vectors (N, D) the first that is the same to the bit; None where no two are.
 
-    A product of matrices may give one vector similarities that differ in the last bit, by the column that it is in."""
+    A product of matrices may give one vector similarities that differ in the last bit, by the column that it is in.
+    """
     first: dict[bytes, int] = {}
-    numbers = np.array([first.setdefault(vector.tobytes(), number) for number, vector in enumerate(vectors)], np.int64)
+    hashes = (hashlib.blake2b(vector.tobytes(), digest_size=16).digest() for vector in vectors)  # for millions of vectors
+    numbers = np.array([first.setdefault(one, number) for number, one in enumerate(hashes)], np.int64)
     return None if len(first) == len(vectors) else numbers
 
 
