@@ -54,6 +54,7 @@ def arguments_checked(call: Callable[P, R]) -> Callable[P, R]:
 
 def _is_one(value: object, hint: Any) -> bool:
     """Whether a value is of the kind that an annotation says."""
+    # pydantic, where it is strict, refuses numpy's numbers, and takes "2" for a number and "yes" for a truth where it is not.
     kind, parts = get_origin(hint), get_args(hint)
     if kind in (Union, UnionType):
         return any(_is_one(value, part) for part in parts)

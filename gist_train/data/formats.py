@@ -129,7 +129,7 @@ def array_elements(file: TableFile, expected: str) -> Iterator[dict[Any, Any]]:
         head = stream.peek()
         stream.read(len(head) - len(head.lstrip(BEFORE_JSON)))
         try:
-            for record in ijson.items(_Watched(stream, file, expected), "item", buf_size=READ_BYTES, use_float=True):
+            for record in ijson.items(_JsonStream(stream, file, expected), "item", buf_size=READ_BYTES, use_float=True):
                 if not isinstance(record, dict):
                     raise file.broken(f"{shown(record)} in the array", expected, "write it as an array of objects")
                 file.row += 1
@@ -145,7 +145,7 @@ LONGEST_PAIR = 12
 """Bytes of two escapes."""
 
 
-class _Watched:
+class _JsonStream:
     """A stream of JSON in which no escape is half of a surrogate pair: the parser would make a question mark of it."""
 
     def __init__(self, stream: Any, file: TableFile, expected: str):

@@ -68,16 +68,16 @@ class TextScores:
 
     def look(self) -> Iterator[int]:
         """Looks at all texts; yields how many are done."""
-        corpus, full = self._corpus, self._full_views()
-        long = len(np.unique(corpus.texts_of_views(full)))  # they are done when they are counted, which takes longer
+        corpus, full_views = self._corpus, self._full_views()
+        full_texts = len(np.unique(corpus.texts_of_views(full_views)))  # they are done when they are counted, which takes longer
         empty, cut = np.zeros(corpus.text_count, np.float32), np.zeros(corpus.view_count, np.float32)
         for number, text in enumerate(corpus.texts()):
             empty[number] = not any(character.isalnum() for character in text)
             if number % AT_A_TIME == 0:
-                yield number * (corpus.text_count - long) // corpus.text_count
-        for begin in range(0, len(full), AT_A_TIME):
-            yield corpus.text_count - long + long * begin // len(full)
-            some = full[begin : begin + AT_A_TIME]
+                yield number * (corpus.text_count - full_texts) // corpus.text_count
+        for begin in range(0, len(full_views), AT_A_TIME):
+            yield corpus.text_count - full_texts + full_texts * begin // len(full_views)
+            some = full_views[begin : begin + AT_A_TIME]
             cut[some] = share_cut(self._student, [text for view in some.tolist() for text in corpus.view_texts(view, view + 1)])
         hashes = [row.tobytes() for row in normalized_hashes(corpus)] if self._judged else []
         judged = np.array([one in self._judged for one in hashes], np.float32) if hashes else np.zeros_like(empty)

@@ -180,13 +180,13 @@ def _write(folder: Path, config: GuideVectorsConfig, parts: Iterator[Part], wher
             hashes.write(text_hashes(texts).tobytes())
     if not width:
         raise _fault(where, "no vectors", "one for every text", "fill the file")
-    if two := _unlike(folder, width, config):
+    if two := _unlike_vectors(folder, width, config):
         found = f"two vectors for one text that differ, number {two[0] + 1:,} and number {two[1] + 1:,}"
         raise _fault(where, found, "one vector for a text", "drop one of them")
     write_json(folder / "meta.json", {"format": FORMAT, **config.model_dump(), "width": width})
 
 
-def _unlike(folder: Path, width: int, config: GuideVectorsConfig) -> tuple[int, int] | None:
+def _unlike_vectors(folder: Path, width: int, config: GuideVectorsConfig) -> tuple[int, int] | None:
     """Places of two vectors that one text has and that differ by more than rounding; None where no text has such."""
     hashes = np.fromfile(folder / "hashes.bin", "<u8").reshape(-1, 2)
     _, first, which = np.unique(hashes, axis=0, return_index=True, return_inverse=True)
